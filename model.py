@@ -1,0 +1,273 @@
+"""Training, testing and predicting with one network; what multi-scale changes are a few methods of Model."""
+
+import concurrent.futures
+import os
+import sys
+import time
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from PIL import Image
+from tqdm import tqdm
+
+import network
+from utils import (
+    checkpoint,
+    data_check,
+    data_lists,
+    label_utils,
+    layers,
+    losses,
+    metrics,
+    optimizer,
+    output_files,
+    runtime,
+    write_to_log,
+)
+from utils.compat import numerics
+from utils.errors import UserError
+from utils.image_reader import ImageReader
+from utils.palette import load_palette
+
+MAX_CHECKED_LABELS = 2000
+SUMMARY_IMAGES = 4
+
+
+class Model(object):
+    """Runs one option of the flags in `conf`: train(), test() or predict()."""
+
+    def __init__(self, conf):
+        """conf: the flags of main.py, or any object with their names as attributes."""
+        self.conf = conf
+        self.numerics = numerics(conf.compat)
+        self.palette = load_palette(conf.palette, conf.num_classes)
+        self.train_bn = not conf.pretrain_file if conf.train_bn is None else conf.train_bn
+
+    # what multi-scale changes ------------------------------------------------------------------------------------
+
+    def logits(self, net, images):
+        """The logits that are trained, a list; the first is the one to predict with.
+
+        Args:
+          net: the network, built on `images`.
+          images: [N, H, W, 3].
+
+        Returns:
+          [logits [N, h, w, num_classes]].
+        """
+        return [net.outputs]
+
+    # train -------------------------------------------------------------------------------------------------------
+
+    def train(self):
+        """Trains from random or pre-trained weights for num_steps + 1 iterations, the last at rate 0."""
+        conf = self.conf
+        output_files.make_dir(conf.modeldir, 'modeldir')
+        output_files.make_dir(conf.logdir, 'logdir')
+        reader = self._reader(conf.data_list, 'data_list', need_labels=True)
+        with tf.Graph().as_default():
+            tf.set_random_seed(conf.random_seed)
+            graph = self._training_graph(reader)
+            with tf.Session(config=runtime.session_config()) as sess:
+                self._start(sess, graph)
+                with reader.running(sess):
+                    self._train_loop(sess, graph)
+
+    def _training_graph(self, reader):
+        """The tensors and ops of training by name, a dict."""
+        conf = self.conf
+        images, labels = reader.training_batch(
+            conf.batch_size, (conf.input_height, conf.input_width), conf.random_scale, conf.random_mirror,
+            self.numerics.scales)
+        net = self.network(images, phase=True)
+        logits = self.logits(net, images)
+        entropy = tf.add_n([losses.cross_entropy(one, labels, conf.num_classes, conf.ignore_label,
+                                                 self.numerics.align_corners) for one in logits])
+        decay = losses.weight_decay_loss(net.variables, conf.weight_decay)
+        rate = tf.placeholder(tf.float32, [], 'learning_rate')
+        update = optimizer.build_update(
+            entropy + decay, optimizer.rate_groups(net), rate, conf.momentum, conf.grad_update_every,
+            net.update_ops(conf.bn_decay))
+        return {
+            'net': net, 'rate': rate, 'update': update,
+            'losses': {'loss/cross_entropy': entropy, 'loss/l2': decay, 'loss/total': entropy + decay},
+            'pictures': (images, labels, self.prediction(logits[0], tf.shape(images)[1:3])),
+            'saver': tf.train.Saver(net.variables + update.slots, max_to_keep=conf.max_to_keep),
+            'finite': tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in net.variables]),
+        }
+
+    def _start(self, sess, graph):
+        """Initial or pre-trained weights, and a fresh log."""
+        conf = self.conf
+        sess.run(tf.global_variables_initializer())
+        if conf.pretrain_file:
+            print(checkpoint.restore_pretrained(sess, graph['net'].variables, conf.pretrain_file, conf.encoder_name))
+        print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
+            'trained' if self.train_bn else 'frozen', self.train_bn))
+        steps = checkpoint.checkpoint_steps(conf.modeldir)
+        if steps:
+            print('%s holds checkpoints of an earlier run (%s): those of the same steps will be replaced' % (
+                conf.modeldir, ', '.join(map(str, steps))))
+        output_files.set_aside(conf.logfile, 'logfile')
+
+    def _train_loop(self, sess, graph):
+        conf = self.conf
+        writer = tf.summary.FileWriter(conf.logdir, sess.graph)
+        steps = range(conf.num_steps + 1)
+        try:
+            with tqdm(steps, desc='train', unit='step', mininterval=1.0) as bar:
+                for step in bar:
+                    saving = step % conf.save_interval == 0 or step == conf.num_steps
+                    values = self._train_step(sess, graph, step, writer if saving else None)
+                    self._check_loss(values['loss/total'], step)
+                    write_to_log.write_log('%d, %f' % (step, values['loss/total']), conf.logfile)
+                    writer.add_summary(write_to_log.scalar_summary(values), step)
+                    bar.set_postfix(loss='%.3f' % values['loss/total'], refresh=False)
+                    if saving:
+                        self._save(sess, graph, step)
+                        writer.flush()
+        except KeyboardInterrupt:
+            print('\ninterrupted in step %d: the weights are saved as %s' % (step, self._save(sess, graph, step)))
+            raise
+        finally:
+            writer.close()
+        print('trained: checkpoints in %s, losses in %s, TensorBoard in %s' % (
+            conf.modeldir, conf.logfile, conf.logdir))
+
+    def _train_step(self, sess, graph, step, picture_writer):
+        """One update of the weights; returns the step's scalars by tag, losses averaged over its iterations."""
+        conf, update = self.conf, graph['update']
+        rate = optimizer.poly(conf.learning_rate, step, conf.num_steps, conf.power)
+        feed, fetched = {graph['rate']: rate}, []
+        started = time.time()
+        if update.accumulate is None:
+            fetches = [graph['losses'], update.apply] + ([graph['pictures']] if picture_writer else [])
+            fetched.append(sess.run(fetches, feed))
+        else:
+            for i in range(conf.grad_update_every):
+                last = picture_writer and i == conf.grad_update_every - 1
+                fetched.append(sess.run([graph['losses'], update.accumulate]
+                                        + ([graph['pictures']] if last else [])))
+            sess.run(update.apply, feed)
+        seconds = time.time() - started
+        if picture_writer:
+            self._write_pictures(picture_writer, fetched[-1][-1], step)
+        values = {tag: np.mean([losses_[tag] for losses_ in (f[0] for f in fetched)]) for tag in graph['losses']}
+        return dict(values, learning_rate=rate,
+                    images_per_second=conf.batch_size * conf.grad_update_every / seconds)
+
+    def _write_pictures(self, writer, pictures, step):
+        """Input | label | prediction of the first images of the batch, in colour."""
+        images, labels, predictions = pictures
+        colours = [label_utils.decode_labels(mask, SUMMARY_IMAGES, self.conf.num_classes, self.palette)
+                   for mask in (labels, predictions)]
+        inputs = label_utils.inv_preprocess(images, SUMMARY_IMAGES, self.numerics.img_mean,
+                                            self.numerics.channel_order)
+        panel = write_to_log.side_by_side(inputs, *colours)  # [n, h, 3 * w, 3]
+        writer.add_summary(write_to_log.image_summary('input_label_prediction', panel), step)
+
+    def _check_loss(self, loss, step):
+        if not np.isfinite(loss):
+            self._diverged('the loss is %f at step %d' % (loss, step))
+
+    def _diverged(self, what):
+        steps = checkpoint.checkpoint_steps(self.conf.modeldir)
+        kept = 'the checkpoints in %s are kept' % self.conf.modeldir if steps else 'no checkpoint was written'
+        raise UserError('%s: training has diverged and stops (%s); lower --learning_rate=%g or, with weights that '
+                        'are not pre-trained, train batch norm (--train_bn).' % (what, kept, self.conf.learning_rate))
+
+    def _save(self, sess, graph, step):
+        """Saves a checkpoint and returns its path; weights that are not finite never replace good ones."""
+        if not sess.run(graph['finite']):
+            self._diverged('a weight is not finite after step %d' % step)
+        return graph['saver'].save(sess, os.path.join(self.conf.modeldir, 'model.ckpt'), step, write_meta_graph=False)
+
+    # test and predict --------------------------------------------------------------------------------------------
+
+    def test(self):
+        """Prints pixel accuracy, mean IoU and each class's IoU of a checkpoint; returns the confusion matrix."""
+        conf = self.conf
+        prefix = checkpoint.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
+        reader = self._reader(conf.valid_data_list, 'valid_data_list', True, conf.valid_num_steps)
+        matrix = np.zeros([conf.num_classes, conf.num_classes], np.int64)
+        for _, label, prediction in self._predictions(reader, prefix, 'test'):
+            matrix += metrics.confusion_matrix(label, prediction, conf.num_classes, conf.ignore_label)
+        print(metrics.format_table(metrics.scores(matrix), self.palette.names))
+        return matrix
+
+    def predict(self):
+        """Writes a grey mask of class indices and, with visual, one in colour for every image of the list."""
+        conf = self.conf
+        prefix = checkpoint.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
+        reader = self._reader(conf.test_data_list, 'test_data_list', False, conf.test_num_steps)
+        names = data_lists.output_names(reader.images)
+        folder = output_files.make_dir(os.path.join(conf.out_dir, 'prediction'), 'out_dir')
+        visual_folder = os.path.join(conf.out_dir, 'visual_prediction')
+        if conf.visual:
+            output_files.make_dir(visual_folder, 'out_dir')
+        with concurrent.futures.ThreadPoolExecutor(1) as writer:  # writes behind the network
+            written = []
+            for index, _, prediction in self._predictions(reader, prefix, 'predict'):
+                written.append(writer.submit(self._write_prediction, prediction, names[index], folder, visual_folder))
+                while len(written) > 8 or written and written[0].done():
+                    written.pop(0).result()
+            for one in written:
+                one.result()
+        print('%d predictions in %s%s' % (len(names), folder, ' and ' + visual_folder if conf.visual else ''))
+
+    def _write_prediction(self, prediction, name, folder, visual_folder):
+        mask = prediction.astype(np.uint8)  # [H, W]
+        output_files.save_image(Image.fromarray(mask), os.path.join(folder, name + '_mask.png'))
+        if self.conf.visual:
+            colours = label_utils.decode_labels(mask[np.newaxis], 1, self.conf.num_classes, self.palette)[0]
+            output_files.save_image(Image.fromarray(colours), os.path.join(visual_folder, name + '_mask_visual.png'))
+
+    def _predictions(self, reader, prefix, desc):
+        """Yields (index in the list, label [H, W], prediction [H, W]) of every image, in the order they come."""
+        with tf.Graph().as_default():
+            image, label, index = reader.single()  # [1, H, W, 3], [1, H, W, 1], [1]
+            net = self.network(image, phase=False)
+            prediction = self.prediction(self.logits(net, image)[0], tf.shape(image)[1:3])
+            with tf.Session(config=runtime.session_config()) as sess:
+                checkpoint.restore_checkpoint(sess, net.variables, prefix)
+                print('%s with %s' % (desc, prefix))
+                with reader.running(sess):
+                    for _ in tqdm(reader.images, desc=desc, unit='image', mininterval=1.0):
+                        i, truth, guess = sess.run([index, label, prediction])
+                        yield i[0], truth[0, :, :, 0], guess[0]
+
+    # shared ------------------------------------------------------------------------------------------------------
+
+    def network(self, images, phase):
+        """The network of encoder_name on images [N, H, W, 3]."""
+        conf = self.conf
+        settings = {'num_classes': conf.num_classes, 'phase': phase, 'dilated_type': conf.dilated_type,
+                    'compat': conf.compat, 'train_bn': phase and self.train_bn}
+        if conf.encoder_name == 'deeplab':
+            return network.Deeplab_v2(images, **settings)
+        return network.ResNet_segmentation(images, encoder_name=conf.encoder_name, **settings)
+
+    def prediction(self, logits, size):
+        """Class indices at the image's size: [N, h, w, num_classes] -> int32 [N, H, W]."""
+        return tf.argmax(layers.resize(logits, size, self.numerics.align_corners), axis=3, output_type=tf.int32)
+
+    def _reader(self, data_list, flag, need_labels, num_steps=None):
+        """An ImageReader over a list whose files were checked; only its first num_steps lines if given."""
+        conf = self.conf
+        images, labels = data_lists.read_labeled_image_list(conf.data_dir, data_list)
+        if num_steps is not None and num_steps > len(images):
+            print('%s has %d lines only, so all of them are used once' % (data_list, len(images)), file=sys.stderr)
+        images, labels = images[:num_steps], labels[:num_steps]
+        if not need_labels:
+            labels = [''] * len(images)
+        data_lists.check_files_exist(images, labels, need_labels)
+        if conf.check_labels and len(images) <= MAX_CHECKED_LABELS:
+            data_check.raise_on_problems(data_check.check_pairs(
+                images, labels, conf.num_classes, conf.ignore_label, self._label_palette(), conf.num_threads,
+                desc='check ' + data_list))
+        return ImageReader(images, labels, self.numerics.img_mean, self.numerics.channel_order, conf.num_classes,
+                           conf.ignore_label, self._label_palette(), conf.num_threads)
+
+    def _label_palette(self):
+        """The palette to read colour-coded labels with: only one that the user named."""
+        return self.palette if self.conf.palette else None

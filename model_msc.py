@@ -1,0 +1,38 @@
+"""Multi-scale training, testing and predicting: the same network at three sizes, fused by the maximum."""
+
+import tensorflow.compat.v1 as tf
+
+from model import Model
+from utils import layers
+
+SCALES = (0.75, 0.5)
+
+
+class Model_msc(Model):
+    """A Model whose logits are the pixel-wise maximum over the scales 1.0, 0.75 and 0.5."""
+
+    def logits(self, net, images):
+        """Logits of all scales (DeepLab v2, section 4.1.2).
+
+        Args:
+          net: the network, built on `images`; its weights serve every scale.
+          images: [N, H, W, 3].
+
+        Returns:
+          [fused, 1.0, 0.75, 0.5]; the first two are [N, h, w, num_classes], the others as small as their scale.
+        """
+        align_corners = self.numerics.align_corners
+        scaled = [net.outputs]
+        for scale in SCALES:
+            size = scaled_size(tf.shape(images)[1:3], scale, align_corners)
+            scaled.append(net.apply(layers.resize(images, size, align_corners))[1])
+        full_size = tf.shape(net.outputs)[1:3]
+        resized = [layers.resize(logits, full_size, align_corners) for logits in scaled[1:]]
+        fused = tf.reduce_max(tf.stack([net.outputs] + resized), axis=0)  # [N, h, w, num_classes]
+        return [fused] + scaled
+
+
+def scaled_size(size, scale, align_corners):
+    """int32 [2] -> int32 [2]: int(size * scale), or with align_corners Caffe's int((size - 1) * scale) + 1."""
+    offset = 1 if align_corners else 0
+    return tf.cast(tf.cast(size - offset, tf.float32) * scale, tf.int32) + offset

@@ -1,0 +1,38 @@
+"""Where the original, the paper's Caffe graph and TF-slim compute differently, as one table of settings."""
+
+import collections
+
+Numerics = collections.namedtuple('Numerics', [
+    'epsilon',         # batch norm's epsilon
+    'conv1_pad',       # (before, after) zeros around the image ahead of conv1, None for SAME
+    'pool1_pad',       # (before, after) zeros around conv1's map ahead of pool1, None for SAME
+    'align_corners',   # how logits, labels and the multi-scale inputs are resized, and the latter's sizes; for
+                       # labels of 8k+1 pixels it is Caffe's label[::8] (and label[::16] at half the scale)
+    'gaussian_aspp',   # ASPP starts from N(0, 0.01) and zero biases (True) or Glorot's uniform for both (False)
+    'scales',          # the random scales to choose from, None for uniform in [0.5, 1.5]
+    'test_multiple',   # test images are padded to a multiple of this plus 1, None for as they are
+    'channel_order',   # of the network's input
+    'img_mean',        # subtracted from the input, in channel_order
+])
+
+COMPAT = {
+    'original': Numerics(
+        epsilon=1e-3, conv1_pad=None, pool1_pad=None, align_corners=False, gaussian_aspp=False,
+        scales=None, test_multiple=None, channel_order='bgr', img_mean=(104.00698793, 116.66876762, 122.67891434)),
+    # pool1 pads 1 and rounds its size up: one more row of zeros below does that for even sizes and, as the
+    # window is then VALID, nothing for odd ones. The map is not negative there, so zeros never win.
+    'caffe': Numerics(
+        epsilon=1e-5, conv1_pad=(3, 3), pool1_pad=(1, 2), align_corners=True, gaussian_aspp=True,
+        scales=(0.5, 0.75, 1.0, 1.25, 1.5), test_multiple=8, channel_order='bgr',
+        img_mean=(104.008, 116.669, 122.675)),
+    'slim': Numerics(
+        epsilon=1e-5, conv1_pad=(3, 3), pool1_pad=None, align_corners=False, gaussian_aspp=False,
+        scales=None, test_multiple=None, channel_order='rgb', img_mean=(123.68, 116.78, 103.94)),
+}
+
+
+def numerics(compat):
+    """The Numerics of a mode; ValueError with the valid names for an unknown one."""
+    if compat not in COMPAT:
+        raise ValueError("compat '%s' is not one of %s" % (compat, ', '.join(sorted(COMPAT))))
+    return COMPAT[compat]

@@ -1,0 +1,100 @@
+"""Dilated 3x3 convolutions: regular, decomposed, and smoothed by group interaction or a shared filter."""
+
+import functools
+
+import tensorflow.compat.v1 as tf
+
+
+@functools.lru_cache(maxsize=None)
+def native_gradient_works():
+    """Whether conv2d's own dilations can be trained where this process runs.
+
+    TensorFlow's plain CPU kernels compute them forwards only; with oneDNN or on a GPU both ways work. No public
+    call tells which is at hand, so a tiny gradient is tried once.
+    """
+    with tf.Graph().as_default():
+        x, kernel = tf.ones([1, 5, 5, 1]), tf.ones([3, 3, 1, 1])
+        y = tf.nn.conv2d(x, kernel, strides=[1, 1, 1, 1], padding='SAME', dilations=[1, 2, 2, 1])
+        config = tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True), allow_soft_placement=True)
+        try:
+            with tf.Session(config=config) as sess:
+                sess.run(tf.gradients(y, [x, kernel]))
+            return True
+        except tf.errors.OpError:
+            return False
+
+
+def regular(inputs, kernel, rate, fix_w=None):
+    """SAME convolution with holes: [N, h, w, C], [3, 3, C, D] -> [N, h, w, D]."""
+    if rate == 1:
+        return tf.nn.conv2d(inputs, kernel, strides=[1, 1, 1, 1], padding='SAME')
+    if native_gradient_works():
+        return tf.nn.conv2d(inputs, kernel, strides=[1, 1, 1, 1], padding='SAME', dilations=[1, rate, rate, 1])
+    return tf.nn.atrous_conv2d(inputs, kernel, rate, padding='SAME')
+
+
+def to_groups(inputs, rate):
+    """Splits a map into its rate * rate interleaved groups.
+
+    Args:
+      inputs: [N, h, w, C].
+
+    Returns:
+      [rate * rate * N, ceil(h / rate), ceil(w / rate), C], group by group, and the crops that undo the padding
+      at the bottom and the right.
+    """
+    size = tf.shape(inputs)[1:3]
+    pad = tf.mod(-size, rate)
+    crops = tf.stack([tf.stack([0, pad[0]]), tf.stack([0, pad[1]])])
+    return tf.space_to_batch_nd(inputs, [rate, rate], crops), crops
+
+
+def decompose(inputs, kernel, rate, fix_w=None):
+    """The same as regular, by an ordinary convolution of every group; mixed by fix_w if given.
+
+    Smoothed Dilated Convolutions (Wang and Ji, KDD 2018), section 3.2: out_i = sum_j fix_w[j, i] * group_j.
+    The original's code took group_i for group_0 in that sum; this is the paper's formula, on purpose.
+    """
+    groups, crops = to_groups(inputs, rate)  # [r*r*N, h/r, w/r, C]
+    outputs = tf.nn.conv2d(groups, kernel, strides=[1, 1, 1, 1], padding='SAME')  # [r*r*N, h/r, w/r, D]
+    if fix_w is not None:
+        outputs = mix_groups(outputs, fix_w)
+    outputs = tf.batch_to_space_nd(outputs, [rate, rate], crops)  # [N, h, w, D]
+    outputs.set_shape(inputs.shape[:3].concatenate(kernel.shape[3:]))
+    return outputs
+
+
+def mix_groups(groups, fix_w):
+    """out_i = sum_j fix_w[j, i] * group_j as one matrix product: [r*r*N, h, w, D], [r*r, r*r] -> the same."""
+    number = fix_w.shape[0]
+    flat = tf.reshape(groups, [number, -1])  # [r*r, N*h*w*D]
+    return tf.reshape(tf.matmul(fix_w, flat, transpose_a=True), tf.shape(groups))
+
+
+def smooth_shared(inputs, kernel, rate, fix_w):
+    """One (2r-1)x(2r-1) filter shared by all channels, then the dilated convolution (same paper, section 3.3).
+
+    fix_w [2r-1, 2r-1, 1, 1, 1] starts at zero; a constant 1 at its centre makes the start an identity.
+    """
+    side = 2 * rate - 1
+    centre = tf.pad(tf.ones([1, 1, 1, 1]), [[rate - 1, rate - 1], [rate - 1, rate - 1], [0, 0], [0, 0]])
+    shared = tf.reshape(fix_w, [side, side, 1, 1]) + centre
+    depth = inputs.shape[3]
+    smoothed = tf.nn.depthwise_conv2d(inputs, tf.tile(shared, [1, 1, depth, 1]), [1, 1, 1, 1], 'SAME')
+    return regular(smoothed, kernel, rate)
+
+
+# type: (function, the shape of fix_w from the rate, its initial value)
+DILATED_TYPES = {
+    'regular': (regular, None, None),
+    'decompose': (decompose, None, None),
+    'smooth_GI': (decompose, lambda r: [r * r, r * r], tf.initializers.identity()),
+    'smooth_SSC': (smooth_shared, lambda r: [2 * r - 1, 2 * r - 1, 1, 1, 1], tf.initializers.zeros()),
+}
+
+
+def lookup(dilated_type):
+    """The row of DILATED_TYPES; ValueError with the valid names for an unknown type."""
+    if dilated_type not in DILATED_TYPES:
+        raise ValueError("dilated_type '%s' is not one of %s" % (dilated_type, ', '.join(sorted(DILATED_TYPES))))
+    return DILATED_TYPES[dilated_type]

@@ -1,0 +1,145 @@
+"""The queue-based reader: several threads load, augment and batch images ahead of the network."""
+
+import contextlib
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from utils import data_check, image_files
+from utils.errors import UserError
+
+
+class ImageReader(object):
+    """Reads pairs of image and label: shuffled and augmented without end, or once, whole and one by one.
+
+    Loading is plain Python (Pillow decodes without Python's lock), so that a file's fault is told by name; all
+    the rest are TensorFlow ops that the queue's threads run.
+    """
+
+    def __init__(self, images, labels, img_mean, channel_order='bgr', num_classes=21, ignore_label=255,
+                 palette=None, num_threads=1):
+        """
+        Args:
+          images: paths.
+          labels: paths, '' where there is no label.
+          img_mean: three floats in channel_order, subtracted.
+          channel_order: 'bgr' or 'rgb', of what the network gets.
+          num_classes: labels other than 0..num_classes-1 and ignore_label are a fault.
+          ignore_label: the label value of padding and of missing labels.
+          palette: a Palette to read colour-coded labels with, or None.
+          num_threads: how many threads load and augment.
+        """
+        self.images, self.labels = images, labels
+        self.img_mean, self.channel_order = img_mean, channel_order
+        self.num_classes, self.ignore_label, self.palette = num_classes, ignore_label, palette
+        self.num_threads = num_threads
+        self._errors = []
+
+    def training_batch(self, batch_size, input_size, random_scale=True, random_mirror=True, scales=None):
+        """Random crops: images float32 [N, h, w, 3] minus the mean, labels int32 [N, h, w, 1].
+
+        Args:
+          input_size: (h, w) of the crops; smaller images are padded at the bottom and the right.
+          random_scale: scale by uniform [0.5, 1.5], or by one of `scales` if given.
+          random_mirror: mirror with probability 0.5.
+        """
+        image, label, _ = self._load_next(shuffle=True)
+        image = self._preprocess(image)
+        if random_scale:
+            image, label = scale_pair(image, label, scales)
+        if random_mirror:
+            image, label = mirror_pair(image, label)
+        image, label = crop_pair(image, label, input_size, self.ignore_label)
+        return tf.train.batch([image, label], batch_size, num_threads=self.num_threads,
+                              capacity=batch_size * (2 + self.num_threads))
+
+    def single(self):
+        """The next whole image [1, H, W, 3], its label [1, H, W, 1] and its index [1] in the list, each once.
+
+        With several threads the order may differ from the list's; the index tells.
+        """
+        image, label, index = self._load_next(shuffle=False, num_epochs=1)
+        return tf.train.batch([self._preprocess(image), label, index], 1, num_threads=self.num_threads,
+                              capacity=2 + 2 * self.num_threads, dynamic_pad=True)
+
+    @contextlib.contextmanager
+    def running(self, sess):
+        """Runs the threads; inside, a file's fault is raised as the UserError it is, not as a closed queue."""
+        sess.run(tf.local_variables_initializer())
+        coord = tf.train.Coordinator()
+        threads = tf.train.start_queue_runners(sess, coord)
+        try:
+            yield
+        except tf.errors.OpError:
+            if self._errors:
+                raise self._errors[0] from None
+            raise
+        finally:
+            coord.request_stop()
+            with contextlib.suppress(tf.errors.OpError):  # told above, by its first cause
+                coord.join(threads, stop_grace_period_secs=30, ignore_live_threads=True)
+
+    def _load_next(self, shuffle, num_epochs=None):
+        index, = tf.train.slice_input_producer([np.arange(len(self.images))], shuffle=shuffle,
+                                               num_epochs=num_epochs)
+        image, label = tf.py_func(self._load, [index], [tf.uint8, tf.int32])
+        image.set_shape([None, None, 3])
+        label.set_shape([None, None, 1])
+        return image, label, index
+
+    def _load(self, index):
+        """uint8 [H, W, 3] RGB and int32 [H, W, 1]."""
+        try:
+            image = image_files.load_image(self.images[index])
+            if self.labels[index]:
+                label = image_files.load_label(self.labels[index], self.palette)
+                problems = data_check.inspect_label(self.images[index], image.shape[:2], self.labels[index], label,
+                                                    self.num_classes, self.ignore_label)[2]
+                if problems:
+                    raise UserError(' '.join(problems))
+                label = label.astype(np.int32)
+            else:
+                label = np.full(image.shape[:2], self.ignore_label, np.int32)
+            return image, label[:, :, np.newaxis]
+        except Exception as error:
+            self._errors.append(error)
+            raise
+
+    def _preprocess(self, image):
+        """uint8 RGB [H, W, 3] -> float32 in channel_order, minus the mean."""
+        if self.channel_order == 'bgr':
+            image = tf.reverse(image, axis=[2])
+        return tf.cast(image, tf.float32) - tf.constant(self.img_mean, tf.float32)
+
+
+def scale_pair(image, label, scales=None):
+    """Both scaled by one random factor: the image bilinearly, the label by its nearest neighbour."""
+    if scales is None:
+        scale = tf.random_uniform([], 0.5, 1.5)
+    else:
+        scale = tf.constant(scales, tf.float32)[tf.random_uniform([], 0, len(scales), tf.int32)]
+    size = tf.maximum(tf.cast(tf.cast(tf.shape(image)[:2], tf.float32) * scale, tf.int32), 1)
+    image = tf.image.resize_bilinear(image[tf.newaxis], size)[0]
+    label = tf.image.resize_nearest_neighbor(label[tf.newaxis], size)[0]
+    return image, label
+
+
+def mirror_pair(image, label):
+    """Both mirrored left to right with probability 0.5."""
+    mirror = tf.random_uniform([]) < 0.5
+    return (tf.cond(mirror, lambda: tf.reverse(image, axis=[1]), lambda: image),
+            tf.cond(mirror, lambda: tf.reverse(label, axis=[1]), lambda: label))
+
+
+def crop_pair(image, label, input_size, ignore_label):
+    """A random crop [h, w] of both, padded at the bottom and the right: the image by 0, the label by ignore_label."""
+    size, wanted = tf.shape(image)[:2], tf.constant(input_size)
+    offset = tf.cast(tf.random_uniform([2]) * tf.cast(tf.maximum(size - wanted, 0) + 1, tf.float32), tf.int32)
+    begin = tf.concat([offset, [0]], 0)
+    end = tf.concat([tf.minimum(size, wanted), [-1]], 0)
+    pad = tf.concat([tf.stack([tf.zeros([2], tf.int32), tf.maximum(wanted - size, 0)], axis=1), [[0, 0]]], 0)
+    image = tf.pad(tf.slice(image, begin, end), pad)
+    label = tf.pad(tf.slice(label, begin, end), pad, constant_values=ignore_label)
+    image.set_shape(list(input_size) + [3])
+    label.set_shape(list(input_size) + [1])
+    return image, label

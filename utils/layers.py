@@ -1,0 +1,97 @@
+"""The layers of the network: variables by their full names, frozen or trained batch norm, pooling, resizing."""
+
+import tensorflow.compat.v1 as tf
+
+
+def variable(name, shape, initializer=None, trainable=True):
+    """A float32 variable; Glorot's uniform unless an initializer is given, as the original's."""
+    # A resource variable's readers keep the value of before an update, so that no gradient can see a weight
+    # that the same step has already changed.
+    return tf.get_variable(name, shape, tf.float32, initializer or tf.glorot_uniform_initializer(),
+                           trainable=trainable, use_resource=True)
+
+
+class ConvBN(object):
+    """A convolution without bias and its batch norm, for as many inputs as share them.
+
+    Frozen, batch norm is folded into the convolution, gamma * (conv(x) - mean) / sqrt(variance + epsilon) + beta
+    being a convolution with scaled weights and a bias: no pass over the activations is spent on it. Trained, it
+    uses the statistics of the batch and keeps them for the moving averages.
+    """
+
+    def __init__(self, conv_name, bn_name, shape, convolve, epsilon, trainable_bn, batch_statistics, zero_gamma):
+        """Builds weights `shape` [k, k, C, D] and gamma, beta, moving_mean and moving_variance [D].
+
+        Args:
+          convolve: a function of inputs [N, h, w, C] and kernel [k, k, C, D].
+          trainable_bn: whether gamma and beta are trainable.
+          batch_statistics: normalise by the batch instead of the moving averages.
+          zero_gamma: gamma starts at 0 instead of 1.
+        """
+        depth = shape[3:]
+        zeros, ones = tf.initializers.zeros(), tf.initializers.ones()
+        self.weights = variable(conv_name + '/weights', shape)
+        self.gamma = variable(bn_name + '/gamma', depth, zeros if zero_gamma else ones, trainable_bn)
+        self.beta = variable(bn_name + '/beta', depth, zeros, trainable_bn)
+        self.moving_mean = variable(bn_name + '/moving_mean', depth, zeros, trainable=False)
+        self.moving_variance = variable(bn_name + '/moving_variance', depth, ones, trainable=False)
+        self.variables = [self.weights, self.gamma, self.beta, self.moving_mean, self.moving_variance]
+        self._convolve, self._epsilon, self._batch_statistics = convolve, epsilon, batch_statistics
+        self._seen = []  # (mean, variance) of every batch that went through
+        if not batch_statistics:
+            scale = self.gamma * tf.rsqrt(self.moving_variance + epsilon)  # [D]
+            self._kernel, self._bias = self.weights * scale, self.beta - self.moving_mean * scale
+
+    def __call__(self, inputs):
+        """[N, h, w, C] -> [N, h', w', D]."""
+        if not self._batch_statistics:
+            return tf.nn.bias_add(self._convolve(inputs, self._kernel), self._bias)
+        outputs, mean, variance = tf.nn.fused_batch_norm(
+            self._convolve(inputs, self.weights), self.gamma, self.beta, epsilon=self._epsilon)[:3]
+        self._seen.append((mean, variance))
+        return outputs
+
+    def update_ops(self, decay):
+        """Ops that move the averages towards the mean statistics of the batches seen."""
+        averages = (self.moving_mean, self.moving_variance)
+        return [tf.assign_sub(average, (average - tf.add_n(seen) / len(seen)) * (1 - decay))
+                for average, seen in zip(averages, zip(*self._seen))]
+
+
+class ConvBias(object):
+    """A convolution and its biases, for as many inputs as share them."""
+
+    def __init__(self, name, shape, convolve, weights_start=None, biases_start=None):
+        self.weights = variable(name + '/weights', shape, weights_start)
+        self.biases = variable(name + '/biases', shape[3:], biases_start)
+        self.variables = [self.weights, self.biases]
+        self._convolve = convolve
+
+    def __call__(self, inputs):
+        """[N, h, w, C] -> [N, h, w, D]."""
+        return tf.nn.bias_add(self._convolve(inputs, self.weights), self.biases)
+
+
+def conv2d(inputs, kernel, stride=1, pad=None):
+    """[N, h, w, C], [k, k, C, D] -> [N, h/stride, w/stride, D]; SAME, or VALID after pad = (before, after) zeros."""
+    if pad is None:
+        return tf.nn.conv2d(inputs, kernel, strides=[1, stride, stride, 1], padding='SAME')
+    return tf.nn.conv2d(pad_map(inputs, pad), kernel, strides=[1, stride, stride, 1], padding='VALID')
+
+
+def max_pool(inputs, size=3, stride=2, pad=None):
+    """[N, h, w, C] -> [N, h/2, w/2, C]; SAME, or VALID after pad = (before, after) zeros (maps not negative)."""
+    padding = 'SAME' if pad is None else 'VALID'
+    if pad is not None:
+        inputs = pad_map(inputs, pad)
+    return tf.nn.max_pool(inputs, [1, size, size, 1], [1, stride, stride, 1], padding)
+
+
+def pad_map(inputs, pad):
+    """Zeros around height and width: pad = (before, after)."""
+    return tf.pad(inputs, [[0, 0], list(pad), list(pad), [0, 0]])
+
+
+def resize(inputs, size, align_corners):
+    """Bilinear: [N, h, w, C] -> [N, size[0], size[1], C], with align_corners or by TensorFlow's legacy rule."""
+    return tf.image.resize_bilinear(inputs, size, align_corners=align_corners)

@@ -1,0 +1,30 @@
+"""The training loss: cross-entropy over the valid pixels of each set of logits, and weight decay."""
+
+import tensorflow.compat.v1 as tf
+
+from utils import label_utils
+
+
+def cross_entropy(logits, label, num_classes, ignore_label, align_corners=False):
+    """Mean softmax cross-entropy over the pixels of a class; 0, not NaN, where a batch has none.
+
+    Args:
+      logits: [N, h, w, num_classes].
+      label: integer [N, H, W, 1]. ignore_label and values outside 0..num_classes-1 do not count.
+      align_corners: how the label shrinks to the logits' size, see label_utils.prepare_label.
+
+    Returns:
+      A scalar.
+    """
+    small = label_utils.prepare_label(label, tf.shape(logits)[1:3], align_corners)  # [N, h, w]
+    valid = (small >= 0) & (small < num_classes) & tf.not_equal(small, ignore_label)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=tf.where(valid, small, tf.zeros_like(small)), logits=logits)  # [N, h, w]
+    weights = tf.cast(valid, tf.float32)
+    return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+
+
+def weight_decay_loss(variables, weight_decay):
+    """weight_decay * sum(w ** 2) / 2 over the variables named 'weights': no biases, no batch norm, no fix_w."""
+    weights = [v for v in variables if v.op.name.split('/')[-1] == 'weights']
+    return weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in weights])
