@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from PIL import Image
 from tqdm import tqdm
 
 import network
@@ -67,18 +66,18 @@ class Model(object):
         reader = self._reader(conf.data_list, 'data_list', need_labels=True)
         with tf.Graph().as_default():
             tf.set_random_seed(conf.random_seed)
-            graph = self._training_graph(reader)
+            images, labels = reader.training_batch(
+                conf.batch_size, (conf.input_height, conf.input_width), conf.random_scale, conf.random_mirror,
+                self.numerics.scales)
+            graph = self.training_graph(images, labels)
             with tf.Session(config=runtime.session_config()) as sess:
                 self._start(sess, graph)
                 with reader.running(sess):
                     self._train_loop(sess, graph)
 
-    def _training_graph(self, reader):
-        """The tensors and ops of training by name, a dict."""
+    def training_graph(self, images, labels):
+        """The tensors and ops of training on images [N, H, W, 3] and labels [N, H, W, 1] by name, a dict."""
         conf = self.conf
-        images, labels = reader.training_batch(
-            conf.batch_size, (conf.input_height, conf.input_width), conf.random_scale, conf.random_mirror,
-            self.numerics.scales)
         net = self.network(images, phase=True)
         logits = self.logits(net, images)
         entropy = tf.add_n([losses.cross_entropy(one, labels, conf.num_classes, conf.ignore_label,
@@ -118,7 +117,7 @@ class Model(object):
             with tqdm(steps, desc='train', unit='step', mininterval=1.0) as bar:
                 for step in bar:
                     saving = step % conf.save_interval == 0 or step == conf.num_steps
-                    values = self._train_step(sess, graph, step, writer if saving else None)
+                    values = self.train_step(sess, graph, step, writer if saving else None)
                     self._check_loss(values['loss/total'], step)
                     write_to_log.write_log('%d, %f' % (step, values['loss/total']), conf.logfile)
                     writer.add_summary(write_to_log.scalar_summary(values), step)
@@ -134,8 +133,13 @@ class Model(object):
         print('trained: checkpoints in %s, losses in %s, TensorBoard in %s' % (
             conf.modeldir, conf.logfile, conf.logdir))
 
-    def _train_step(self, sess, graph, step, picture_writer):
-        """One update of the weights; returns the step's scalars by tag, losses averaged over its iterations."""
+    def train_step(self, sess, graph, step, picture_writer=None):
+        """One update of the weights; returns the step's scalars by tag, losses averaged over its iterations.
+
+        Args:
+          graph: what training_graph returned.
+          picture_writer: a FileWriter for the step's pictures, or None.
+        """
         conf, update = self.conf, graph['update']
         rate = optimizer.poly(conf.learning_rate, step, conf.num_steps, conf.power)
         feed, fetched = {graph['rate']: rate}, []
@@ -217,10 +221,10 @@ class Model(object):
 
     def _write_prediction(self, prediction, name, folder, visual_folder):
         mask = prediction.astype(np.uint8)  # [H, W]
-        output_files.save_image(Image.fromarray(mask), os.path.join(folder, name + '_mask.png'))
+        output_files.save_image(mask, os.path.join(folder, name + '_mask.png'))
         if self.conf.visual:
             colours = label_utils.decode_labels(mask[np.newaxis], 1, self.conf.num_classes, self.palette)[0]
-            output_files.save_image(Image.fromarray(colours), os.path.join(visual_folder, name + '_mask_visual.png'))
+            output_files.save_image(colours, os.path.join(visual_folder, name + '_mask_visual.png'))
 
     def _predictions(self, reader, prefix, desc):
         """Yields (index in the list, label [H, W], prediction [H, W]) of every image, in the order they come."""

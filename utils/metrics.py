@@ -1,0 +1,107 @@
+"""Scores of a segmentation, all computed from one confusion matrix."""
+
+import numpy as np
+
+from utils.output_files import save_figure
+
+
+def confusion_matrix(label, prediction, num_classes, ignore_label=255):
+    """Counts the pixels of every (label, prediction) pair.
+
+    Args:
+      label, prediction: integer arrays of one shape.
+      ignore_label: pixels with this label are not counted, nor are those with a label outside 0..num_classes-1.
+
+    Returns:
+      int64 [num_classes, num_classes], rows by label and columns by prediction.
+
+    Raises:
+      ValueError: the shapes differ, or a counted pixel's prediction is outside 0..num_classes-1.
+    """
+    label, prediction = np.asarray(label), np.asarray(prediction)
+    if label.shape != prediction.shape:
+        raise ValueError('label is %s but prediction is %s' % (label.shape, prediction.shape))
+    counted = (label >= 0) & (label < num_classes) & (label != ignore_label)
+    label, prediction = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
+    if prediction.size and not 0 <= prediction.min() <= prediction.max() < num_classes:
+        raise ValueError('prediction has values %d to %d, outside 0 to %d' % (
+            prediction.min(), prediction.max(), num_classes - 1))
+    pairs = np.bincount(num_classes * label + prediction, minlength=num_classes ** 2)
+    return pairs.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def ratio(part, whole):
+    """part / whole as float64, nan where whole is 0."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def mean_of_known(values):
+    """Mean of the values that are not nan; nan if there are none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float('nan')
+
+
+def scores(matrix):
+    """Scores of a confusion matrix, as Long, Shelhamer and Darrell (2015, section 5) define them.
+
+    Args:
+      matrix: [num_classes, num_classes], rows by label.
+
+    Returns:
+      dict of fractions: iou, true positives / (label or prediction), float64 [num_classes], nan for a class in
+      neither; accuracy, true positives / label, float64 [num_classes], nan for a class not in the label;
+      mean_iou and mean_accuracy over the classes that are not nan (as tf.metrics.mean_iou);
+      pixel_accuracy; frequency_weighted_iou, IoU weighted by the label's pixels. All are nan if matrix is empty.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    hits, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    iou = ratio(hits, labelled + predicted - hits)
+    accuracy = ratio(hits, labelled)
+    return {'pixel_accuracy': float(ratio(hits.sum(), matrix.sum())),
+            'mean_accuracy': mean_of_known(accuracy),
+            'mean_iou': mean_of_known(iou),
+            'frequency_weighted_iou': float(ratio((labelled * np.nan_to_num(iou)).sum(), matrix.sum())),
+            'iou': iou,
+            'accuracy': accuracy}
+
+
+def format_table(result, names=None):
+    """The dict of scores() as text in per cent: a line for each class, '-' if it is absent, then the totals."""
+    def percent(value):
+        return '-' if np.isnan(value) else '%.2f' % (100 * value)
+
+    names = list(names or [])[:len(result['iou'])]
+    width = max([len(name) for name in names] + [len('class')])
+    lines = ['  #  %s    IoU %%  accuracy %%' % 'class'.ljust(width)]
+    for index, (iou, accuracy) in enumerate(zip(result['iou'], result['accuracy'])):
+        name = names[index] if index < len(names) else ''
+        lines.append('%3d  %s  %7s  %10s' % (index, name.ljust(width), percent(iou), percent(accuracy)))
+    for key in ('mean_iou', 'frequency_weighted_iou', 'mean_accuracy', 'pixel_accuracy'):
+        lines.append('%-24s%6s' % (key.replace('_', ' ').replace('iou', 'IoU'), percent(result[key])))
+    return '\n'.join(lines)
+
+
+def plot_confusion_matrix(matrix, path, names=None):
+    """Draws the matrix with every row as shares of the label's pixels; see output_files.save_figure for path and errors."""
+    from matplotlib.figure import Figure
+
+    matrix = np.asarray(matrix)
+    count = len(matrix)
+    shares = ratio(matrix, np.broadcast_to(matrix.sum(1, keepdims=True), matrix.shape))
+    names = list(names or [])[:count]
+    ticks = names + ['%d' % index for index in range(len(names), count)]
+    side = 3 + 0.42 * count  # inches
+    figure = Figure(figsize=(side + 1, side))
+    axes = figure.add_subplot(1, 1, 1)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap='Blues')
+    axes.set(xticks=range(count), yticks=range(count), xlabel='prediction', ylabel='label')
+    axes.set_xticklabels(ticks, rotation=90)
+    axes.set_yticklabels(ticks)
+    for row, column in np.argwhere(np.nan_to_num(shares) >= 0.005):
+        share = shares[row, column]
+        axes.text(column, row, '%.0f' % (100 * share), ha='center', va='center', fontsize=7,
+                  color='white' if share > 0.5 else 'black')
+    figure.colorbar(image, ax=axes, label="share of the label's pixels (cells: per cent)")
+    figure.tight_layout()
+    save_figure(figure, path)
