@@ -1,0 +1,53 @@
+"""Weights, images and labels of the golden arrays, each a pure function of a name or a seed."""
+
+import zlib
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+
+def value(name, shape, seed=0):
+    """Float32 array for the variable `name`: He-scaled weights, batch norm near the identity, fix_w near it too."""
+    random = np.random.RandomState((zlib.crc32(name.encode()) + 7919 * seed) & 0x7FFFFFFF)
+    leaf = name.rsplit('/', 1)[-1]
+    if leaf == 'weights':
+        array = random.randn(*shape) * np.sqrt(2.0 / int(np.prod(shape[:-1])))
+    elif leaf == 'gamma':
+        array = random.uniform(0.3, 0.9, shape)
+    elif leaf == 'moving_variance':
+        array = random.uniform(0.5, 1.5, shape)
+    elif leaf == 'fix_w':
+        array = (np.eye(shape[0]) if len(shape) == 2 else 0.0) + random.randn(*shape) * 0.05
+    else:
+        array = random.randn(*shape) * 0.1
+    return array.astype(np.float32)
+
+
+def image(batch, height, width, seed=0):
+    """Float32 [batch, height, width, 3]: noisy 8x8 squares around 0."""
+    random = np.random.RandomState(1000 + seed)
+    squares = random.uniform(-110, 130, (batch, height // 8 + 2, width // 8 + 2, 3))
+    pixels = np.kron(squares, np.ones((1, 8, 8, 1)))[:, :height, :width]
+    return (pixels + random.randn(batch, height, width, 3) * 8).astype(np.float32)
+
+
+def label(batch, height, width, num_classes, seed=0):
+    """Uint8 [batch, height, width, 1]: 8x8 squares of a class or of 255."""
+    random = np.random.RandomState(2000 + seed)
+    squares = random.randint(0, num_classes + 1, (batch, height // 8 + 2, width // 8 + 2, 1))
+    pixels = np.kron(squares, np.ones((1, 8, 8, 1), int))[:, :height, :width]
+    return np.where(pixels == num_classes, 255, pixels).astype(np.uint8)
+
+
+def assign(sess, variables, seed=0):
+    """Gives all variables their recipe's values, everything else of the graph its initial one."""
+    sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+    for variable in variables:
+        variable.load(value(variable.op.name, variable.shape.as_list(), seed), sess)
+
+
+def relative_error(found, reference):
+    """||found - reference|| / ||reference||."""
+    found, reference = np.asarray(found, np.float64), np.asarray(reference, np.float64)
+    assert found.shape == reference.shape
+    return np.linalg.norm(found - reference) / np.linalg.norm(reference)

@@ -1,0 +1,114 @@
+"""The reader: what it crops and pads, that it reads every image once, and how its faults are told."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from PIL import Image
+
+from utils import image_reader
+from utils.errors import UserError
+from utils.image_reader import ImageReader
+
+MEAN = (10.0, 20.0, 30.0)
+
+
+def write_pair(folder, name, height, width, value):
+    """An image of one colour and a label of one class."""
+    image, label = os.path.join(str(folder), name + '.png'), os.path.join(str(folder), name + '_label.png')
+    Image.fromarray(np.full((height, width, 3), (value, 2 * value, 3 * value), np.uint8)).save(image)
+    Image.fromarray(np.full((height, width), value, np.uint8)).save(label)
+    return image, label
+
+
+def run(sess, reader, tensors, times):
+    with reader.running(sess):
+        return [sess.run(tensors) for _ in range(times)]
+
+
+@pytest.mark.parametrize('num_threads', [1, 4])
+def test_single_reads_every_image_once(tmp_path, num_threads):
+    pairs = [write_pair(tmp_path, 'image%d' % i, 5 + i, 9 - i, i) for i in range(7)]
+    reader = ImageReader([p[0] for p in pairs], [p[1] for p in pairs], MEAN, num_threads=num_threads)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        results = run(sess, reader, reader.single(), 7)
+    assert sorted(index[0] for _, _, index in results) == list(range(7))
+    for image, label, (i,) in results:
+        assert image.shape == (1, 5 + i, 9 - i, 3) and label.shape == (1, 5 + i, 9 - i, 1)
+        np.testing.assert_array_equal(image[0, 0, 0], [3 * i - 10, 2 * i - 20, i - 30])  # BGR minus the mean
+        assert (label == i).all()
+
+
+def test_rgb_order(tmp_path):
+    image, label = write_pair(tmp_path, 'image', 5, 5, 7)
+    reader = ImageReader([image], [label], MEAN, channel_order='rgb')
+    with tf.Graph().as_default(), tf.Session() as sess:
+        (pixels, _, _), = run(sess, reader, reader.single(), 1)
+    np.testing.assert_array_equal(pixels[0, 0, 0], [7 - 10, 14 - 20, 21 - 30])
+
+
+def test_small_image_is_padded_at_the_bottom_and_the_right(tmp_path):
+    image, label = write_pair(tmp_path, 'image', 6, 4, 9)
+    reader = ImageReader([image], [label], MEAN, ignore_label=77)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        (pixels, classes), = run(sess, reader, reader.training_batch(2, (8, 8), False, False), 1)
+    assert pixels.shape == (2, 8, 8, 3) and classes.shape == (2, 8, 8, 1)
+    assert (classes[:, :6, :4] == 9).all() and (pixels[:, :6, :4] == [17, -2, -21]).all()
+    classes[:, :6, :4], pixels[:, :6, :4] = 77, 0
+    assert (classes == 77).all() and (pixels == 0).all()
+
+
+def test_crops_and_mirrors_move_image_and_label_together():
+    rows, columns = np.mgrid[:20, :30]
+    image = np.stack([rows, columns, rows + columns], axis=2).astype(np.float32)
+    label = (rows * 30 + columns)[:, :, np.newaxis].astype(np.int32)
+    offsets, mirrored = set(), set()
+    with tf.Graph().as_default(), tf.Session() as sess:
+        tf.set_random_seed(1)
+        pair = image_reader.mirror_pair(tf.constant(image), tf.constant(label))
+        crop = image_reader.crop_pair(pair[0], pair[1], (18, 7), 255)
+        for _ in range(60):
+            pixels, classes = sess.run(crop)
+            np.testing.assert_array_equal(pixels[:, :, 0] * 30 + pixels[:, :, 1], classes[:, :, 0])
+            step = classes[0, 1, 0] - classes[0, 0, 0]
+            mirrored.add(step)
+            offsets.add(classes[:, :, 0].min())
+    assert mirrored == {1, -1} and len(offsets) > 20
+    assert min(offset // 30 for offset in offsets) == 0 and max(offset // 30 for offset in offsets) == 2
+
+
+@pytest.mark.parametrize('scales', [None, (0.5, 1.5)])
+def test_scale_is_one_factor_for_both(scales):
+    sizes = set()
+    with tf.Graph().as_default(), tf.Session() as sess:
+        tf.set_random_seed(1)
+        pair = image_reader.scale_pair(tf.zeros([100, 200, 3]), tf.zeros([100, 200, 1], tf.int32), scales)
+        for _ in range(40):
+            pixels, classes = sess.run(pair)
+            assert pixels.shape[:2] == classes.shape[:2]
+            assert abs(2 * pixels.shape[0] - pixels.shape[1]) <= 1
+            sizes.add(pixels.shape[0])
+    if scales:
+        assert sizes == {50, 150}
+    else:
+        assert len(sizes) > 20 and 50 <= min(sizes) < 65 and 135 < max(sizes) <= 150
+
+
+@pytest.mark.parametrize('fault, told', [
+    ('truncated', 'image1.png'), ('size', 'same size'), ('values', 'holds the value 200'),
+])
+def test_a_bad_file_is_told_by_name(tmp_path, fault, told):
+    pairs = [write_pair(tmp_path, 'image%d' % i, 20, 20, i) for i in range(3)]
+    if fault == 'truncated':
+        with open(pairs[1][0], 'r+b') as file:
+            file.truncate(60)
+    elif fault == 'size':
+        write_pair(tmp_path, 'other', 20, 21, 1)
+        os.replace(os.path.join(str(tmp_path), 'other_label.png'), pairs[1][1])
+    else:
+        Image.fromarray(np.full((20, 20), 200, np.uint8)).save(pairs[1][1])
+    reader = ImageReader([p[0] for p in pairs], [p[1] for p in pairs], MEAN, num_threads=2)
+    with tf.Graph().as_default(), tf.Session() as sess, pytest.raises(UserError, match=told) as error:
+        run(sess, reader, reader.single(), 3)
+    assert 'image1' in str(error.value)

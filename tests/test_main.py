@@ -1,0 +1,241 @@
+"""The programs through their command lines: what they leave behind, print and refuse."""
+
+import glob
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from PIL import Image
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
+SMALL = ['--flagfile=dataset/sample.flags', '--batch_size=2', '--input_height=33', '--input_width=33',
+         '--check_labels=false']
+
+
+def run(program, *args):
+    """Runs a program of the repo; returns (exit code, stdout, stderr)."""
+    process = subprocess.run([sys.executable, program] + list(args), cwd=ROOT, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, universal_newlines=True)
+    return process.returncode, process.stdout, process.stderr
+
+
+def places(folder):
+    return ['--%s=%s' % (flag, os.path.join(str(folder), name)) for flag, name in [
+        ('modeldir', 'model'), ('logdir', 'log'), ('logfile', 'log.txt'), ('out_dir', 'output')]]
+
+
+def refused(program, *args):
+    """stderr of a run that ends with exit code 1, one sentence and no traceback."""
+    code, _, stderr = run(program, *args)
+    assert code == 1, stderr
+    assert 'Traceback' not in stderr
+    told = [line for line in stderr.replace('\r', '\n').split('\n') if line.startswith('error: ')]
+    assert len(told) == 1, stderr
+    return told[0]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A folder after main.py --option=train on the sample, and what the run printed."""
+    folder = tmp_path_factory.mktemp('trained')
+    code, stdout, stderr = run('main.py', '--option=train', '--num_steps=3', '--save_interval=1', '--max_to_keep=3',
+                               *(SMALL + places(folder)))
+    assert code == 0, stderr
+    return folder, stdout
+
+
+def test_train_leaves_checkpoints_and_a_log(trained):
+    folder, stdout = trained
+    steps = sorted(os.path.basename(path) for path in glob.glob(str(folder / 'model' / '*.index')))
+    assert steps == ['model.ckpt-%d.index' % step for step in (1, 2, 3)]
+    names = [name for name, _ in tf.train.list_variables(str(folder / 'model' / 'model.ckpt-3'))]
+    assert 'resnet_v1_50/conv1/weights/Momentum' in names and 'resnet_v1_50/conv1/BatchNorm/moving_mean' in names
+    lines = (folder / 'log.txt').read_text().splitlines()
+    assert [line.split(', ')[0] for line in lines] == ['0', '1', '2', '3']
+    assert all(np.isfinite(float(line.split(', ')[1])) for line in lines)
+    assert 'batch norm is trained' in stdout and 'trained: checkpoints in' in stdout
+
+
+def test_event_files_hold_scalars_pictures_and_the_graph(trained):
+    folder, _ = trained
+    scalars, pictures, graphs = {}, {}, 0
+    for path in glob.glob(str(folder / 'log' / 'events*')):
+        for event in tf.train.summary_iterator(path):
+            graphs += bool(event.graph_def)
+            for value in event.summary.value:
+                if value.HasField('image'):
+                    pictures.setdefault(value.tag, []).append((event.step, value.image.height, value.image.width))
+                else:
+                    scalars.setdefault(value.tag, {})[event.step] = value.simple_value
+    assert graphs == 1
+    assert sorted(scalars) == ['images_per_second', 'learning_rate', 'loss/cross_entropy', 'loss/l2', 'loss/total']
+    assert all(sorted(steps) == [0, 1, 2, 3] for steps in scalars.values())
+    for step, loss in scalars['loss/total'].items():
+        assert loss == pytest.approx(scalars['loss/cross_entropy'][step] + scalars['loss/l2'][step], rel=1e-5)
+    assert scalars['learning_rate'][3] == 0
+    assert sorted(pictures) == ['input_label_prediction/0', 'input_label_prediction/1']
+    assert pictures['input_label_prediction/0'] == [(step, 33, 99) for step in range(4)]
+
+
+@pytest.mark.parametrize('program', ['main.py', 'main_msc.py'])
+def test_test_prints_a_table(trained, program):
+    code, stdout, stderr = run(program, '--option=test', '--valid_num_steps=3', *(SMALL + places(trained[0])))
+    assert code == 0, stderr
+    assert 'model.ckpt-3' in stdout  # the newest
+    for word in ('pixel accuracy', 'mean IoU', 'background', 'orange', 'mug'):
+        assert word in stdout
+
+
+def test_valid_step_chooses_the_checkpoint(trained):
+    code, stdout, _ = run('main.py', '--option=test', '--valid_step=1', '--valid_num_steps=1',
+                          *(SMALL + places(trained[0])))
+    assert code == 0 and 'model.ckpt-1' in stdout
+
+
+def test_predict_writes_grey_and_coloured_masks(trained):
+    folder, _ = trained
+    code, stdout, stderr = run('main.py', '--option=predict', '--test_step=2', *(SMALL + places(folder)))
+    assert code == 0, stderr
+    assert 'model.ckpt-2' in stdout and '20 predictions' in stdout
+    with open(os.path.join(SAMPLE, 'val.txt')) as file:
+        images = [line.split()[0].lstrip('/') for line in file]
+    names = [os.path.splitext(os.path.basename(path))[0] for path in images]
+    assert sorted(os.listdir(str(folder / 'output' / 'prediction'))) == sorted(n + '_mask.png' for n in names)
+    assert sorted(os.listdir(str(folder / 'output' / 'visual_prediction'))) == sorted(
+        n + '_mask_visual.png' for n in names)
+    mask = Image.open(str(folder / 'output' / 'prediction' / (names[0] + '_mask.png')))
+    visual = Image.open(str(folder / 'output' / 'visual_prediction' / (names[0] + '_mask_visual.png')))
+    assert mask.mode == 'L' and visual.mode == 'RGB'
+    assert mask.size == visual.size == Image.open(os.path.join(SAMPLE, images[0])).size
+    assert np.asarray(mask).max() < 6
+    colours = {(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)}
+    assert {tuple(pixel) for pixel in np.asarray(visual).reshape(-1, 3)} <= colours
+
+
+def test_predict_without_visual_and_with_a_list_of_images_alone(trained, tmp_path):
+    picture = sorted(os.listdir(os.path.join(SAMPLE, 'JPEGImages')))[0]
+    (tmp_path / 'list.txt').write_text('/JPEGImages/%s\n' % picture)
+    code, _, stderr = run('main.py', '--option=predict', *(SMALL + places(trained[0]) + [
+        '--out_dir=%s' % tmp_path, '--test_data_list=%s' % (tmp_path / 'list.txt'), '--novisual']))
+    assert code == 0, stderr
+    assert len(os.listdir(str(tmp_path / 'prediction'))) == 1 and not (tmp_path / 'visual_prediction').exists()
+
+
+def test_msc_trains_and_accumulates(tmp_path):
+    code, _, stderr = run('main_msc.py', '--option=train', '--num_steps=1', *(SMALL + places(tmp_path) + [
+        '--batch_size=1', '--grad_update_every=2', '--save_interval=5']))
+    assert code == 0, stderr
+    assert len((tmp_path / 'log.txt').read_text().splitlines()) == 2
+    assert sorted(path.name for path in (tmp_path / 'model').glob('*.index')) == [
+        'model.ckpt-0.index', 'model.ckpt-1.index']
+
+
+def test_pretrained_encoder_freezes_batch_norm_and_the_old_log_is_kept(trained, tmp_path):
+    (tmp_path / 'log.txt').write_text('an older run\n')
+    code, stdout, stderr = run('main.py', '--option=train', '--num_steps=1', *(SMALL + places(tmp_path) + [
+        '--pretrain_file=%s' % (trained[0] / 'model' / 'model.ckpt-3'), '--learning_rate=1e-6']))
+    assert code == 0, stderr
+    assert 'batch norm is frozen' in stdout and 'restored' in stdout
+    assert (tmp_path / 'log.txt.old').read_text() == 'an older run\n'
+    old, new = [tf.train.load_checkpoint(str(folder / 'model' / name)) for folder, name in [
+        (trained[0], 'model.ckpt-3'), (tmp_path, 'model.ckpt-1')]]
+    name = 'resnet_v1_50/block1/unit_1/bottleneck_v1/conv1/'
+    np.testing.assert_array_equal(old.get_tensor(name + 'BatchNorm/gamma'), new.get_tensor(name + 'BatchNorm/gamma'))
+    np.testing.assert_allclose(old.get_tensor(name + 'weights'), new.get_tensor(name + 'weights'), atol=1e-3)
+
+
+@pytest.mark.parametrize('args, told', [
+    (['--option=tset'], '<train|test|predict'),
+    (['--optoin=test'], "Unknown command line flag 'optoin'"),
+    (['--option=test', '--zzz=1'], '--learning_rate'),
+    (['--encoder_name=vgg'], '<deeplab|res101|res50>'),
+    (['--dilated_type=dense'], '<regular|decompose|smooth_GI|smooth_SSC>'),
+    (['--learning_rate=fast'], 'learning_rate'),
+    (['--batch_size=0'], 'batch_size'),
+    (['--flagfile=none.flags'], 'none.flags'),
+    (['test'], "unexpected argument 'test'"),
+])
+def test_bad_flags(args, told):
+    assert told in refused('main.py', *args)
+
+
+def copy_of_the_sample(folder):
+    """A small data set with one image of the sample; returns the paths of its image and label, and its flags."""
+    name = sorted(os.listdir(os.path.join(SAMPLE, 'JPEGImages')))[0]
+    image, label = str(folder / 'image.jpg'), str(folder / 'label.png')
+    shutil.copy(os.path.join(SAMPLE, 'JPEGImages', name), image)
+    shutil.copy(os.path.join(SAMPLE, 'SegmentationClassAug', name.replace('.jpg', '.png')), label)
+    (folder / 'list.txt').write_text('image.jpg label.png\n')
+    lists = ['--%s=%s' % (flag, folder / 'list.txt') for flag in ('data_list', 'valid_data_list', 'test_data_list')]
+    return image, label, SMALL + ['--check_labels=true', '--data_dir=%s' % folder, '--num_steps=1'] + lists + places(
+        folder)
+
+
+def truncate(image, label, flags):
+    with open(image, 'r+b') as file:
+        file.truncate(500)
+
+
+def resize(image, label, flags):
+    Image.open(label).resize((20, 20)).save(label)
+
+
+def spoil(image, label, flags):
+    pixels = np.array(Image.open(label))
+    pixels[3, 3] = 99
+    Image.fromarray(pixels).save(label)
+
+
+def no_lines(image, label, flags):
+    with open(os.path.join(os.path.dirname(image), 'list.txt'), 'w') as file:
+        file.write('# nothing\n')
+
+
+@pytest.mark.parametrize('spoiler, told', [
+    (lambda image, label, flags: os.remove(image), 'image.jpg'),
+    (lambda image, label, flags: os.remove(label), 'label.png'),
+    (truncate, 'image.jpg'),
+    (resize, 'label.png 20x20'),
+    (spoil, 'holds the value 99'),
+    (no_lines, 'list.txt'),
+    (lambda image, label, flags: flags.append('--data_list=none.txt'), 'none.txt'),
+    (lambda image, label, flags: flags.append('--modeldir=%s/model' % image), '--modeldir'),
+    (lambda image, label, flags: flags.append('--logdir=%s/log' % image), '--logdir'),
+    (lambda image, label, flags: flags.append('--pretrain_file=none.ckpt'), 'none.ckpt'),
+    (lambda image, label, flags: flags.append('--palette=none.palette'), 'none.palette'),
+    (lambda image, label, flags: flags.extend(['--learning_rate=1e30', '--num_steps=5']), '--learning_rate'),
+])
+def test_bad_input_of_training(tmp_path, spoiler, told):
+    image, label, flags = copy_of_the_sample(tmp_path)
+    spoiler(image, label, flags)
+    assert told in refused('main.py', '--option=train', *flags)
+
+
+def test_values_outside_the_classes_are_told_without_the_first_scan_too(tmp_path):
+    image, label, flags = copy_of_the_sample(tmp_path)
+    spoil(image, label, flags)
+    assert 'holds the value 99' in refused('main.py', '--option=train', *(flags + ['--check_labels=false']))
+
+
+def test_a_batch_without_a_valid_pixel_trains(tmp_path):
+    image, label, flags = copy_of_the_sample(tmp_path)
+    Image.fromarray(np.full(Image.open(label).size[::-1], 255, np.uint8)).save(label)
+    code, _, stderr = run('main.py', '--option=train', *flags)
+    assert code == 0, stderr
+
+
+@pytest.mark.parametrize('option, args, told', [
+    ('test', ['--modeldir=no_such_folder'], 'no_such_folder'),
+    ('test', ['--valid_step=7'], '--valid_step to one of 1, 2, 3'),
+    ('predict', ['--test_step=7'], '--test_step to one of 1, 2, 3'),
+    ('test', ['--encoder_name=res101'], 'res50'),
+    ('test', ['--num_classes=5', '--palette='], '--num_classes=6'),
+    ('predict', ['--out_dir=README.md'], '--out_dir'),
+])
+def test_bad_input_of_test_and_predict(trained, option, args, told):
+    assert told in refused('main.py', '--option=' + option, *(SMALL + places(trained[0]) + args))

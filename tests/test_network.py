@@ -1,0 +1,145 @@
+"""The networks against the golden arrays: names, shapes, trainability, logits and features."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import recipe
+import tensorflow.compat.v1 as tf
+
+import network
+from utils import dilated
+
+GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
+SIZES = [(2, 65, 65), (1, 72, 57)]
+
+
+def golden(name, size):
+    return np.load(os.path.join(GOLDEN, '%s_%dx%dx%d.npz' % ((name,) + size)))
+
+
+def build(encoder_name, inputs, **keywords):
+    if encoder_name == 'deeplab':
+        return network.Deeplab_v2(inputs, 21, False, **keywords)
+    return network.ResNet_segmentation(inputs, 21, False, encoder_name, **keywords)
+
+
+def run(encoder_name, size, **keywords):
+    """Logits and encoding with the recipe's weights and image, at a size that the graph does not know."""
+    with tf.Graph().as_default(), tf.Session() as sess:
+        inputs = tf.placeholder(tf.float32, [None, None, None, 3])
+        net = build(encoder_name, inputs, **keywords)
+        recipe.assign(sess, net.variables)
+        return sess.run([net.outputs, net.encoding], {inputs: recipe.image(*size)})
+
+
+@pytest.mark.parametrize('encoder_name', ['deeplab', 'res101', 'res50'])
+def test_variables_are_the_originals(encoder_name):
+    with open(os.path.join(GOLDEN, 'original_%s_variables.json' % encoder_name)) as file:
+        wanted = json.load(file)
+    with tf.Graph().as_default():
+        net = build(encoder_name, tf.zeros([1, 65, 65, 3]))
+        trainable = {v.op.name for v in tf.trainable_variables()}
+        found = [[v.op.name, v.shape.as_list(), v.op.name in trainable] for v in tf.global_variables()]
+        assert found == wanted
+        assert [v.op.name for v in net.variables] == [name for name, _, _ in wanted]
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('encoder_name', ['deeplab', 'res101', 'res50'])
+def test_original_numerics(encoder_name, size):
+    outputs, encoding = run(encoder_name, size)
+    reference = golden('original_' + encoder_name, size)
+    assert recipe.relative_error(outputs, reference['outputs']) <= 1e-5
+    assert recipe.relative_error(encoding.mean(axis=(1, 2)), reference['encoding_mean']) <= 1e-5
+    assert recipe.relative_error(encoding.std(axis=(1, 2)), reference['encoding_std']) <= 1e-5
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('dilated_type', ['regular', 'decompose', 'smooth_SSC'])
+def test_dilated_types(dilated_type, size):
+    reference = golden('original_res50_' + dilated_type, size)
+    assert recipe.relative_error(run('res50', size, dilated_type=dilated_type)[0], reference['outputs']) <= 1e-5
+
+
+def slipped_mix(groups, fix_w):
+    """The original's group interaction: its j = 0 term takes group_i for group_0."""
+    number = int(fix_w.shape[0])
+    flat = tf.reshape(groups, [number, -1])
+    mixed = tf.matmul(fix_w, flat, transpose_a=True) + fix_w[0][:, tf.newaxis] * (flat - flat[:1])
+    return tf.reshape(mixed, tf.shape(groups))
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_smooth_GI_differs_from_the_original_by_its_slip_alone(size, monkeypatch):
+    reference = golden('original_res50_smooth_GI', size)['outputs']
+    assert recipe.relative_error(run('res50', size, dilated_type='smooth_GI')[0], reference) > 1e-3
+    monkeypatch.setattr(dilated, 'mix_groups', slipped_mix)
+    assert recipe.relative_error(run('res50', size, dilated_type='smooth_GI')[0], reference) <= 1e-5
+
+
+@pytest.mark.parametrize('dilated_type', ['smooth_GI', 'smooth_SSC'])
+def test_fix_w_variables(dilated_type):
+    with open(os.path.join(GOLDEN, 'original_res50_%s_fix_w.json' % dilated_type)) as file:
+        wanted = json.load(file)
+    with tf.Graph().as_default():
+        build('res50', tf.zeros([1, 65, 65, 3]), dilated_type=dilated_type)
+        found = [[v.op.name, v.shape.as_list()] for v in tf.trainable_variables() if v.op.name.endswith('fix_w')]
+    assert found == wanted
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_caffe_numerics(size):
+    outputs, _ = run('deeplab', size, compat='caffe')
+    assert recipe.relative_error(outputs, golden('caffe_deeplab', size)['outputs']) <= 1e-5
+
+
+@pytest.mark.parametrize('encoder_name, scope', [('res50', 'resnet_v1_50'), ('res101', 'resnet_v1_101')])
+def test_slim_numerics(encoder_name, scope):
+    _, features = run(encoder_name, (2, 65, 65), compat='slim')
+    reference = golden('slim_' + scope, (2, 65, 65))
+    assert recipe.relative_error(features[:, ::3, ::3, ::64], reference['features_slice']) <= 1e-5
+    assert recipe.relative_error(features.mean(axis=(1, 2)), reference['features_mean']) <= 1e-5
+    assert recipe.relative_error(features.std(axis=(1, 2)), reference['features_std']) <= 1e-5
+
+
+def test_second_apply_shares_the_weights():
+    with tf.Graph().as_default(), tf.Session() as sess:
+        images = tf.constant(recipe.image(1, 65, 65))
+        net = build('res50', images)
+        count = len(tf.global_variables())
+        again = net.apply(images)[1]
+        assert len(tf.global_variables()) == count
+        recipe.assign(sess, net.variables)
+        first, second = sess.run([net.outputs, again])
+    assert np.array_equal(first, second)
+
+
+def test_trained_batch_norm_moves_its_averages():
+    with tf.Graph().as_default(), tf.Session() as sess:
+        images = tf.constant(recipe.image(2, 65, 65))
+        net = network.ResNet_segmentation(images, 21, True, 'res50', train_bn=True)
+        trainable = {v.op.name.rsplit('/', 1)[-1] for v in tf.trainable_variables()}
+        updates = net.update_ops(0.9)
+        sess.run(tf.global_variables_initializer())
+        mean, variance = [v for v in net.variables if v.op.name.startswith('resnet_v1_50/conv1/BatchNorm/moving')]
+        conv1 = tf.nn.conv2d(images, net.variables[0], [1, 2, 2, 1], 'SAME')
+        batch_mean, batch_variance = sess.run(tf.nn.moments(conv1, [0, 1, 2]))
+        sess.run(updates)
+        count = 2 * 33 * 33
+        assert recipe.relative_error(sess.run(mean), 0.1 * batch_mean) <= 1e-4
+        unbiased = batch_variance * count / (count - 1)
+        assert recipe.relative_error(sess.run(variance), 0.9 + 0.1 * unbiased) <= 1e-4
+    assert trainable == {'weights', 'biases', 'gamma', 'beta'}
+    assert len(updates) == 2 * 53
+
+
+@pytest.mark.parametrize('keywords, valid', [
+    ({'dilated_type': 'dense'}, 'decompose, regular, smooth_GI, smooth_SSC'),
+    ({'compat': 'torch'}, 'caffe, original, slim'),
+    ({'encoder_name': 'res18'}, 'res101, res50'),
+])
+def test_unknown_choices_name_the_valid_ones(keywords, valid):
+    with tf.Graph().as_default(), pytest.raises(ValueError, match=valid):
+        network.ResNet_segmentation(tf.zeros([1, 65, 65, 3]), 21, False, **{'encoder_name': 'res50', **keywords})

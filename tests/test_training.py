@@ -1,0 +1,121 @@
+"""Five updates against the original's, single and multi-scale, and the parts of the loss and the update."""
+
+import os
+
+import numpy as np
+import pytest
+import recipe
+import tensorflow.compat.v1 as tf
+
+from model import Model
+from model_msc import Model_msc, scaled_size
+from utils import losses, optimizer
+
+GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
+
+
+@pytest.mark.parametrize('model_class, name, batch, every', [
+    (Model, 'original_train_res50_2x65x65', 2, 1),
+    (Model_msc, 'original_trainmsc_res50_1x65x65', 1, 3),
+])
+def test_five_updates(model_class, name, batch, every, settings):
+    reference = np.load(os.path.join(GOLDEN, name + '.npz'))
+    model = model_class(settings(encoder_name='res50', num_steps=20, learning_rate=1e-7, batch_size=batch,
+                                 grad_update_every=every, train_bn=False))
+    with tf.Graph().as_default(), tf.Session() as sess:
+        graph = model.training_graph(tf.constant(recipe.image(batch, 65, 65)),
+                                     tf.constant(recipe.label(batch, 65, 65, 21)))
+        variables = {v.op.name: v for v in graph['net'].variables}
+        recipe.assign(sess, variables.values())
+        before = {key: sess.run(variables[key.replace('|', '/')]) for key in reference if key != 'losses'}
+        found = [model.train_step(sess, graph, step)['loss/total'] for step in range(5)]
+        after = {key: sess.run(variables[key.replace('|', '/')]) for key in before}
+    np.testing.assert_allclose(found, reference['losses'], rtol=1e-3)
+    for key, array in after.items():
+        thin = (lambda a, r=reference[key]: a if a.shape == r.shape else a.ravel()[::37])
+        moved = reference[key] - thin(before[key])  # the update alone: the weights hardly change
+        assert np.abs(moved).max() > 0
+        assert np.linalg.norm(thin(array) - reference[key]) <= 0.02 * np.linalg.norm(moved) + 1e-6, key
+
+
+def test_msc_prediction(settings):
+    model = Model_msc(settings())
+    with tf.Graph().as_default(), tf.Session() as sess:
+        images = tf.constant(recipe.image(1, 65, 65))
+        net = model.network(images, phase=False)
+        prediction = model.prediction(model.logits(net, images)[0], tf.shape(images)[1:3])
+        recipe.assign(sess, net.variables)
+        found = sess.run(prediction).ravel()
+    reference = np.load(os.path.join(GOLDEN, 'original_msc_deeplab_pred_1x65x65.npz'))['pred']
+    assert np.sum(found != reference) <= 2
+
+
+@pytest.mark.parametrize('align_corners, wanted', [(False, [(240, 240), (160, 160)]), (True, [(241, 241), (161, 161)])])
+def test_msc_sizes(align_corners, wanted):
+    with tf.Graph().as_default(), tf.Session() as sess:
+        sizes = [sess.run(scaled_size(tf.constant([321, 321]), scale, align_corners)) for scale in (0.75, 0.5)]
+    assert [tuple(size) for size in sizes] == wanted
+
+
+def test_cross_entropy_counts_valid_pixels_only():
+    random = np.random.RandomState(0)
+    logits = random.randn(2, 3, 4, 5).astype(np.float32)
+    label = random.randint(0, 5, (2, 3, 4, 1))
+    label[0, 0], label[1, 1, :2], label[1, 2, 3] = 255, 7, 2
+    log_softmax = logits - np.log(np.exp(logits).sum(axis=3, keepdims=True))
+    for ignore_label in (255, 2):
+        valid = (label < 5) & (label != ignore_label)
+        picked = np.take_along_axis(log_softmax, np.where(valid, label, 0), axis=3)
+        with tf.Graph().as_default(), tf.Session() as sess:
+            found = sess.run(losses.cross_entropy(tf.constant(logits), tf.constant(label), 5, ignore_label))
+        assert abs(found + picked[valid].mean()) <= 1e-6
+
+
+def test_cross_entropy_without_a_valid_pixel_is_zero():
+    with tf.Graph().as_default(), tf.Session() as sess:
+        logits = tf.ones([1, 2, 2, 3])
+        loss = losses.cross_entropy(logits, tf.fill([1, 9, 9, 1], 255), 3, 255)
+        value, gradient = sess.run([loss, tf.gradients(loss, logits)[0]])
+    assert value == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize('size, small', [(321, 41), (65, 9), (321, 21)])
+def test_caffe_label_is_every_eighth_pixel(size, small):
+    label = recipe.label(1, size, size, 21)
+    stride = (size - 1) // (small - 1)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        found = sess.run(losses.label_utils.prepare_label(tf.constant(label), [small, small], align_corners=True))
+    assert np.array_equal(found, label[:, ::stride, ::stride, 0])
+
+
+def test_poly_starts_at_the_rate_and_ends_at_zero():
+    rates = [optimizer.poly(2.5e-4, step, 20000, 0.9) for step in (0, 10000, 20000)]
+    np.testing.assert_allclose(rates, [2.5e-4, 2.5e-4 * 0.5 ** 0.9, 0])
+
+
+def test_accumulated_update_equals_one_on_the_mean_gradient():
+    """Momentum, multipliers of the rate and three iterations a update, against the formulas in numpy."""
+    with tf.Graph().as_default(), tf.Session() as sess:
+        x = tf.placeholder(tf.float32, [])
+        one, two = [tf.get_variable(n, [], initializer=tf.initializers.ones(), use_resource=True) for n in 'ab']
+        loss = x * one ** 2 + two * x
+        update = optimizer.build_update(loss, [([one], 1.0), ([two], 10.0)], tf.constant(0.1), 0.9, 3)
+        sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+        a, b, velocity_a, velocity_b = 1.0, 1.0, 0.0, 0.0
+        for inputs in ([1, 2, 3], [0.5, 0.1, 0.3]):
+            for value in inputs:
+                sess.run(update.accumulate, {x: value})
+            sess.run(update.apply)
+            velocity_a = 0.9 * velocity_a + np.mean([2 * value * a for value in inputs])
+            velocity_b = 0.9 * velocity_b + np.mean(inputs)
+            a, b = a - 0.1 * velocity_a, b - 1.0 * velocity_b
+            np.testing.assert_allclose(sess.run([one, two]), [a, b], rtol=1e-5)
+
+
+def test_rates_of_the_groups(settings):
+    with tf.Graph().as_default():
+        net = Model(settings(encoder_name='res50')).network(tf.zeros([1, 65, 65, 3]), phase=True)
+        groups = optimizer.rate_groups(net)
+    assert [multiplier for _, multiplier in groups] == [1, 10, 20]
+    assert [v.op.name for v in groups[2][0]] == ['decoder/aspp/conv%d/biases' % i for i in range(1, 5)]
+    assert all(v.op.name.startswith('resnet_v1_50/') for v in groups[0][0]) and len(groups[0][0]) == 53
