@@ -1,0 +1,200 @@
+"""Reading .caffemodel files that are written here with the same message description, and one written by hand."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from utils import caffe_weights, checkpoint, weight_files, weight_names
+from utils.errors import UserError
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """All names of the encoder, but channels of conv1 and the blocks a 16th of theirs."""
+    monkeypatch.setattr(weight_names, 'WIDTH', 4)
+
+
+def add_blob(blobs, array, legacy=False, double=False):
+    blob = blobs.add()
+    array = np.asarray(array, np.float32)
+    if legacy:
+        blob.num, blob.channels, blob.height, blob.width = (1,) * (4 - array.ndim) + array.shape
+    else:
+        blob.shape.dim.extend(array.shape)
+    (blob.double_data if double else blob.data).extend(array.ravel().tolist())
+
+
+def write_layers(path, layers, version=1, suffix=b'', **blob_options):
+    """layers: [(name, type, arrays)]; version 1 writes `layer`, 0 the older `layers`."""
+    net = caffe_weights.net_parameter()(name='net')
+    for name, kind, arrays in layers:
+        if version == 1:
+            layer = net.layer.add(name=name, type=kind, bottom=['below'], top=[name])
+        else:
+            layer = net.layers.add(name=name, type={'Convolution': 4, 'InnerProduct': 14}.get(kind, 0))
+        for array in arrays:
+            add_blob(layer.blobs, array, **blob_options)
+    path.write_binary(net.SerializeToString() + suffix)
+    return str(path)
+
+
+def network_layers(rng, units=(3, 4, 23, 3), factor=2.0):
+    """The layers of a deeplab network as the authors' files have them, with random numbers."""
+    layers = []
+    for stage, unit, index, (height, width, inputs, outputs) in weight_names.convolutions(units):
+        conv, batch_norm = weight_names.conv_scopes('deeplab', stage, unit, index)
+        layers += [(conv, 'Convolution', [rng.randn(outputs, inputs, height, width)]),
+                   (batch_norm, 'BatchNorm', [rng.randn(outputs), rng.rand(outputs), [factor]]),
+                   (batch_norm.replace('bn', 'scale', 1), 'Scale', [rng.randn(outputs), rng.randn(outputs)]),
+                   (conv + '_relu', 'ReLU', [])]
+    for scope in weight_names.decoder_scopes('deeplab'):
+        layers.append((scope, 'Convolution', [rng.randn(NUM_CLASSES, 32 * weight_names.WIDTH, 3, 3),
+                                              rng.randn(NUM_CLASSES)]))
+    return layers
+
+
+def expected_weights(layers):
+    """{variable name: array}, by another road than the reader's: einsum and names looked up."""
+    expected = {}
+    for name, kind, arrays in layers:
+        arrays = [np.asarray(array, np.float32) for array in arrays]
+        if kind == 'Convolution':
+            expected[name + '/weights'] = np.einsum('oiyx->yxio', arrays[0])
+            if len(arrays) > 1:
+                expected[name + '/biases'] = arrays[1]
+        elif kind == 'BatchNorm':
+            expected[name + '/moving_mean'] = arrays[0] / 2
+            expected[name + '/moving_variance'] = arrays[1] / 2
+        elif kind == 'Scale':
+            name = {'s': 'bn'}[name[0]] + name[5:]
+            expected[name + '/gamma'], expected[name + '/beta'] = arrays
+    return expected
+
+
+def assert_arrays_equal(actual, expected):
+    assert sorted(actual) == sorted(expected)
+    for name in expected:
+        assert actual[name].dtype == np.float32
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize('options', [{}, {'version': 0}, {'legacy': True}, {'version': 0, 'legacy': True},
+                                     {'double': True}],
+                         ids=['layer', 'V1 layers', 'legacy shapes', 'V1 legacy', 'double_data'])
+def test_network_of_the_authors(tmpdir, options):
+    layers = network_layers(np.random.RandomState(0))
+    path = write_layers(tmpdir.join('train_iter_20000'), layers, **options)
+    weights = weight_files.open_weights(path)
+    assert weights.kind == 'a Caffe model' and weights.compat == 'caffe'
+    assert_arrays_equal({name: weights.read(name) for name in weights.shapes}, expected_weights(layers))
+    assert weight_names.fits(weights.shapes, 'deeplab')
+    assert weight_names.num_classes_of(weights.shapes) == NUM_CLASSES
+    network = {name: weights.shapes[name] for name in weights.shapes}
+    phrase = checkpoint.validate_pretrained(network, path, 'deeplab', restore_decoder=True)
+    assert phrase == 'restored 520 encoder and 8 decoder variables from %s (a Caffe model)' % path
+
+
+def test_copies_and_other_layers_are_left_out(tmpdir):
+    layers = network_layers(np.random.RandomState(0))
+    expected = expected_weights(layers)
+    copies = [(name + suffix, kind, arrays) for name, kind, arrays in layers for suffix in ('_res075', '_res05')]
+    others = [('fc1000', 'InnerProduct', [np.ones((1, 1, 4, 4))]), ('slope', 'PReLU', [np.ones(4)]),
+              ('upscore', 'Deconvolution', [np.ones((3, 1, 4, 4))])]
+    weights = weight_files.open_weights(write_layers(tmpdir.join('x'), copies[::2] + layers + copies[1::2] + others))
+    assert_arrays_equal({name: weights.read(name) for name in weights.shapes}, expected)
+
+
+def test_batch_norm_factor(tmpdir):
+    mean, variance = np.float32([1, -2]), np.float32([3, 4])
+    for factor, scale in ((4.0, 0.25), (0.0, 0.0), (1.0, 1.0)):
+        path = write_layers(tmpdir.join('x'), [('bn_conv1', 'BatchNorm', [mean, variance, [factor]])])
+        found = caffe_weights.read_caffemodel(path)
+        np.testing.assert_array_equal(found['bn_conv1/moving_mean'], mean * scale)
+        np.testing.assert_array_equal(found['bn_conv1/moving_variance'], variance * scale)
+
+
+def test_biases_before_a_batch_norm_are_folded(tmpdir):
+    """As in He's ResNet-50, whose conv1 has biases."""
+    path = write_layers(tmpdir.join('x'), [
+        ('conv1', 'Convolution', [np.ones((2, 3, 7, 7)), [1.0, 2.0]]),
+        ('bn_conv1', 'BatchNorm', [[5.0, 5.0], [1.0, 1.0], [1.0]]),
+        ('res2a_branch1', 'Convolution', [np.ones((2, 3, 1, 1)), [3.0, 4.0]]),
+        ('bn2a_branch1', 'BatchNorm', [[5.0, 5.0], [1.0, 1.0], [1.0]])])
+    found = caffe_weights.read_caffemodel(path)
+    assert 'conv1/biases' not in found and 'res2a_branch1/biases' not in found
+    np.testing.assert_array_equal(found['bn_conv1/moving_mean'], [4, 3])
+    np.testing.assert_array_equal(found['bn2a_branch1/moving_mean'], [2, 1])
+
+
+def field(number, payload):
+    """A length-delimited field of protobuf's wire format, with a payload below 16384 bytes."""
+    tag, length = number << 3 | 2, len(payload)
+    encoded = b''
+    for value in (tag, length):
+        while value > 127:
+            encoded += bytes([value & 127 | 128])
+            value >>= 7
+        encoded += bytes([value])
+    return encoded + payload
+
+
+def test_bytes_by_hand(tmpdir):
+    """Field numbers as in Caffe's caffe.proto, floats packed and not, unknown fields around."""
+    packed = field(7, field(1, bytes([2, 1, 1, 3]))) + field(5, struct.pack('<6f', *range(6)))
+    unpacked = field(7, field(1, bytes([2, 1, 1, 3]))) + b''.join(b'\x2d' + struct.pack('<f', i) for i in range(6))
+    for blob in (packed, unpacked):
+        layer = (field(1, b'conv1') + field(2, b'Convolution') + field(3, b'data') + field(4, b'conv1')
+                 + field(6, b'\x0d\0\0\x80\x3f') + field(7, blob) + field(106, b'\x08\x02'))
+        path = tmpdir.join('x')
+        path.write_binary(field(1, b'ResNet') + field(3, b'data') + field(100, layer))
+        found = caffe_weights.read_caffemodel(str(path))
+        assert list(found) == ['conv1/weights'] and found['conv1/weights'].shape == (1, 3, 1, 2)
+        np.testing.assert_array_equal(found['conv1/weights'][0, :, 0, :], [[0, 3], [1, 4], [2, 5]])
+    legacy = b'\x08\x02\x10\x01\x18\x01\x20\x03' + field(5, struct.pack('<6f', *range(6)))
+    layer = field(2, b'data') + field(3, b'conv1') + field(4, b'conv1') + b'\x28\x04' + field(6, legacy)
+    path.write_binary(field(2, layer))
+    np.testing.assert_array_equal(caffe_weights.read_caffemodel(str(path))['conv1/weights'],
+                                  found['conv1/weights'])
+
+
+def test_wrong_and_damaged_models_are_told(tmpdir):
+    layers = network_layers(np.random.RandomState(0))
+    path = write_layers(tmpdir.join('x.caffemodel'), layers)
+    content = tmpdir.join('x.caffemodel').read_binary()
+    network = dict(weight_files.open_weights(path).shapes)
+    tmpdir.join('cut').write_binary(content[:len(content) // 2])
+    tmpdir.join('long').write_binary(content + b'\x04\x04\x04')
+    cut_layer = layers[:4] + [('res2a_branch1', 'Convolution', [np.ones((4, 4, 1, 1))])] + layers[8:]
+    deeper = network_layers(np.random.RandomState(0), units=(3, 8, 36, 3))
+    cases = [
+        (str(tmpdir.join('cut')), 'known kind, or is damaged'),
+        (str(tmpdir.join('long')), 'known kind, or is damaged'),
+        (write_layers(tmpdir.join('few'), layers[4:]), '5 of 520 variables are missing (conv1/weights,'),
+        (write_layers(tmpdir.join('other'), cut_layer), '1 of 520 have another shape (res2a_branch1/weights: '
+                                                        '1x1x4x4 in the file, 1x1x4x16 in the network)'),
+        (write_layers(tmpdir.join('deep'), deeper), '255 are extra (bn3b4_branch2a/beta,'),
+    ]
+    for path, words in cases:
+        with pytest.raises(UserError) as info:
+            checkpoint.validate_pretrained(network, path, 'deeplab')
+        assert path in str(info.value) and words in str(info.value), info.value
+
+
+def test_data_that_does_not_fill_its_shape(tmpdir):
+    net = caffe_weights.net_parameter()()
+    layer = net.layer.add(name='conv1', type='Convolution')
+    add_blob(layer.blobs, np.ones((2, 3, 7, 7)))
+    layer.blobs[0].shape.dim[0] = 5
+    path = tmpdir.join('x.caffemodel')
+    path.write_binary(net.SerializeToString())
+    with pytest.raises(UserError, match='x.caffemodel is damaged or incomplete.*conv1'):
+        weight_files.open_weights(str(path))
+
+
+def test_another_encoder_is_told_which_fits(tmpdir):
+    path = write_layers(tmpdir.join('x.caffemodel'), network_layers(np.random.RandomState(0)))
+    with pytest.raises(UserError, match='the file fits --encoder_name=deeplab --num_classes=3'):
+        checkpoint.validate_pretrained(weight_names.encoder_shapes('res101'), path, 'res101')

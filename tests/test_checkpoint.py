@@ -1,0 +1,433 @@
+"""Finding, restoring and describing checkpoints; starting from pre-trained ones."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from utils import checkpoint, weight_names
+from utils.errors import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ENCODERS = ['deeplab', 'res101', 'res50']
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Fewer units and a 16th of the channels: 145 variables for the encoders deeplab and res101, 100 for res50."""
+    monkeypatch.setattr(weight_names, 'WIDTH', 4)
+    monkeypatch.setattr(weight_names, 'UNITS', {'deeplab': (1, 2, 3, 2), 'res101': (1, 2, 3, 2), 'res50': (1, 1, 2, 1)})
+
+
+def model_shapes(encoder_name, num_classes=3, fix_w=None):
+    """{name: shape} of a network; fix_w is the shape of one for each 3x3 convolution of the last block."""
+    shapes = dict(weight_names.encoder_shapes(encoder_name))
+    for scope in weight_names.decoder_scopes(encoder_name):
+        shapes[scope + '/weights'] = (3, 3, 32 * weight_names.WIDTH, num_classes)
+        shapes[scope + '/biases'] = (num_classes,)
+    if fix_w:
+        for unit in range(1, weight_names.UNITS[encoder_name][3] + 1):
+            shapes[weight_names.conv_scopes(encoder_name, 5, unit, 2)[0] + '/fix_w'] = fix_w
+    return shapes
+
+
+def random_values(shapes, seed=0):
+    rng = np.random.RandomState(seed)
+    return {name: rng.randn(*shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def make_variables(shapes, use_resource=False):
+    """Variables that are 7 everywhere at the start."""
+    return [tf.get_variable(name, shape, initializer=tf.constant_initializer(7.0), use_resource=use_resource)
+            for name, shape in shapes.items()]
+
+
+def write_checkpoint(prefix, values, version=tf.train.SaverDef.V2):
+    with tf.Graph().as_default(), tf.Session() as sess:
+        variables = [tf.get_variable(name, initializer=tf.zeros_initializer(), shape=np.shape(value),
+                                     use_resource=False, dtype=tf.as_dtype(np.asarray(value).dtype))
+                     for name, value in values.items()]
+        checkpoint.load_values(sess, variables, values)
+        tf.train.Saver(variables, write_version=version).save(sess, str(prefix), write_state=False)
+    return str(prefix)
+
+
+def run_in_network(shapes, function, use_resource=False):
+    """Calls function(sess, variables) on a fresh network; returns (its result or UserError, {name: value})."""
+    with tf.Graph().as_default(), tf.Session() as sess:
+        variables = make_variables(shapes, use_resource)
+        sess.run(tf.global_variables_initializer())
+        try:
+            result = function(sess, variables)
+        except UserError as error:
+            result = error
+        return result, dict(zip(shapes, sess.run(variables)))
+
+
+def pretrained(shapes, path, encoder_name, restore_decoder=False, use_resource=False):
+    def restore(sess, variables):
+        return checkpoint.restore_pretrained(sess, variables, str(path), encoder_name, restore_decoder)
+    return run_in_network(shapes, restore, use_resource)
+
+
+def restored(shapes, prefix, use_resource=False):
+    return run_in_network(shapes, lambda sess, variables: checkpoint.restore_checkpoint(sess, variables, prefix),
+                          use_resource)
+
+
+def assert_names_equal(values, expected, names):
+    for name in names:
+        np.testing.assert_array_equal(values[name], expected[name], err_msg=name)
+
+
+def assert_untouched(values):
+    for name, value in values.items():
+        assert (value == 7).all(), name
+
+
+def assert_sentence(error, *words):
+    """One line that ends with a full stop and holds all words."""
+    assert isinstance(error, UserError), error
+    text = str(error)
+    assert '\n' not in text and text.endswith('.')
+    for word in words:
+        assert word in text, '%r lacks %r' % (text, word)
+
+
+# Names.
+
+@pytest.mark.parametrize('encoder_name', ENCODERS)
+def test_names_and_shapes_are_the_originals(encoder_name):
+    path = os.path.join(ROOT, 'tests', 'golden', 'original_%s_variables.json' % encoder_name)
+    with open(path) as file:
+        golden = [(name, tuple(shape)) for name, shape, _ in json.load(file)]
+    ours = model_shapes(encoder_name, num_classes=21)
+    assert list(ours.items()) == golden
+    encoder = [name for name, _ in golden if 'fc1_voc12' not in name and 'decoder/' not in name]
+    assert list(weight_names.encoder_shapes(encoder_name)) == encoder
+    assert [name for name, _ in golden if weight_names.in_encoder(name, encoder_name)] == encoder
+
+
+def test_a_whole_encoder_fits_only_its_own_name():
+    for encoder_name in ENCODERS:
+        shapes = weight_names.encoder_shapes(encoder_name)
+        assert [other for other in ENCODERS if weight_names.fits(shapes, other)] == [encoder_name]
+        assert weight_names.encoder_of(shapes) == encoder_name
+        name, shape = shapes.popitem()
+        assert not weight_names.fits(shapes, encoder_name)
+        shapes[name] = shape + (1,)
+        assert not weight_names.fits(shapes, encoder_name)
+
+
+# Finding.
+
+def touch_checkpoints(folder, *names):
+    for name in names:
+        folder.join(name).write('x')
+
+
+def test_steps_of_complete_checkpoints_only(tmpdir):
+    touch_checkpoints(
+        tmpdir, 'model.ckpt-5.index', 'model.ckpt-5.data-00000-of-00001',
+        'model.ckpt-100.index', 'model.ckpt-100.data-00000-of-00002', 'model.ckpt-100.data-00001-of-00002',
+        'model.ckpt-7.index', 'model.ckpt-8.data-00000-of-00001',
+        'model.ckpt-9.index', 'model.ckpt-9.data-00000-of-00002',
+        'other.ckpt-3.index', 'other.ckpt-3.data-00000-of-00001',
+        'model.ckpt-11.index.tempstate1', 'model.ckpt-11.data-00000-of-00001.tempstate1')
+    assert checkpoint.checkpoint_steps(str(tmpdir)) == [5, 100]
+    assert checkpoint.checkpoint_steps(str(tmpdir.join('nowhere'))) == []
+    assert checkpoint.find_checkpoint(str(tmpdir)) == str(tmpdir.join('model.ckpt-100'))
+    assert checkpoint.find_checkpoint(str(tmpdir), 5) == str(tmpdir.join('model.ckpt-5'))
+
+
+def test_newest_is_what_the_state_file_names(tmpdir):
+    touch_checkpoints(tmpdir, *['model.ckpt-%d.%s' % (step, part) for step in (1, 2, 3)
+                                for part in ('index', 'data-00000-of-00001')])
+    state = 'model_checkpoint_path: "%s"\n'
+    tmpdir.join('checkpoint').write(state % 'model.ckpt-2')
+    assert checkpoint.find_checkpoint(str(tmpdir)).endswith('model.ckpt-2')
+    tmpdir.join('checkpoint').write(state % '/an/old/place/model.ckpt-1')
+    assert checkpoint.find_checkpoint(str(tmpdir)) == str(tmpdir.join('model.ckpt-1'))
+    tmpdir.join('checkpoint').write(state % 'model.ckpt-9')
+    assert checkpoint.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
+    tmpdir.join('checkpoint').write('no state at all')
+    assert checkpoint.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
+
+
+def test_what_is_not_there_is_told(tmpdir):
+    with pytest.raises(UserError) as info:
+        checkpoint.find_checkpoint(str(tmpdir.join('nowhere')))
+    assert_sentence(info.value, 'nowhere', '--modeldir')
+    with pytest.raises(UserError) as info:
+        checkpoint.find_checkpoint(str(tmpdir))
+    assert_sentence(info.value, str(tmpdir), '--modeldir')
+    touch_checkpoints(tmpdir, 'model.ckpt-5.index', 'model.ckpt-5.data-00000-of-00001')
+    with pytest.raises(UserError) as info:
+        checkpoint.find_checkpoint(str(tmpdir), 20000, flag='test_step')
+    assert_sentence(info.value, '--test_step', '20000', '5')
+
+
+# Restoring a checkpoint.
+
+@pytest.mark.parametrize('use_resource', [False, True])
+def test_checkpoint_round_trip(small, tmpdir, use_resource):
+    shapes = model_shapes('res50', fix_w=(16, 16))
+    values = random_values(shapes)
+    extras = {'global_step': np.int64(3), 'conv1/weights/Momentum': np.zeros(2, np.float32),
+              next(iter(shapes)) + '/Momentum': np.zeros(2, np.float32)}
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-3'), dict(values, **extras))
+    result, found = restored(shapes, prefix, use_resource)
+    assert result is None
+    assert_names_equal(found, values, shapes)
+
+
+def test_misfitting_checkpoints_are_explained(small, tmpdir):
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), random_values(model_shapes('res50', 3)))
+    cases = [
+        (model_shapes('deeplab'), ['153 of 153 variables are missing', 'conv1/weights', '--encoder_name=res50']),
+        (model_shapes('res50', 5), ['8 of 108 have another shape', 'decoder/aspp/conv1/weights: 3x3x128x3 in the file',
+                                    '3x3x128x5 in the network', '--num_classes=3']),
+        (model_shapes('res50', fix_w=(16, 16)), ['1 of 109 variables are missing', '--dilated_type=regular']),
+        (dict(model_shapes('res50'), **{'conv1/weights/Momentum': (2,)}),
+         ['1 of 109 variables are missing', '--pretrain_file']),
+    ]
+    for shapes, words in cases:
+        result, found = restored(shapes, prefix)
+        assert_sentence(result, prefix, *words)
+        assert_untouched(found)
+
+
+def test_a_checkpoint_without_some_of_its_encoder(small, tmpdir):
+    values = random_values(model_shapes('res50'))
+    del values['resnet_v1_50/block4/unit_1/bottleneck_v1/conv3/weights']
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), values)
+    result, _ = restored(model_shapes('res50'), prefix)
+    assert_sentence(result, '1 of 108 variables are missing', 'not the whole of that encoder')
+
+
+def test_fix_w_is_never_left_out_in_silence(small, tmpdir):
+    for fix_w, dilated_type in (((16, 16), 'smooth_GI'), ((7, 7, 1, 1, 1), 'smooth_SSC')):
+        prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), random_values(model_shapes('res50', fix_w=fix_w)))
+        result, found = restored(model_shapes('res50'), prefix)
+        assert_sentence(result, '1 are extra', 'fix_w', '--dilated_type=' + dilated_type)
+        assert_untouched(found)
+
+
+def damage(prefix, how):
+    data, index = prefix + '.data-00000-of-00001', prefix + '.index'
+    if how == 'no data':
+        os.remove(data)
+    elif how in ('data', 'index'):
+        with open(data if how == 'data' else index, 'r+b') as file:
+            file.truncate(os.path.getsize(file.name) // 2)
+    else:
+        with open(data, 'r+b') as file:
+            file.seek(os.path.getsize(data) // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 0xFF]))
+
+
+@pytest.mark.parametrize('how', ['data', 'index', 'no data', 'one byte'])
+def test_damaged_checkpoints_are_named(small, tmpdir, how):
+    shapes = model_shapes('res50')
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), random_values(shapes))
+    damage(prefix, how)
+    for result, _ in (restored(shapes, prefix), pretrained(shapes, prefix, 'res50', restore_decoder=True)):
+        assert_sentence(result, prefix, 'damaged or incomplete')
+
+
+# Starting from pre-trained weights.
+
+@pytest.mark.parametrize('use_resource', [False, True])
+@pytest.mark.parametrize('encoder_name', ENCODERS)
+def test_pretrained_takes_the_encoder_only(small, tmpdir, encoder_name, use_resource):
+    shapes = model_shapes(encoder_name)
+    values = random_values(shapes)
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
+    phrase, found = pretrained(shapes, prefix, encoder_name, use_resource=use_resource)
+    encoder = weight_names.encoder_shapes(encoder_name)
+    assert_names_equal(found, values, encoder)
+    assert_untouched({name: found[name] for name in shapes if name not in encoder})
+    assert phrase == ('restored %d encoder variables from %s (a TensorFlow checkpoint); '
+                      '8 decoder variables keep their initial values' % (len(encoder), prefix))
+    assert checkpoint.pretrained_compat(prefix, encoder_name) is None
+
+
+def test_restore_decoder(small, tmpdir):
+    shapes = model_shapes('deeplab', 3)
+    values = random_values(shapes)
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
+    phrase, found = pretrained(shapes, prefix, 'deeplab', restore_decoder=True)
+    assert_names_equal(found, values, shapes)
+    assert '145 encoder and 8 decoder variables' in phrase and 'initial' not in phrase
+
+    phrase, found = pretrained(model_shapes('deeplab', 5), prefix, 'deeplab', restore_decoder=True)
+    assert_names_equal(found, values, weight_names.encoder_shapes('deeplab'))
+    assert (found['fc1_voc12_c0/weights'] == 7).all()
+    assert '8 decoder variables keep' in phrase and 'a decoder of 3 classes' in phrase
+
+
+def test_fix_w_of_pretrained_weights(small, tmpdir):
+    regular, smooth = model_shapes('res50'), model_shapes('res50', fix_w=(16, 16))
+    names = [name for name in smooth if name.endswith('fix_w')]
+    plain = write_checkpoint(tmpdir.join('plain'), random_values(regular))
+    phrase, found = pretrained(smooth, plain, 'res50')
+    assert '1 fix_w and 8 decoder variables keep their initial values' in phrase
+    assert_untouched({name: found[name] for name in names})
+
+    values = random_values(smooth)
+    prefix = write_checkpoint(tmpdir.join('smooth'), values)
+    phrase, found = pretrained(smooth, prefix, 'res50')
+    assert_names_equal(found, values, names)
+    assert 'restored 100 encoder and 1 fix_w variables' in phrase
+    phrase, _ = pretrained(regular, prefix, 'res50')
+    assert 'fix_w, of --dilated_type=smooth_GI, are left out' in phrase
+    phrase, found = pretrained(model_shapes('res50', fix_w=(7, 7, 1, 1, 1)), prefix, 'res50')
+    assert_untouched({name: found[name] for name in names})
+    assert '1 fix_w and 8 decoder variables keep' in phrase
+
+
+@pytest.mark.parametrize('version', [tf.train.SaverDef.V1, tf.train.SaverDef.V2])
+def test_slims_published_checkpoints(small, tmpdir, version):
+    """They have a classifier, mean_rgb and global_step, and are one file of TensorFlow's first format."""
+    values = random_values(weight_names.encoder_shapes('res101'))
+    extras = {'resnet_v1_101/logits/weights': np.zeros((1, 1, 128, 10), np.float32),
+              'resnet_v1_101/logits/biases': np.zeros(10, np.float32),
+              'mean_rgb': np.zeros(3, np.float32), 'global_step': np.int64(0)}
+    path = write_checkpoint(tmpdir.join('resnet_v1_101.ckpt'), dict(values, **extras), version)
+    assert os.path.exists(path) == (version == tf.train.SaverDef.V1)
+    phrase, found = pretrained(model_shapes('res101'), path, 'res101')
+    assert phrase.startswith('restored 145 encoder variables from ' + path)
+    assert_names_equal(found, values, values)
+    assert checkpoint.pretrained_compat(path, 'res101') == 'slim'
+    result, found = pretrained(model_shapes('res50'), path, 'res50')
+    assert_sentence(result, path, '100 of 100 variables are missing', '140 are extra', '--encoder_name=res101')
+    assert_untouched(found)
+
+
+def test_ways_to_name_a_checkpoint(small, tmpdir, monkeypatch):
+    shapes = model_shapes('res50')
+    values = random_values(shapes)
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
+    monkeypatch.setenv('HOME', str(tmpdir))
+    for path in (prefix, prefix + '.index', prefix + '.meta', prefix + '.data-00000-of-00001', str(tmpdir),
+                 '~/model.ckpt-20'):
+        phrase, found = pretrained(shapes, path, 'res50')
+        assert prefix in phrase
+        assert_names_equal(found, values, weight_names.encoder_shapes('res50'))
+    shutil.move(prefix + '.index', prefix + '.hidden')
+    result, _ = pretrained(shapes, tmpdir, 'res50')
+    assert_sentence(result, str(tmpdir), 'no complete checkpoint', 'caffemodel')
+
+
+def test_a_mismatch_restores_nothing(small, tmpdir):
+    shapes = model_shapes('deeplab')
+    values = random_values(shapes)
+    del values['res4b2_branch2c/weights']
+    values['bn5b_branch2c/gamma'] = np.zeros(3, np.float32)
+    values['res4b3_branch2a/weights'] = np.zeros(3, np.float32)
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
+    result, found = pretrained(shapes, prefix, 'deeplab')
+    assert_sentence(result, prefix, '1 of 145 variables are missing (res4b2_branch2c/weights)',
+                    'bn5b_branch2c/gamma: 3 in the file, 128 in the network',
+                    '1 are extra (res4b3_branch2a/weights)', 'not the whole of that encoder')
+    assert_untouched(found)
+    with pytest.raises(UserError) as info:
+        checkpoint.validate_pretrained(shapes, prefix, 'deeplab')
+    assert str(info.value) == str(result)
+
+
+def test_validate_agrees_with_restore(small, tmpdir):
+    shapes = model_shapes('res50')
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), random_values(shapes))
+    lists = {name: list(shape) for name, shape in shapes.items()}
+    assert checkpoint.validate_pretrained(lists, prefix, 'res50', True) == pretrained(shapes, prefix, 'res50', True)[0]
+
+
+def test_values_that_are_not_finite(small, tmpdir):
+    shapes = model_shapes('res50')
+    values = random_values(shapes)
+    values['resnet_v1_50/conv1/weights'][0, 0, 0, 0] = np.nan
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
+    result, found = pretrained(shapes, prefix, 'res50')
+    assert_sentence(result, prefix, 'not finite', 'resnet_v1_50/conv1/weights')
+    assert_untouched(found)
+
+
+@pytest.mark.parametrize('content', [b'', b'x', b'no weights\n', b'<html><body>404</body></html>\n' * 99, b'\0' * 99],
+                         ids=['empty', 'one byte', 'text', 'html', 'zeros'])
+def test_files_of_no_known_kind(tmpdir, content):
+    path = tmpdir.join('weights.caffemodel')
+    path.write_binary(content)
+    with pytest.raises(UserError) as info:
+        checkpoint.validate_pretrained({}, str(path), 'res50')
+    assert_sentence(info.value, str(path), 'known kind', 'TensorFlow checkpoint', 'caffemodel', '.h5')
+
+
+def test_missing_file_and_unknown_encoder(tmpdir):
+    with pytest.raises(UserError) as info:
+        checkpoint.validate_pretrained({}, str(tmpdir.join('x.ckpt')), 'res50')
+    assert_sentence(info.value, 'x.ckpt', 'no such weights file')
+    with pytest.raises(ValueError, match='deeplab, res101, res50'):
+        checkpoint.validate_pretrained({}, str(tmpdir), 'res152')
+
+
+# The command line.
+
+def command(*args):
+    process = subprocess.Popen([sys.executable, '-m', 'utils.checkpoint'] + list(args), cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def test_description(small, tmpdir):
+    values = random_values(model_shapes('deeplab', 3, fix_w=(16, 16)))
+    values['conv1/weights/Momentum'] = values['conv1/weights']
+    values['global_step'] = np.int64(1)
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
+    lines = checkpoint.describe(checkpoint.weight_files.open_weights(prefix)).split('\n')
+    assert lines[0] == prefix + ': a TensorFlow checkpoint, 157 variables'
+    head = dict(line.split(':', 1) for line in lines[1:5])
+    assert [head[flag].strip() for flag in ('--encoder_name', '--num_classes', '--dilated_type')] == [
+        'deeplab', '3', 'smooth_GI']
+    rows = [line.split() for line in lines[6:-1]]
+    assert rows[:2] == [['conv1/weights', '7x7x3x4'], ['bn_conv1/{gamma,beta,moving_mean,moving_variance}', '4']]
+    assert ['global_step', 'scalar'] in rows and ['fc1_voc12_c3/biases', '3'] in rows
+    assert ['res5a_branch2b/fix_w', '16x16'] in rows
+    assert lines[-1] == 'and 1 slots of an optimizer'
+
+
+def test_command_line(tmpdir):
+    values = random_values(model_shapes('res50'))
+    values['global_step'] = np.int64(4)
+    prefix, copy = write_checkpoint(tmpdir.join('model.ckpt-4'), values), str(tmpdir.join('new', 'model.ckpt-0'))
+    code, out, err = command(str(tmpdir), '--save', copy)
+    assert code == 0, err
+    assert out.startswith(prefix + ': a TensorFlow checkpoint, 274 variables\n--encoder_name: res50\n')
+    assert out.endswith('saved as %s\n' % copy)
+    reader = tf.train.NewCheckpointReader(copy)
+    del values['global_step']
+    assert set(reader.get_variable_to_shape_map()) == set(values)
+    for name in values:
+        np.testing.assert_array_equal(reader.get_tensor(name), values[name])
+    assert sorted(os.listdir(os.path.dirname(copy))) == ['model.ckpt-0.data-00000-of-00001', 'model.ckpt-0.index']
+
+    code, _, err = command(prefix, '--save', copy)
+    assert code == 1 and 'error: %s exists already' % copy in err and 'Traceback' not in err
+    code, _, err = command(prefix, '--save', copy + 'x', '--encoder_name', 'res101')
+    assert code == 1 and 'the file fits --encoder_name=res50' in err and 'Traceback' not in err
+    assert len(os.listdir(os.path.dirname(copy))) == 2
+
+
+def test_command_line_mistakes(tmpdir):
+    code, _, err = command(str(tmpdir.join('nothing.ckpt')))
+    assert code == 1 and 'error: ' in err and 'nothing.ckpt: no such weights file' in err and 'Traceback' not in err
+    code, _, err = command(str(tmpdir), '--sav', 'x')
+    assert code == 2 and 'unrecognized arguments: --sav' in err

@@ -1,0 +1,180 @@
+"""Reading the .h5 of Keras' ResNets, as Keras itself writes it, and fetching the published ones."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from utils import checkpoint, keras_weights, weight_files, weight_names
+from utils.errors import UserError
+
+# In a process of its own, as Keras 3 wants eager mode, which other tests may have turned off.
+WRITE_WITH_KERAS = '''
+import sys
+import numpy as np
+import tensorflow as tf
+
+folder = sys.argv[1]
+model = tf.keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3))
+rng = np.random.RandomState(0)
+model.set_weights([weight + rng.rand(*weight.shape) for weight in model.get_weights()])
+np.savez(folder + '/values.npz', **{'%s/%d' % (layer.name, i): weight for layer in model.layers
+                                    for i, weight in enumerate(layer.get_weights())})
+model.save(folder + '/model.h5')
+if tf.__version__.startswith('1.'):
+    model.save_weights(folder + '/legacy.h5')
+else:
+    model.save_weights(folder + '/new.weights.h5')
+'''
+
+
+@pytest.fixture(scope='module')
+def written_by_keras(tmpdir_factory):
+    """The folder of one ResNet50 in all layouts that the installed Keras writes, and values.npz."""
+    folder = tmpdir_factory.mktemp('keras')
+    process = subprocess.Popen([sys.executable, '-c', WRITE_WITH_KERAS, str(folder)], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, universal_newlines=True)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    yield folder
+    folder.remove()
+
+
+def write_legacy(path, units, arrays=None):
+    """Writes an .h5 in the layout of the published files with h5py; returns {(layer, leaf): array}."""
+    rng = np.random.RandomState(0)
+    written = {}
+    with h5py.File(str(path), 'w') as file:
+        for stage, unit, index, shape in weight_names.convolutions(units):
+            layer = 'conv1' if stage == 1 else 'conv%d_block%d_%d' % (stage, unit, index)
+            for kind, leaf in (('conv', 'kernel'), ('conv', 'bias'), ('bn', 'gamma'), ('bn', 'beta'),
+                               ('bn', 'moving_mean'), ('bn', 'moving_variance')):
+                name = '%s_%s' % (layer, kind)
+                array = rng.randn(*(shape if leaf == 'kernel' else shape[-1:])).astype(np.float32)
+                file['%s/%s/%s:0' % (name, name, leaf)] = array
+                written[name, leaf] = array
+        for name, array in (arrays or {}).items():
+            file[name] = array
+    return written
+
+
+def assert_weights_are(weights, layers, encoder_name):
+    """Checks a WeightsFile against {(Keras' layer, leaf): array}, biases folded into the means."""
+    assert sorted(weights.shapes) == sorted(weight_names.encoder_shapes(encoder_name))
+    for stage, unit, index, _ in weight_names.convolutions(weight_names.UNITS[encoder_name]):
+        layer = 'conv1' if stage == 1 else 'conv%d_block%d_%d' % (stage, unit, index)
+        conv, batch_norm = weight_names.conv_scopes(encoder_name, stage, unit, index)
+        expected = {conv + '/weights': layers[layer + '_conv', 'kernel']}
+        for leaf in ('gamma', 'beta', 'moving_mean', 'moving_variance'):
+            expected[batch_norm + '/' + leaf] = layers[layer + '_bn', leaf]
+        expected[batch_norm + '/moving_mean'] = layers[layer + '_bn', 'moving_mean'] - layers[layer + '_conv', 'bias']
+        for name, array in expected.items():
+            np.testing.assert_array_equal(weights.read(name), array, err_msg=name)
+
+
+def test_what_keras_writes(written_by_keras):
+    leaves = {'conv': ('kernel', 'bias'), 'bn': ('gamma', 'beta', 'moving_mean', 'moving_variance')}
+    with np.load(str(written_by_keras.join('values.npz'))) as values:
+        layers = {(layer, leaves[layer.rsplit('_', 1)[1]][int(i)]): values[key]
+                  for key in values.files for layer, i in [key.split('/')]}
+    paths = written_by_keras.listdir(lambda path: path.ext == '.h5')
+    assert len(paths) == 2
+    for path in paths:
+        weights = weight_files.open_weights(str(path))
+        assert weights.kind == 'Keras weights' and weights.compat == 'caffe'
+        assert_weights_are(weights, layers, 'res50')
+        assert weight_names.fits(weights.shapes, 'res50')
+
+
+def test_the_keras_model_that_deeplab_and_res101_share(tmpdir, monkeypatch):
+    monkeypatch.setattr(weight_names, 'WIDTH', 4)
+    path = tmpdir.join('no_suffix')
+    layers = write_legacy(path, (3, 4, 23, 3), {
+        'predictions/predictions/kernel:0': np.ones((3, 4)), 'top_level_model_weights/x': np.ones(1),
+        'optimizer_weights/conv1_conv/kernel/momentum:0': np.ones(2)})
+    assert_weights_are(weight_files.open_weights(str(path)), layers, 'res101')
+    for encoder_name in ('res101', 'deeplab'):
+        assert_weights_are(weight_files.open_weights(str(path), encoder_name), layers, encoder_name)
+        shapes = weight_names.encoder_shapes(encoder_name)
+        phrase = checkpoint.validate_pretrained(shapes, str(path), encoder_name)
+        assert phrase == 'restored 520 encoder variables from %s (Keras weights)' % path
+    with pytest.raises(UserError) as info:
+        checkpoint.validate_pretrained(weight_names.encoder_shapes('res50'), str(path), 'res50')
+    assert '265 of 265 variables are missing' in str(info.value)
+    assert 'the file fits --encoder_name=res101' in str(info.value)
+
+
+def test_folded_biases_keep_the_function():
+    """(x + b - mean) / sqrt(var + eps) * gamma + beta, with and without the bias."""
+    rng = np.random.RandomState(0)
+    x, bias, gamma, beta, mean = rng.randn(5, 4)
+    before = (x + bias - mean) / np.sqrt(2.0) * gamma + beta
+    weights = {'conv1/weights': x, 'conv1/biases': bias, 'bn_conv1/moving_mean': mean, 'fc1_voc12_c0/biases': bias}
+    weight_names.fold_biases(weights, 'deeplab')
+    assert sorted(weights) == ['bn_conv1/moving_mean', 'conv1/weights', 'fc1_voc12_c0/biases']
+    after = (x - weights['bn_conv1/moving_mean']) / np.sqrt(2.0) * gamma + beta
+    np.testing.assert_allclose(after, before, rtol=1e-12)
+
+
+def test_other_models_are_told(tmpdir, monkeypatch):
+    monkeypatch.setattr(weight_names, 'WIDTH', 4)
+    deep, vgg, cut, renamed = (str(tmpdir.join(name)) for name in ('deep', 'vgg', 'cut', 'renamed'))
+    write_legacy(deep, (3, 8, 36, 3))
+    with h5py.File(vgg, 'w') as file:
+        file['block1_conv1/block1_conv1/kernel:0'] = np.ones((3, 3, 3, 64))
+    write_legacy(renamed, (3, 4, 23, 3))
+    with h5py.File(renamed, 'r+') as file:
+        del file['conv5_block3_3_bn']
+    with open(deep, 'rb') as source, open(cut, 'wb') as target:
+        target.write(source.read()[:os.path.getsize(deep) // 2])
+    for path, words in ((deep, '255 are extra'), (vgg, 'without the layers of a Keras ResNet'),
+                        (cut, 'damaged or incomplete'), (renamed, '4 of 520 variables are missing')):
+        with pytest.raises(UserError) as info:
+            checkpoint.validate_pretrained(weight_names.encoder_shapes('deeplab'), path, 'deeplab')
+        assert path in str(info.value) and words in str(info.value) and '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize('encoder_name', ['deeplab', 'res101', 'res50'])
+def test_published_file_by_keras_own_constants(encoder_name):
+    file_name, url, md5 = keras_weights.published(encoder_name)
+    model, known = {'res50': ('resnet50', '4d473c1dd8becc155b73f8504c6f6626')}.get(
+        encoder_name, ('resnet101', '88cf7a10940856eca736dc7b7e228a21'))
+    assert file_name == model + '_weights_tf_dim_ordering_tf_kernels_notop.h5'
+    assert url.startswith('https://') and url.endswith('/' + file_name)
+    assert md5 == known
+
+
+def serve(tmpdir, monkeypatch, path):
+    """Makes `imagenet` come from a file of this machine into a cache in tmpdir."""
+    file_name = 'resnet101_weights.h5'
+    md5 = hashlib.md5(path.read_binary() if path.check() else b'').hexdigest()
+    monkeypatch.setattr(keras_weights, 'published', lambda encoder_name: (file_name, 'file://' + str(path), md5))
+    monkeypatch.setenv('KERAS_HOME', str(tmpdir.join('home')))
+    return tmpdir.join('home', 'models', file_name)
+
+
+def test_imagenet_is_fetched_once_into_keras_cache(tmpdir, monkeypatch):
+    monkeypatch.setattr(weight_names, 'WIDTH', 4)
+    source = tmpdir.join('source.h5')
+    layers = write_legacy(source, (3, 4, 23, 3))
+    cached = serve(tmpdir, monkeypatch, source)
+    assert_weights_are(checkpoint.open_pretrained('imagenet', 'deeplab'), layers, 'deeplab')
+    assert cached.read_binary() == source.read_binary()
+    source.remove()
+    assert_weights_are(checkpoint.open_pretrained('imagenet', 'res101'), layers, 'res101')
+    assert checkpoint.pretrained_compat('imagenet', 'res101') == 'caffe'
+
+
+def test_imagenet_without_a_network(tmpdir, monkeypatch):
+    source = tmpdir.join('source.h5')
+    cached = serve(tmpdir, monkeypatch, source)
+    with pytest.raises(UserError) as info:
+        checkpoint.open_pretrained('imagenet', 'deeplab')
+    text = str(info.value)
+    assert '\n' not in text and 'file://%s could not be fetched' % source in text
+    assert 'put that file at %s' % cached in text
+    assert not cached.check()
