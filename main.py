@@ -32,6 +32,7 @@ flags.DEFINE_enum('dilated_type', 'regular', ['regular', 'decompose', 'smooth_GI
                   'dilated convolution of the last two blocks')
 flags.DEFINE_enum('compat', 'original', sorted(compat.COMPAT), 'whose numerics: padding, epsilon, resizing, mean')
 flags.DEFINE_string('pretrain_file', '', 'weights to start from; random weights if empty')
+flags.DEFINE_boolean('restore_decoder', False, "take the decoder too from --pretrain_file, where its shapes fit")
 flags.DEFINE_boolean('train_bn', None, 'train batch norm; by default only without --pretrain_file')
 flags.DEFINE_float('bn_decay', 0.9, 'of the moving averages of a trained batch norm', lower_bound=0, upper_bound=1)
 flags.DEFINE_string('data_list', './dataset/train.txt', 'training list: an image and its label a line')
@@ -42,7 +43,7 @@ flags.DEFINE_integer('valid_num_steps', None, 'images to test; by default the wh
 flags.DEFINE_string('valid_data_list', './dataset/val.txt', 'validation list')
 
 # prediction
-flags.DEFINE_string('out_dir', 'output', 'folder of the predictions')
+flags.DEFINE_string('out_dir', 'output', 'folder of predictions and metrics')
 flags.DEFINE_integer('test_step', None, 'checkpoint to predict with; by default the newest', lower_bound=0)
 flags.DEFINE_integer('test_num_steps', None, 'images to predict; by default the whole list', lower_bound=1)
 flags.DEFINE_string('test_data_list', './dataset/val.txt', 'prediction list; labels are not read')
@@ -57,6 +58,8 @@ flags.DEFINE_integer('num_classes', 21, 'classes', lower_bound=2, upper_bound=25
 flags.DEFINE_integer('ignore_label', 255, 'label value of pixels that do not count')
 flags.DEFINE_boolean('random_scale', True, 'scale training images at random')
 flags.DEFINE_boolean('random_mirror', True, 'mirror training images at random')
+flags.DEFINE_enum('channel_order', None, ['bgr', 'rgb'], "of the network's input; by default that of --compat")
+flags.DEFINE_list('img_mean', None, 'three numbers in the channel order, subtracted; by default those of --compat')
 flags.DEFINE_string('palette', '', "class colours and names: voc, cityscapes or a file of `name r g b` lines; also "
                     'reads colour-coded labels')
 flags.DEFINE_boolean('check_labels', True, 'read all images and labels first, of lists of up to 2,000')

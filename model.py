@@ -12,8 +12,10 @@ from tqdm import tqdm
 import network
 from utils import (
     checkpoint,
+    compat,
     data_check,
     data_lists,
+    errors,
     label_utils,
     layers,
     losses,
@@ -23,7 +25,6 @@ from utils import (
     runtime,
     write_to_log,
 )
-from utils.compat import numerics
 from utils.errors import UserError
 from utils.image_reader import ImageReader
 from utils.palette import load_palette
@@ -38,7 +39,7 @@ class Model(object):
     def __init__(self, conf):
         """conf: the flags of main.py, or any object with their names as attributes."""
         self.conf = conf
-        self.numerics = numerics(conf.compat)
+        self.numerics = compat.with_input(compat.numerics(conf.compat), conf.channel_order, conf.img_mean)
         self.palette = load_palette(conf.palette, conf.num_classes)
         self.train_bn = not conf.pretrain_file if conf.train_bn is None else conf.train_bn
 
@@ -90,7 +91,7 @@ class Model(object):
         return {
             'net': net, 'rate': rate, 'update': update,
             'losses': {'loss/cross_entropy': entropy, 'loss/l2': decay, 'loss/total': entropy + decay},
-            'pictures': (images, labels, self.prediction(logits[0], tf.shape(images)[1:3])),
+            'pictures': (images, labels, self._prediction(logits[0], tf.shape(images)[1:3])),
             'saver': tf.train.Saver(net.variables + update.slots, max_to_keep=conf.max_to_keep),
             'finite': tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in net.variables]),
         }
@@ -100,7 +101,12 @@ class Model(object):
         conf = self.conf
         sess.run(tf.global_variables_initializer())
         if conf.pretrain_file:
-            print(checkpoint.restore_pretrained(sess, graph['net'].variables, conf.pretrain_file, conf.encoder_name))
+            print(checkpoint.restore_pretrained(sess, graph['net'].variables, conf.pretrain_file, conf.encoder_name,
+                                                conf.restore_decoder))
+            made_for = checkpoint.pretrained_compat(conf.pretrain_file, conf.encoder_name)
+            if made_for not in (None, conf.compat):
+                print('note: these weights were made for --compat=%s, this run has --compat=%s' % (
+                    made_for, conf.compat))
         print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
             'trained' if self.train_bn else 'frozen', self.train_bn))
         steps = checkpoint.checkpoint_steps(conf.modeldir)
@@ -189,15 +195,30 @@ class Model(object):
     # test and predict --------------------------------------------------------------------------------------------
 
     def test(self):
-        """Prints pixel accuracy, mean IoU and each class's IoU of a checkpoint; returns the confusion matrix."""
+        """Prints a checkpoint's scores and writes them with the confusion matrix to out_dir; returns the scores."""
         conf = self.conf
+        output_files.make_dir(conf.out_dir, 'out_dir')
         prefix = checkpoint.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader(conf.valid_data_list, 'valid_data_list', True, conf.valid_num_steps)
         matrix = np.zeros([conf.num_classes, conf.num_classes], np.int64)
         for _, label, prediction in self._predictions(reader, prefix, 'test'):
             matrix += metrics.confusion_matrix(label, prediction, conf.num_classes, conf.ignore_label)
-        print(metrics.format_table(metrics.scores(matrix), self.palette.names))
-        return matrix
+        scores = metrics.scores(matrix)
+        print(metrics.format_table(scores, self.palette.names))
+        self._write_scores(matrix, scores, prefix)
+        return scores
+
+    def _write_scores(self, matrix, scores, prefix):
+        conf = self.conf
+        figures = {name: np.where(np.isnan(value), None, value).tolist() for name, value in scores.items()}
+        figures.update(
+            confusion_matrix=matrix.tolist(), classes=self.palette.names, checkpoint=prefix, list=conf.valid_data_list,
+            flags={name: getattr(conf, name) for name in errors.own_flags() if hasattr(conf, name)})
+        path = os.path.join(conf.out_dir, 'metrics.json')
+        output_files.save_json(figures, path)
+        picture = os.path.join(conf.out_dir, 'confusion_matrix.png')
+        metrics.plot_confusion_matrix(matrix, picture, self.palette.names)
+        print('scores in %s and %s' % (path, picture))
 
     def predict(self):
         """Writes a grey mask of class indices and, with visual, one in colour for every image of the list."""
@@ -230,8 +251,7 @@ class Model(object):
         """Yields (index in the list, label [H, W], prediction [H, W]) of every image, in the order they come."""
         with tf.Graph().as_default():
             image, label, index = reader.single()  # [1, H, W, 3], [1, H, W, 1], [1]
-            net = self.network(image, phase=False)
-            prediction = self.prediction(self.logits(net, image)[0], tf.shape(image)[1:3])
+            net, prediction = self.inference(image)
             with tf.Session(config=runtime.session_config()) as sess:
                 checkpoint.restore_checkpoint(sess, net.variables, prefix)
                 print('%s with %s' % (desc, prefix))
@@ -251,8 +271,16 @@ class Model(object):
             return network.Deeplab_v2(images, **settings)
         return network.ResNet_segmentation(images, encoder_name=conf.encoder_name, **settings)
 
-    def prediction(self, logits, size):
-        """Class indices at the image's size: [N, h, w, num_classes] -> int32 [N, H, W]."""
+    def inference(self, images):
+        """The network in prediction: images [N, H, W, 3] -> (net, class indices int32 [N, H, W])."""
+        padded = layers.pad_to_multiple(images, self.numerics.test_multiple)
+        net = self.network(padded, phase=False)
+        prediction = self._prediction(self.logits(net, padded)[0], tf.shape(padded)[1:3])
+        size = tf.shape(images)
+        return net, prediction[:, :size[1], :size[2]]
+
+    def _prediction(self, logits, size):
+        """Class indices at the images' size: [N, h, w, num_classes] -> int32 [N, H, W]."""
         return tf.argmax(layers.resize(logits, size, self.numerics.align_corners), axis=3, output_type=tf.int32)
 
     def _reader(self, data_list, flag, need_labels, num_steps=None):

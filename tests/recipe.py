@@ -5,6 +5,8 @@ import zlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from utils import checkpoint
+
 
 def value(name, shape, seed=0):
     """Float32 array for the variable `name`: He-scaled weights, batch norm near the identity, fix_w near it too."""
@@ -41,9 +43,11 @@ def label(batch, height, width, num_classes, seed=0):
 
 def assign(sess, variables, seed=0):
     """Gives all variables their recipe's values, everything else of the graph its initial one."""
-    sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
-    for variable in variables:
-        variable.load(value(variable.op.name, variable.shape.as_list(), seed), sess)
+    named = {variable.op.name: variable for variable in variables}
+    others = [v for v in tf.global_variables() + tf.local_variables() if v.op.name not in named]
+    sess.run(tf.variables_initializer(others))
+    checkpoint.load_values(sess, named.values(), {
+        name: value(name, variable.shape.as_list(), seed) for name, variable in named.items()})
 
 
 def relative_error(found, reference):

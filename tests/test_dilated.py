@@ -15,8 +15,9 @@ def numpy_dilated(inputs, kernel, rate):
     reach = rate * (kernel.shape[0] // 2)
     padded = np.pad(inputs, [(0, 0), (reach, reach), (reach, reach), (0, 0)], 'constant')
     height, width = inputs.shape[1:3]
-    return sum(np.einsum('nhwc,cd->nhwd', padded[:, i * rate:i * rate + height, j * rate:j * rate + width], kernel[i, j])
-               for i in range(kernel.shape[0]) for j in range(kernel.shape[1]))
+    taps = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+    return sum(np.einsum('nhwc,cd->nhwd', padded[:, i * rate:i * rate + height, j * rate:j * rate + width],
+                         kernel[i, j]) for i, j in taps)
 
 
 def naive_smooth_GI(inputs, kernel, rate, fix_w):
@@ -86,7 +87,8 @@ def test_gradients_against_finite_differences(dilated_type):
         for sign in (1, -1):
             moved = [a.astype(np.float64) for a in arrays]
             moved[which] = moved[which] + sign * 1e-4 * direction
-            ends.append(np.sum(NAIVE[dilated_type](moved[0], moved[1], 2, moved[2] if fix_w is not None else None) * probe))
+            moved += [None] * (3 - len(moved))
+            ends.append(np.sum(NAIVE[dilated_type](moved[0], moved[1], 2, moved[2]) * probe))
         assert abs(np.sum(gradient * direction) - (ends[0] - ends[1]) / 2e-4) <= 1e-3 * np.linalg.norm(gradient)
 
 

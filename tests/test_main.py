@@ -1,6 +1,7 @@
 """The programs through their command lines: what they leave behind, print and refuse."""
 
 import glob
+import json
 import os
 import shutil
 import subprocess
@@ -43,8 +44,8 @@ def refused(program, *args):
 def trained(tmp_path_factory):
     """A folder after main.py --option=train on the sample, and what the run printed."""
     folder = tmp_path_factory.mktemp('trained')
-    code, stdout, stderr = run('main.py', '--option=train', '--num_steps=3', '--save_interval=1', '--max_to_keep=3',
-                               *(SMALL + places(folder)))
+    code, stdout, stderr = run('main.py', '--option=train', *(SMALL + places(folder) + [
+        '--num_steps=3', '--save_interval=1', '--max_to_keep=3']))
     assert code == 0, stderr
     return folder, stdout
 
@@ -89,11 +90,17 @@ def test_test_prints_a_table(trained, program):
     assert 'model.ckpt-3' in stdout  # the newest
     for word in ('pixel accuracy', 'mean IoU', 'background', 'orange', 'mug'):
         assert word in stdout
+    figures = json.loads((trained[0] / 'output' / 'metrics.json').read_text())
+    assert figures['checkpoint'].endswith('model.ckpt-3') and figures['list'].endswith('val.txt')
+    assert figures['flags']['num_classes'] == 6 and len(figures['iou']) == 6
+    matrix = np.array(figures['confusion_matrix'])
+    assert figures['pixel_accuracy'] == pytest.approx(np.trace(matrix) / matrix.sum())
+    assert Image.open(str(trained[0] / 'output' / 'confusion_matrix.png')).size[0] > 100
 
 
 def test_valid_step_chooses_the_checkpoint(trained):
-    code, stdout, _ = run('main.py', '--option=test', '--valid_step=1', '--valid_num_steps=1',
-                          *(SMALL + places(trained[0])))
+    code, stdout, _ = run('main.py', '--option=test', *(SMALL + places(trained[0]) + [
+        '--valid_step=1', '--valid_num_steps=1']))
     assert code == 0 and 'model.ckpt-1' in stdout
 
 
@@ -127,8 +134,8 @@ def test_predict_without_visual_and_with_a_list_of_images_alone(trained, tmp_pat
 
 
 def test_msc_trains_and_accumulates(tmp_path):
-    code, _, stderr = run('main_msc.py', '--option=train', '--num_steps=1', *(SMALL + places(tmp_path) + [
-        '--batch_size=1', '--grad_update_every=2', '--save_interval=5']))
+    code, _, stderr = run('main_msc.py', '--option=train', *(SMALL + places(tmp_path) + [
+        '--num_steps=1', '--batch_size=1', '--grad_update_every=2', '--save_interval=5']))
     assert code == 0, stderr
     assert len((tmp_path / 'log.txt').read_text().splitlines()) == 2
     assert sorted(path.name for path in (tmp_path / 'model').glob('*.index')) == [
@@ -137,8 +144,8 @@ def test_msc_trains_and_accumulates(tmp_path):
 
 def test_pretrained_encoder_freezes_batch_norm_and_the_old_log_is_kept(trained, tmp_path):
     (tmp_path / 'log.txt').write_text('an older run\n')
-    code, stdout, stderr = run('main.py', '--option=train', '--num_steps=1', *(SMALL + places(tmp_path) + [
-        '--pretrain_file=%s' % (trained[0] / 'model' / 'model.ckpt-3'), '--learning_rate=1e-6']))
+    code, stdout, stderr = run('main.py', '--option=train', *(SMALL + places(tmp_path) + [
+        '--num_steps=1', '--pretrain_file=%s' % (trained[0] / 'model' / 'model.ckpt-3'), '--learning_rate=1e-6']))
     assert code == 0, stderr
     assert 'batch norm is frozen' in stdout and 'restored' in stdout
     assert (tmp_path / 'log.txt.old').read_text() == 'an older run\n'

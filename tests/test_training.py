@@ -32,18 +32,20 @@ def test_five_updates(model_class, name, batch, every, settings):
         after = {key: sess.run(variables[key.replace('|', '/')]) for key in before}
     np.testing.assert_allclose(found, reference['losses'], rtol=1e-3)
     for key, array in after.items():
-        thin = (lambda a, r=reference[key]: a if a.shape == r.shape else a.ravel()[::37])
-        moved = reference[key] - thin(before[key])  # the update alone: the weights hardly change
-        assert np.abs(moved).max() > 0
-        assert np.linalg.norm(thin(array) - reference[key]) <= 0.02 * np.linalg.norm(moved) + 1e-6, key
+        start = before[key]
+        if array.shape != reference[key].shape:
+            array, start = array.ravel()[::37], start.ravel()[::37]
+        moved = np.linalg.norm(reference[key] - start)  # the update alone: the weights hardly change
+        rounding = 2e-7 * np.linalg.norm(reference[key])  # of five updates in float32
+        assert moved > 2 * rounding
+        assert np.linalg.norm(array - reference[key]) <= 0.01 * moved + rounding, key
 
 
 def test_msc_prediction(settings):
     model = Model_msc(settings())
     with tf.Graph().as_default(), tf.Session() as sess:
-        images = tf.constant(recipe.image(1, 65, 65))
-        net = model.network(images, phase=False)
-        prediction = model.prediction(model.logits(net, images)[0], tf.shape(images)[1:3])
+        images = tf.constant(recipe.image(2, 65, 65)[:1])  # the golden's image, though its name says batch 1
+        net, prediction = model.inference(images)
         recipe.assign(sess, net.variables)
         found = sess.run(prediction).ravel()
     reference = np.load(os.path.join(GOLDEN, 'original_msc_deeplab_pred_1x65x65.npz'))['pred']
@@ -114,7 +116,7 @@ def test_accumulated_update_equals_one_on_the_mean_gradient():
 
 def test_rates_of_the_groups(settings):
     with tf.Graph().as_default():
-        net = Model(settings(encoder_name='res50')).network(tf.zeros([1, 65, 65, 3]), phase=True)
+        net = Model(settings(encoder_name='res50', train_bn=False)).network(tf.zeros([1, 65, 65, 3]), phase=True)
         groups = optimizer.rate_groups(net)
     assert [multiplier for _, multiplier in groups] == [1, 10, 20]
     assert [v.op.name for v in groups[2][0]] == ['decoder/aspp/conv%d/biases' % i for i in range(1, 5)]

@@ -2,6 +2,8 @@
 
 import collections
 
+from utils.errors import UserError
+
 Numerics = collections.namedtuple('Numerics', [
     'epsilon',         # batch norm's epsilon
     'conv1_pad',       # (before, after) zeros around the image ahead of conv1, None for SAME
@@ -36,3 +38,27 @@ def numerics(compat):
     if compat not in COMPAT:
         raise ValueError("compat '%s' is not one of %s" % (compat, ', '.join(sorted(COMPAT))))
     return COMPAT[compat]
+
+
+def with_input(settings, channel_order=None, img_mean=None):
+    """Numerics for another channel order or mean than the mode's own.
+
+    Args:
+      settings: a Numerics.
+      channel_order: 'bgr' or 'rgb'; the mode's mean follows it. None keeps the mode's.
+      img_mean: three numbers in the channel order, or None for the mode's.
+
+    Raises:
+      UserError: img_mean is not three numbers.
+    """
+    if channel_order and channel_order != settings.channel_order:
+        settings = settings._replace(channel_order=channel_order, img_mean=settings.img_mean[::-1])
+    if img_mean:
+        try:
+            mean = tuple(float(value) for value in img_mean)
+        except ValueError:
+            mean = ()
+        if len(mean) != 3:
+            raise UserError('--img_mean=%s: give three numbers, such as 104,117,123.' % ','.join(img_mean))
+        settings = settings._replace(img_mean=mean)
+    return settings

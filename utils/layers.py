@@ -92,6 +92,16 @@ def pad_map(inputs, pad):
     return tf.pad(inputs, [[0, 0], list(pad), list(pad), [0, 0]])
 
 
+def pad_to_multiple(images, multiple):
+    """Zeros at the bottom and the right of [N, H, W, 3] up to sizes of a multiple plus 1; as it is for None."""
+    if multiple is None:
+        return images
+    pad = tf.mod(1 - tf.shape(images)[1:3], multiple)
+    padded = tf.pad(images, tf.stack([[0, 0], [0, pad[0]], [0, pad[1]], [0, 0]]))
+    padded.set_shape([images.shape[0], None, None, images.shape[3]])
+    return padded
+
+
 def resize(inputs, size, align_corners):
     """Bilinear: [N, h, w, C] -> [N, size[0], size[1], C], with align_corners or by TensorFlow's legacy rule."""
     return tf.image.resize_bilinear(inputs, size, align_corners=align_corners)

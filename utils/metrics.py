@@ -83,7 +83,7 @@ def format_table(result, names=None):
 
 
 def plot_confusion_matrix(matrix, path, names=None):
-    """Draws the matrix with every row as shares of the label's pixels; see output_files.save_figure for path and errors."""
+    """Draws the matrix, every row as shares of the label's pixels; path and errors are output_files.save_figure's."""
     from matplotlib.figure import Figure
 
     matrix = np.asarray(matrix)

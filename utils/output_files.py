@@ -1,6 +1,7 @@
 """Files and folders that a run writes: checked before the work, complete or absent after it."""
 
 import contextlib
+import json
 import os
 import tempfile
 
@@ -54,6 +55,12 @@ def save_image(pixels, path):
 
     with whole(path) as temporary:
         Image.fromarray(pixels).save(temporary, format='PNG')
+
+
+def save_json(values, path):
+    """Writes a dict as JSON."""
+    with whole(path) as temporary, open(temporary, 'w') as file:
+        json.dump(values, file, indent=1, sort_keys=True)
 
 
 def save_figure(figure, path):

@@ -1,0 +1,189 @@
+"""Makes Cityscapes ready to train: labels in train ids where they are missing, and the data lists.
+
+    python convert_cityscapes.py --cityscapes_dir=ROOT
+
+ROOT holds leftImg8bit and gtFine, gtCoarse or both, with any of their splits. Missing *_labelTrainIds.png are made
+beside their *_labelIds.png or *_polygons.json, and a list for each split that is there goes into --list_dir.
+"""
+
+import glob
+import json
+import os
+import sys
+
+import numpy as np
+from absl import flags
+from PIL import Image, ImageDraw
+
+from utils import data_check, errors, image_files, output_files
+from utils.cityscapes_labels import frame_key
+from utils.data_lists import warn, write_list
+from utils.errors import UserError
+from utils.palette import MAX_CLASSES
+
+FLAGS = flags.FLAGS
+
+IGNORE = 255
+
+# list: (split, folder of the labels, images of the complete data set)
+LISTS = {
+    'train_fine': ('train', 'gtFine', 2975),
+    'val_fine': ('val', 'gtFine', 500),
+    'train_coarse': ('train', 'gtCoarse', 2975),
+    'val_coarse': ('val', 'gtCoarse', 500),
+    'train_extra': ('train_extra', 'gtCoarse', 19998),
+    'test': ('test', None, 1525),
+}
+JOINED = ('train_fine', 'train_extra')  # they make the list 'train'
+
+
+def main():
+    root = FLAGS.cityscapes_dir
+    if not os.path.isdir(os.path.join(root, 'leftImg8bit')):
+        raise UserError('--cityscapes_dir=%s: there is no leftImg8bit in it; give the folder that has it.' % root)
+    output_files.make_dir(FLAGS.list_dir, 'list_dir')
+    pairs = {name: pair_split(root, split, kind) for name, (split, kind, _) in LISTS.items()}
+    if not any(pairs.values()):
+        raise UserError('--cityscapes_dir=%s: no split of leftImg8bit has images with labels in gtFine or gtCoarse.'
+                        % root)
+    make_labels(root, [label for name in pairs for _, label in pairs[name] if label])
+    write_lists(pairs)
+
+
+def pair_split(root, split, kind):
+    """Pairs the images of a split with their labels, by city_sequence_frame.
+
+    Args:
+      root: Cityscapes' folder.
+      split: 'train', 'val', 'train_extra' or 'test'.
+      kind: 'gtFine', 'gtCoarse', or None for images alone.
+
+    Returns:
+      list of (image, label), sorted by image, relative to root; a label is the *_labelTrainIds.png, there or not, or
+      None without kind.
+    """
+    images = find_frames(root, 'leftImg8bit', split, ('_leftImg8bit.png',))
+    if kind is None:
+        return sorted((image, None) for image in images.values())
+    labels = find_frames(root, kind, split, ('_labelTrainIds.png', '_labelIds.png', '_polygons.json'))
+    if not images or not labels:
+        return []
+    where = {'split': split, 'kind': kind}
+    warn('%%d images of leftImg8bit/%(split)s have no label in %(kind)s/%(split)s' % where,
+         sorted(set(images) - set(labels)))
+    warn('%%d labels of %(kind)s/%(split)s have no image in leftImg8bit/%(split)s' % where,
+         sorted(set(labels) - set(images)))
+    return sorted((images[key], label_path(labels[key])) for key in set(images) & set(labels))
+
+
+def find_frames(root, folder, split, suffixes):
+    """{city_sequence_frame: path relative to root} of the files root/folder/split/*/* that end in a suffix."""
+    frames = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(root), folder, split, '*', '*'))):
+        key = frame_key(path)
+        if key and path.endswith(suffixes):
+            frames[key] = os.path.relpath(path, root).replace(os.sep, '/')
+    return frames
+
+
+def label_path(path):
+    """The *_labelTrainIds.png that goes with any file of a label."""
+    return path[:path.rindex('_')] + '_labelTrainIds.png'
+
+
+def make_labels(root, labels):
+    """Makes those *_labelTrainIds.png (paths relative to root) that do not exist."""
+    missing = [label for label in labels if not os.path.exists(os.path.join(root, label))]
+    if not missing:
+        return
+    table = load_label_table()
+
+    def make(label):
+        base = os.path.join(root, label[:-len('_labelTrainIds.png')])
+        try:
+            ids = base + '_labelIds.png'
+            train_ids = from_label_ids(ids, table) if os.path.exists(ids) else draw(base + '_polygons.json', table)
+        except UserError as error:
+            return str(error)
+        output_files.save_image(train_ids, os.path.join(root, label))
+        return None
+
+    results = data_check.map_with_progress(make, missing, os.cpu_count() or 1, 'labels', 'file')
+    problems = [problem for problem in results if problem]
+    if problems:
+        raise UserError('%d labels could not be made, so no list was written; run again when they are mended: %s' % (
+            len(problems), ' '.join(problems[:3])))
+    print('%d *_labelTrainIds.png written, %d were there' % (len(missing), len(labels) - len(missing)))
+
+
+def load_label_table():
+    """{name: (label id, train id)} from the cityscapesscripts package; the train id is 255 outside the evaluation."""
+    try:
+        from cityscapesscripts.helpers.labels import labels
+    except ImportError:
+        raise UserError('*_labelTrainIds.png are missing and making them takes the label table of a package: '
+                        'pip install cityscapesscripts, and run again.')
+    return {label.name: (label.id, label.trainId if 0 <= label.trainId < IGNORE else IGNORE) for label in labels}
+
+
+def from_label_ids(path, table):
+    """The *_labelIds.png at path in train ids, uint8 [h, w]."""
+    train_id_of = np.full(MAX_CLASSES, -1, np.int16)
+    for label_id, train_id in table.values():
+        train_id_of[label_id] = train_id  # license plate, -1, is 255 in the files
+    label = image_files.load_label(path)
+    if label.dtype != np.uint8 or train_id_of[label].min() < 0:
+        raise UserError('%s: not all of its values are label ids of Cityscapes; get the file anew.' % path)
+    return train_id_of[label].astype(np.uint8)
+
+
+def draw(path, table):
+    """The label that a *_polygons.json describes, in train ids, uint8 [h, w]; later polygons cover earlier ones."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            annotation = json.load(file)
+        label = Image.new('L', (annotation['imgWidth'], annotation['imgHeight']), IGNORE)
+        canvas = ImageDraw.Draw(label)
+        for item in annotation['objects']:
+            name = item['label']
+            if name not in table and name.endswith('group'):
+                name = name[:-len('group')]
+            label_id, train_id = table[name]
+            if label_id >= 0 and not item.get('deleted'):  # license plates stay cars
+                canvas.polygon([tuple(point) for point in item['polygon']], fill=train_id)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError('%s: not a polygon file of Cityscapes (%s: %s); get the file anew.' % (
+            path, type(error).__name__, error))
+    return np.asarray(label)
+
+
+def write_lists(pairs):
+    """Writes a list for each split that has images, and 'train' if both its parts have."""
+    sizes = {name: size for name, (_, _, size) in LISTS.items()}
+    if all(pairs[name] for name in JOINED):
+        pairs = dict(pairs, train=[pair for name in JOINED for pair in pairs[name]])
+        sizes['train'] = sum(sizes[name] for name in JOINED)
+    for name in list(LISTS) + ['train']:
+        path = os.path.join(FLAGS.list_dir, name + '.txt')
+        if not pairs.get(name):
+            print('%s: not written, %s' % (path, why_absent(name)))
+            continue
+        write_list(path, [' '.join('/' + part for part in pair if part) for pair in pairs[name]])
+        print('%s: %d images' % (path, len(pairs[name])))
+        if len(pairs[name]) != sizes[name]:
+            print('warning: %s has %d images, the complete data set %d.' % (path, len(pairs[name]), sizes[name]),
+                  file=sys.stderr)
+
+
+def why_absent(name):
+    """What a list would be made of."""
+    if name == 'train':
+        return 'it is %s and %s together' % JOINED
+    split, kind, _ = LISTS[name]
+    return 'it takes leftImg8bit/%s%s' % (split, ' and %s/%s' % (kind, split) if kind else '')
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('cityscapes_dir', '', 'the folder that has leftImg8bit, gtFine and gtCoarse')
+    flags.DEFINE_string('list_dir', './dataset/cityscapes', 'folder for the lists')
+    sys.exit(errors.run(main))

@@ -1,0 +1,172 @@
+"""Makes PASCAL VOC 2012, with or without SBD, ready to train: class-index PNGs and the four data lists.
+
+    python convert_voc.py --voc_dir=VOCdevkit/VOC2012 [--sbd_dir=benchmark_RELEASE/dataset]
+
+Writes SegmentationClassAug into --voc_dir, and train.txt, val.txt, trainval.txt and test.txt into --list_dir.
+"""
+
+import os
+import sys
+
+import numpy as np
+import scipy.io
+from absl import flags
+from PIL import Image
+
+from utils import data_check, errors, image_files, output_files
+from utils.data_lists import warn, write_list
+from utils.errors import UserError
+from utils.palette import VOC_NAMES, load_palette
+
+FLAGS = flags.FLAGS
+
+# (with SBD, without): how many images the published lists have.
+PUBLISHED = {'train': (10582, 1464), 'val': (1449, 1449), 'trainval': (12031, 2913), 'test': (1456, 1456)}
+
+LABEL_DIR = 'SegmentationClassAug'
+
+
+def main():
+    voc_dir = find_dir(FLAGS.voc_dir, 'voc_dir', 'ImageSets/Segmentation', ['VOC2012', 'VOCdevkit/VOC2012'])
+    sbd_dir = FLAGS.sbd_dir and find_dir(FLAGS.sbd_dir, 'sbd_dir', 'cls', ['dataset', 'benchmark_RELEASE/dataset'])
+    output_files.make_dir(FLAGS.list_dir, 'list_dir')
+    ids = {name: read_ids(voc_dir, name) for name in ('train', 'val', 'test')}
+    sources = find_labels(voc_dir, sbd_dir, ids)
+    convert_labels(sources, output_files.make_dir(os.path.join(voc_dir, LABEL_DIR), 'voc_dir'))
+    write_lists(voc_dir, bool(sbd_dir), ids, set(sources))
+
+
+def find_dir(path, flag, marker, below):
+    """The folder that --flag means: path itself, or one of the folders below it, whichever has marker in it."""
+    if not path:
+        raise UserError('give --%s, the folder that has %s in it.' % (flag, marker))
+    candidates = [path] + [os.path.join(path, name) for name in below]
+    for candidate in candidates:
+        if os.path.isdir(os.path.join(candidate, marker)):
+            return candidate
+    raise UserError('--%s=%s: there is no %s in it; give the folder that has it.' % (flag, path, marker))
+
+
+def read_ids(voc_dir, name):
+    """The image ids of VOC's own list; none of test.txt if that is absent, as it comes with the test images."""
+    path = os.path.join(voc_dir, 'ImageSets', 'Segmentation', name + '.txt')
+    if name == 'test' and not os.path.exists(path):
+        return set()
+    with open(path, encoding='utf-8-sig') as file:
+        return {line.split()[0] for line in file if line.strip()}
+
+
+def find_labels(voc_dir, sbd_dir, ids):
+    """{image id: the file its label comes from}; VOC's label wins, and val images take no other."""
+    sources = {}
+    if sbd_dir:
+        names = os.listdir(os.path.join(sbd_dir, 'cls'))
+        sources = {name[:-4]: os.path.join(sbd_dir, 'cls', name) for name in names if name.endswith('.mat')}
+        warn('SBD lists %d images without a file in cls', sorted(read_sbd_ids(sbd_dir) - set(sources)))
+    labels = {key: os.path.join(voc_dir, 'SegmentationClass', key + '.png') for key in ids['train'] | ids['val']}
+    missing = {key for key in labels if not os.path.exists(labels[key])}
+    warn("%d of VOC's images have no label in SegmentationClass; left out, but for train images that SBD labels",
+         sorted(missing))
+    for key in missing:
+        del labels[key]
+    for key in ids['val']:
+        sources.pop(key, None)
+    sources.update(labels)
+    return sources
+
+
+def read_sbd_ids(sbd_dir):
+    """The image ids that SBD's own lists name."""
+    ids = set()
+    for name in ('train.txt', 'val.txt'):
+        path = os.path.join(sbd_dir, name)
+        if os.path.exists(path):
+            with open(path, encoding='utf-8-sig') as file:
+                ids.update(line.split()[0] for line in file if line.strip())
+    return ids
+
+
+def convert_labels(sources, label_dir):
+    """Writes the index PNG of each label that label_dir does not hold yet."""
+    palette = load_palette('voc', len(VOC_NAMES))
+
+    def convert(key):
+        target = os.path.join(label_dir, key + '.png')
+        if is_index_png(target):
+            return False, None
+        try:
+            label = read_label(sources[key], palette)
+        except UserError as error:
+            return False, str(error)
+        output_files.save_image(label, target)
+        return True, None
+
+    results = list(data_check.map_with_progress(convert, sorted(sources), os.cpu_count() or 1, 'labels', 'file'))
+    problems = [problem for _, problem in results if problem]
+    if problems:
+        raise UserError('%d labels could not be converted, so no list was written; run again when they are mended: '
+                        '%s' % (len(problems), ' '.join(problems[:3])))
+    made = sum(done for done, _ in results)
+    print('%s: %d labels written, %d were there' % (label_dir, made, len(results) - made))
+
+
+def is_index_png(path):
+    """Whether the file is a whole grey PNG."""
+    try:
+        with Image.open(path) as image:
+            image.verify()
+            return image.mode == 'L'
+    except Exception:  # absent, or damaged in any of the ways that Pillow tells by errors of many types
+        return False
+
+
+def read_label(path, palette):
+    """uint8 [h, w], class indices and 255 for void, from VOC's PNG or SBD's .mat."""
+    label = read_mat(path) if path.endswith('.mat') else image_files.load_label(path, palette)
+    strange = data_check.count_labels(label, len(VOC_NAMES), image_files.VOID)[2]
+    if strange:
+        raise UserError("%s: holds %s, which is no class of VOC's; get the file anew." % (path, strange[:5]))
+    return label.astype(np.uint8)
+
+
+def read_mat(path):
+    """The class indices [h, w] in one of SBD's files, the field Segmentation of its struct GTcls."""
+    try:
+        label = scipy.io.loadmat(path, variable_names=['GTcls'])['GTcls']['Segmentation'].flat[0]
+        indices = label.astype(np.int64)
+        if indices.ndim != 2 or not np.array_equal(indices, label):
+            raise ValueError('shape %s, type %s' % (label.shape, label.dtype))
+    except Exception as error:  # scipy raises errors of many types on damaged files
+        raise UserError('%s: not a label of SBD, no GTcls.Segmentation could be read (%s); get the file anew.' % (
+            path, error))
+    return indices
+
+
+def write_lists(voc_dir, with_sbd, ids, labelled):
+    """Writes the lists, sorted by image id, and compares their lengths with the published ones."""
+    val = ids['val'] & labelled
+    train = labelled - ids['val'] if with_sbd else ids['train'] & labelled
+    lists = {'train': train, 'val': val, 'trainval': train | val, 'test': ids['test']}
+    for name, keys in lists.items():
+        path = os.path.join(FLAGS.list_dir, name + '.txt')
+        if not keys:
+            print('warning: %s not written: VOC names no such images.' % path, file=sys.stderr)
+            continue
+        label = '' if name == 'test' else ' /%s/{0}.png' % LABEL_DIR
+        write_list(path, ['/JPEGImages/{0}.jpg'.format(key) + label.format(key) for key in sorted(keys)])
+        published = PUBLISHED[name][0 if with_sbd else 1]
+        print('%s: %d images' % (path, len(keys)))
+        if name == 'train' and not with_sbd:
+            print('  these are VOC alone; with --sbd_dir it is %d' % PUBLISHED[name][0])
+        if len(keys) != published:
+            print('warning: %s has %d images, the published list %d.' % (path, len(keys), published), file=sys.stderr)
+    wanted = sorted(set().union(*lists.values()))
+    warn('%d images of the lists are missing from JPEGImages',
+         [key for key in wanted if not os.path.exists(os.path.join(voc_dir, 'JPEGImages', key + '.jpg'))])
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('voc_dir', '', "VOC 2012's folder: VOCdevkit/VOC2012")
+    flags.DEFINE_string('sbd_dir', '', "SBD's folder: benchmark_RELEASE/dataset; VOC alone if empty")
+    flags.DEFINE_string('list_dir', './dataset', 'folder for the lists')
+    sys.exit(errors.run(main))

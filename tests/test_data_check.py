@@ -1,0 +1,165 @@
+"""utils/data_check.py: what it counts, and every fault that it must find."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.data_check import check_pairs, count_labels, map_with_progress, print_report, raise_on_problems
+from utils.errors import UserError
+from utils.palette import load_palette, voc_colours
+
+
+def pair(folder, name, label, size=None):
+    """Saves a label and an image of its size; returns their paths."""
+    label = np.asarray(label, np.uint8)
+    paths = str(folder / (name + '.jpg')), str(folder / (name + '.png'))
+    Image.fromarray(np.zeros(tuple(size or label.shape[:2]) + (3,), np.uint8)).save(paths[0])
+    Image.fromarray(label).save(paths[1])
+    return paths
+
+
+def check(pairs, num_classes=21, ignore_label=255, palette=None, **options):
+    images, labels = zip(*pairs)
+    return check_pairs(list(images), list(labels), num_classes, ignore_label, palette, **options)
+
+
+@pytest.mark.parametrize('num_threads', [1, 3])
+def test_counts(tmp_path, num_threads):
+    result = check([pair(tmp_path, 'a', [[0, 1, 1], [20, 255, 255]]), pair(tmp_path, 'b', [[0, 1, 0], [0, 2, 0]]),
+                    pair(tmp_path, 'c', [[3, 3]])], num_threads=num_threads)
+    assert (result.num_images, result.num_labels, result.ignored, result.problems) == (3, 3, 2, [])
+    assert result.sizes == {(2, 3): 2, (1, 2): 1}
+    assert result.histogram.dtype == np.int64
+    expected = np.zeros(21)
+    expected[[0, 1, 2, 3, 20]] = 5, 3, 1, 2, 1
+    np.testing.assert_array_equal(result.histogram, expected)
+    raise_on_problems(result)
+
+
+def test_images_without_labels(tmp_path):
+    image, label = pair(tmp_path, 'a', [[1, 1]])
+    result = check([(image, ''), (image, label)])
+    assert (result.num_images, result.num_labels, result.problems) == (2, 1, [])
+    assert result.histogram.sum() == 2
+
+
+def test_values_outside_the_classes(tmp_path):
+    good, bad = pair(tmp_path, 'a', [[0, 20, 255]]), pair(tmp_path, 'b', [[0, 21, 254]])
+    result = check([good, bad])
+    problem, = result.problems
+    assert all(words in problem for words in (bad[1], '21 254', '0..20', '--num_classes=21', '--ignore_label=255'))
+    assert check([bad], ignore_label=21, num_classes=256).problems == []
+    assert len(check([bad], ignore_label=21).problems) == 1
+    assert check([bad], num_classes=22, ignore_label=254).problems == []
+
+
+def test_ignore_label_inside_the_classes(tmp_path):
+    result = check([pair(tmp_path, 'a', [[0, 0, 1, 2]])], num_classes=3, ignore_label=0)
+    np.testing.assert_array_equal(result.histogram, [0, 1, 1])
+    assert (result.ignored, result.problems) == (2, [])
+
+
+def test_sizes_that_differ(tmp_path):
+    image, label = pair(tmp_path, 'a', [[0, 1, 2], [0, 1, 2]], size=(2, 4))
+    problem, = check([(image, label)]).problems
+    assert all(words in problem for words in (image, label, '4x2', '3x2'))
+
+
+def test_broken_files(tmp_path):
+    good = pair(tmp_path, 'a', [[0, 1]])
+    (tmp_path / 'text.png').write_bytes(b'not an image at all')
+    text, absent = str(tmp_path / 'text.png'), str(tmp_path / 'absent.png')
+    result = check([(text, good[1]), good, (good[0], text), (absent, absent)])
+    assert [problem.split(':')[0] for problem in result.problems] == [text, text, absent, absent]
+    assert (result.num_images, result.num_labels) == (2, 2)
+
+
+def test_colour_coded_labels(tmp_path):
+    pixels = voc_colours()[np.array([[1, 2, 255]])]
+    paths = pair(tmp_path, 'a', pixels)
+    problem, = check([paths]).problems
+    assert '--palette' in problem
+    result = check([paths], palette=load_palette('voc', 21))
+    assert (result.histogram[1], result.histogram[2], result.ignored, result.problems) == (1, 1, 1, [])
+
+
+def test_raise_on_problems_names_the_first(tmp_path):
+    bad = [pair(tmp_path, str(i), [[99]]) for i in range(5)]
+    with pytest.raises(UserError) as caught:
+        raise_on_problems(check(bad))
+    message = str(caught.value)
+    assert '5 problems' in message
+    assert all(paths[1] in message for paths in bad[:3])
+    assert bad[3][1] not in message
+    assert '--option=check' in message
+    with pytest.raises(UserError) as caught:
+        raise_on_problems(check(bad[:1]))
+    assert '1 problem:' in str(caught.value)
+    assert '--option=check' not in str(caught.value)
+
+
+def test_report(tmp_path, capsys):
+    result = check([pair(tmp_path, 'a', [[0, 0, 15, 255]]), pair(tmp_path, 'b', [[77, 0]])])
+    print_report(result, load_palette('voc', 21))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'images 2, labels 2'
+    assert '4x1 (1)' in lines[1]
+    rows = {line.split()[0]: line.split() for line in lines[3:3 + 22]}
+    assert rows['0'] == ['0', 'background', '3', '60.00%']
+    assert rows['15'] == ['15', 'person', '1', '20.00%']
+    assert rows['20'] == ['20', 'tvmonitor', '0', '0.00%']
+    assert rows['-'] == ['-', 'ignored', '1', '20.00%']
+    assert lines[25] == 'problems 1'
+    assert lines[26].strip() == result.problems[0]
+
+
+def test_report_without_names_labels_or_files(tmp_path, capsys):
+    image, _ = pair(tmp_path, 'a', [[0]])
+    print_report(check([(image, '')]))
+    assert 'labels 0' in capsys.readouterr().out
+    print_report(check([pair(tmp_path, 'b', [[1, 1]])], num_classes=2))
+    assert '1  ' in capsys.readouterr().out
+    print_report(check([(str(tmp_path / 'x'), '')]))
+    assert 'images 0' in capsys.readouterr().out
+
+
+def test_long_reports_are_cut(tmp_path, capsys):
+    result = check([(str(tmp_path / str(i)), '') for i in range(60)])
+    print_report(result)
+    out = capsys.readouterr().out
+    assert 'problems 60' in out
+    assert '... and 10 more' in out
+
+
+def test_progress_is_on_stderr(tmp_path, capsys):
+    check([pair(tmp_path, 'a', [[0]])], desc='reading train.txt')
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    assert 'reading train.txt' in captured.err
+    assert '1/1' in captured.err
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.int32, np.int64])
+def test_count_labels(dtype):
+    top = 255 if dtype == np.uint8 else 40000
+    counts, ignored, strange = count_labels(np.array([[0, 1, 1, 5, 7, top]], dtype), 6, 7)
+    np.testing.assert_array_equal(counts, [1, 2, 0, 0, 0, 1])
+    assert (counts.dtype, ignored, strange) == (np.int64, 1, [top])
+
+
+def test_count_labels_of_wild_values():
+    label = np.array([[-5, 2 ** 31 - 1, 0, -1]], np.int32)  # no table of 2**31 entries, please
+    counts, ignored, strange = count_labels(label, 2, -1)
+    np.testing.assert_array_equal(counts, [1, 0])
+    assert (ignored, strange) == (1, [-5, 2 ** 31 - 1])
+
+
+def test_map_with_progress_keeps_the_order_and_raises():
+    assert list(map_with_progress(lambda x: x * x, list(range(50)), 4, 'squares', 'one')) == [x * x for x in range(50)]
+    with pytest.raises(UserError, match='seven'):
+        list(map_with_progress(fail_at_seven, list(range(50)), 4, 'squares', 'one'))
+
+
+def fail_at_seven(x):
+    if x == 7:
+        raise UserError('seven')

@@ -1,0 +1,111 @@
+"""Label maps as pictures (colours, overlay with a legend) and as training targets (resized)."""
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from PIL import Image, ImageDraw, ImageFont
+
+from utils.palette import VOID_COLOUR, Palette, voc_colours
+
+
+def prepare_label(label, new_size, align_corners=False):
+    """Resizes labels to the size of the logits by nearest neighbour.
+
+    The source index is floor(i * in / out), TensorFlow's legacy rule and the original's; with align_corners it
+    is round(i * (in - 1) / (out - 1)), which for 8k+1 pixels and k+1 logits is Caffe's label[::8].
+
+    Args:
+      label: integer tensor [N, H, W, 1].
+      new_size: (h, w), numbers or an int32 tensor [2].
+      align_corners: which rule.
+
+    Returns:
+      int32 tensor [N, h, w].
+    """
+    label = tf.cast(label, tf.int32)
+    label = tf.image.resize_nearest_neighbor(label, new_size, align_corners)  # [N, h, w, 1]
+    return tf.squeeze(label, axis=[3])  # [N, h, w]
+
+
+def decode_labels(mask, num_images=1, num_classes=21, palette=None):
+    """Colours class indices.
+
+    Args:
+      mask: integer array [N, h, w, 1] or [N, h, w].
+      num_images: how many of the N to colour (all N if there are fewer).
+      num_classes: values outside 0..num_classes-1 get VOC's void colour (224, 224, 192).
+      palette: a Palette; VOC's colours if None.
+
+    Returns:
+      uint8 array [min(num_images, N), h, w, 3].
+    """
+    mask = np.asarray(mask)[:num_images]
+    mask = mask[..., 0] if mask.ndim == 4 else mask  # [n, h, w]
+    colours = voc_colours(num_classes) if palette is None else palette.colours[:num_classes]
+    table = np.concatenate([colours, np.array([VOID_COLOUR], np.uint8)])  # [num_classes + 1, 3]
+    known = (mask >= 0) & (mask < num_classes)
+    return table[np.where(known, mask, num_classes)]
+
+
+def inv_preprocess(images, num_images, img_mean, channel_order='bgr'):
+    """Turns network inputs back into pictures.
+
+    Args:
+      images: float array [N, h, w, 3], mean-subtracted.
+      num_images: how many of the N to turn (all N if there are fewer).
+      img_mean: three floats, in the images' channel order.
+      channel_order: 'bgr' or 'rgb', the images' order.
+
+    Returns:
+      uint8 RGB array [min(num_images, N), h, w, 3].
+
+    Raises:
+      ValueError: channel_order is neither.
+    """
+    if channel_order not in ('bgr', 'rgb'):
+        raise ValueError("channel_order '%s' is not one of: bgr rgb" % channel_order)
+    pictures = np.asarray(images)[:num_images] + np.asarray(img_mean, np.float32)
+    if channel_order == 'bgr':
+        pictures = pictures[..., ::-1]
+    return np.clip(np.rint(pictures), 0, 255).astype(np.uint8)
+
+
+def overlay(image, mask, palette, num_classes):
+    """The image under half-transparent class colours, with a legend of the classes present at its right.
+
+    Args:
+      image: uint8 RGB array [h, w, 3].
+      mask: integer array [h, w]; pixels outside 0..num_classes-1 stay as in the image.
+      palette: a Palette; VOC's colours if None.
+      num_classes: number of classes.
+
+    Returns:
+      uint8 RGB array [at least h, w + width of the legend, 3].
+    """
+    palette = palette or Palette(voc_colours(), None)
+    image, mask = np.asarray(image), np.asarray(mask)
+    known = ((mask >= 0) & (mask < num_classes))[..., None]  # [h, w, 1]
+    tint = decode_labels(mask[None], 1, num_classes, palette)[0].astype(np.uint16)
+    blend = np.where(known, (image.astype(np.uint16) + tint) // 2, image).astype(np.uint8)
+    present = [int(value) for value in np.unique(mask) if 0 <= value < num_classes]
+    strip = _legend(present, palette, scale=max(1, image.shape[0] // 400))
+    height = max(len(blend), len(strip))
+    return np.concatenate([_pad_rows(blend, height), _pad_rows(strip, height)], axis=1)
+
+
+def _legend(classes, palette, scale, row=16):
+    # Pillow's built-in font has one size on old versions, so a big picture gets an enlarged legend.
+    names = [palette.names[index] if palette.names else 'class %d' % index for index in classes]
+    names = [name.encode('latin-1', 'replace').decode('latin-1') for name in names]  # all that the font knows
+    font = ImageFont.load_default()
+    width = 2 * row + max([font.getbbox(name)[2] for name in names] or [0])
+    strip = Image.new('RGB', (int(width), row * max(1, len(classes))), 'white')
+    draw = ImageDraw.Draw(strip)
+    for i, (index, name) in enumerate(zip(classes, names)):
+        colour = tuple(int(value) for value in palette.colours[index])
+        draw.rectangle([4, i * row + 3, row, i * row + row - 4], fill=colour, outline='black')
+        draw.text((row + 6, i * row + 2), name, fill='black', font=font)
+    return np.asarray(strip.resize((strip.width * scale, strip.height * scale), Image.NEAREST))
+
+
+def _pad_rows(picture, height):
+    return np.pad(picture, [(0, height - len(picture)), (0, 0), (0, 0)], 'constant', constant_values=255)
