@@ -1,4 +1,4 @@
-"""Trains, tests or predicts with DeepLab v2 on one scale: python main.py --option=train|test|predict.
+"""Trains, tests or predicts with DeepLab v2 on one scale: python main.py --option=train|test|predict|check.
 
 Every setting is a flag; --flagfile=FILE reads them from a file. Without --data_dir and --flagfile the embedded
 sample's settings, dataset/sample.flags, are used.
@@ -14,7 +14,8 @@ from utils import compat, errors, runtime
 FLAGS = flags.FLAGS
 SAMPLE_FLAGS = os.path.join('dataset', 'sample.flags')
 
-flags.DEFINE_enum('option', 'train', ['train', 'test', 'predict'], 'what to do')
+flags.DEFINE_enum('option', 'train', ['train', 'test', 'predict', 'check'],
+                  'what to do; check reads every file of the three lists and reports')
 
 # training
 flags.DEFINE_integer('num_steps', 20000, 'iterations to train', lower_bound=1)
@@ -48,6 +49,9 @@ flags.DEFINE_integer('test_step', None, 'checkpoint to predict with; by default 
 flags.DEFINE_integer('test_num_steps', None, 'images to predict; by default the whole list', lower_bound=1)
 flags.DEFINE_string('test_data_list', './dataset/val.txt', 'prediction list; labels are not read')
 flags.DEFINE_boolean('visual', True, 'write coloured masks too')
+flags.DEFINE_boolean('overlay', False, 'write the images under their coloured masks too, with a legend')
+flags.DEFINE_enum('id_format', 'trainIds', ['trainIds', 'labelIds'],
+                  "values and names of the masks: class indices, or Cityscapes' label ids for its benchmark")
 
 # data
 flags.DEFINE_string('data_dir', '', 'folder that the paths of the lists are relative to')

@@ -12,10 +12,12 @@ from tqdm import tqdm
 import network
 from utils import (
     checkpoint,
+    cityscapes_labels,
     compat,
     data_check,
     data_lists,
     errors,
+    image_files,
     label_utils,
     layers,
     losses,
@@ -64,7 +66,7 @@ class Model(object):
         conf = self.conf
         output_files.make_dir(conf.modeldir, 'modeldir')
         output_files.make_dir(conf.logdir, 'logdir')
-        reader = self._reader(conf.data_list, 'data_list', need_labels=True)
+        reader = self._reader(conf.data_list, need_labels=True)
         with tf.Graph().as_default():
             tf.set_random_seed(conf.random_seed)
             images, labels = reader.training_batch(
@@ -199,7 +201,7 @@ class Model(object):
         conf = self.conf
         output_files.make_dir(conf.out_dir, 'out_dir')
         prefix = checkpoint.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
-        reader = self._reader(conf.valid_data_list, 'valid_data_list', True, conf.valid_num_steps)
+        reader = self._reader(conf.valid_data_list, True, conf.valid_num_steps)
         matrix = np.zeros([conf.num_classes, conf.num_classes], np.int64)
         for _, label, prediction in self._predictions(reader, prefix, 'test'):
             matrix += metrics.confusion_matrix(label, prediction, conf.num_classes, conf.ignore_label)
@@ -224,28 +226,46 @@ class Model(object):
         """Writes a grey mask of class indices and, with visual, one in colour for every image of the list."""
         conf = self.conf
         prefix = checkpoint.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
-        reader = self._reader(conf.test_data_list, 'test_data_list', False, conf.test_num_steps)
-        names = data_lists.output_names(reader.images)
-        folder = output_files.make_dir(os.path.join(conf.out_dir, 'prediction'), 'out_dir')
-        visual_folder = os.path.join(conf.out_dir, 'visual_prediction')
-        if conf.visual:
-            output_files.make_dir(visual_folder, 'out_dir')
+        reader = self._reader(conf.test_data_list, False, conf.test_num_steps)
+        names = self._mask_names(reader.images)
+        folders = self._output_folders()
         with concurrent.futures.ThreadPoolExecutor(1) as writer:  # writes behind the network
             written = []
             for index, _, prediction in self._predictions(reader, prefix, 'predict'):
-                written.append(writer.submit(self._write_prediction, prediction, names[index], folder, visual_folder))
+                written.append(writer.submit(self._write_prediction, prediction, reader.images[index], names[index],
+                                             folders))
                 while len(written) > 8 or written and written[0].done():
                     written.pop(0).result()
             for one in written:
                 one.result()
-        print('%d predictions in %s%s' % (len(names), folder, ' and ' + visual_folder if conf.visual else ''))
+        print('%d predictions in %s' % (len(names), ' and '.join(folders[kind] for kind in sorted(folders))))
 
-    def _write_prediction(self, prediction, name, folder, visual_folder):
-        mask = prediction.astype(np.uint8)  # [H, W]
-        output_files.save_image(mask, os.path.join(folder, name + '_mask.png'))
-        if self.conf.visual:
-            colours = label_utils.decode_labels(mask[np.newaxis], 1, self.conf.num_classes, self.palette)[0]
-            output_files.save_image(colours, os.path.join(visual_folder, name + '_mask_visual.png'))
+    def _mask_names(self, images):
+        """(name of the mask, name that its pictures start with) of each image."""
+        if self.conf.id_format == 'labelIds':
+            if self.conf.num_classes != len(cityscapes_labels.CLASSES):
+                raise UserError("--id_format=labelIds is for Cityscapes' %d classes, not --num_classes=%d." % (
+                    len(cityscapes_labels.CLASSES), self.conf.num_classes))
+            return [(cityscapes_labels.server_name(image), cityscapes_labels.frame_key(image)) for image in images]
+        return [(name + '_mask.png', name) for name in data_lists.output_names(images)]
+
+    def _output_folders(self):
+        """{kind of output: folder} of the outputs that the flags ask for; the folders are made."""
+        wanted = {'prediction': True, 'visual_prediction': self.conf.visual, 'overlay_prediction': self.conf.overlay}
+        return {kind: output_files.make_dir(os.path.join(self.conf.out_dir, kind), 'out_dir')
+                for kind, asked in wanted.items() if asked}
+
+    def _write_prediction(self, prediction, image, names, folders):
+        """Writes the mask [H, W] of an image and its pictures."""
+        num_classes, mask = self.conf.num_classes, prediction.astype(np.uint8)
+        ids = cityscapes_labels.train_ids_to_label_ids(mask) if self.conf.id_format == 'labelIds' else mask
+        output_files.save_image(ids, os.path.join(folders['prediction'], names[0]))
+        if 'visual_prediction' in folders:
+            colours = label_utils.decode_labels(mask[np.newaxis], 1, num_classes, self.palette)[0]
+            output_files.save_image(colours, os.path.join(folders['visual_prediction'], names[1] + '_mask_visual.png'))
+        if 'overlay_prediction' in folders:
+            picture = label_utils.overlay(image_files.load_image(image), mask, self.palette, num_classes)
+            output_files.save_image(picture, os.path.join(folders['overlay_prediction'], names[1] + '_overlay.png'))
 
     def _predictions(self, reader, prefix, desc):
         """Yields (index in the list, label [H, W], prediction [H, W]) of every image, in the order they come."""
@@ -259,6 +279,31 @@ class Model(object):
                     for _ in tqdm(reader.images, desc=desc, unit='image', mininterval=1.0):
                         i, truth, guess = sess.run([index, label, prediction])
                         yield i[0], truth[0, :, :, 0], guess[0]
+
+    # check -------------------------------------------------------------------------------------------------------
+
+    def check(self):
+        """Reads every file of the three lists and reports; UserError if training, testing or predicting would fail."""
+        conf, problems, checked = self.conf, 0, set()
+        for flag in ('data_list', 'valid_data_list', 'test_data_list'):
+            data_list = getattr(conf, flag)
+            if data_list in checked:
+                continue
+            checked.add(data_list)
+            if flag != 'data_list' and not os.path.exists(data_list):
+                print('there is no --%s=%s' % (flag, data_list))
+                continue
+            images, labels = data_lists.read_labeled_image_list(conf.data_dir, data_list)
+            result = self._check(images, labels, data_list)
+            if flag == 'data_list':
+                bare = [image for image, label in zip(images, labels) if not label]
+                result.problems.extend('%s has no label in the list.' % image for image in bare)
+            print('%s (--%s)' % (data_list, flag))
+            data_check.print_report(result, self.palette)
+            problems += len(result.problems)
+        if problems:
+            raise UserError('the data has %d problems, listed above: mend files, lists or flags.' % problems)
+        print('all files are as they should be')
 
     # shared ------------------------------------------------------------------------------------------------------
 
@@ -283,7 +328,7 @@ class Model(object):
         """Class indices at the images' size: [N, h, w, num_classes] -> int32 [N, H, W]."""
         return tf.argmax(layers.resize(logits, size, self.numerics.align_corners), axis=3, output_type=tf.int32)
 
-    def _reader(self, data_list, flag, need_labels, num_steps=None):
+    def _reader(self, data_list, need_labels, num_steps=None):
         """An ImageReader over a list whose files were checked; only its first num_steps lines if given."""
         conf = self.conf
         images, labels = data_lists.read_labeled_image_list(conf.data_dir, data_list)
@@ -294,11 +339,14 @@ class Model(object):
             labels = [''] * len(images)
         data_lists.check_files_exist(images, labels, need_labels)
         if conf.check_labels and len(images) <= MAX_CHECKED_LABELS:
-            data_check.raise_on_problems(data_check.check_pairs(
-                images, labels, conf.num_classes, conf.ignore_label, self._label_palette(), conf.num_threads,
-                desc='check ' + data_list))
+            data_check.raise_on_problems(self._check(images, labels, data_list))
         return ImageReader(images, labels, self.numerics.img_mean, self.numerics.channel_order, conf.num_classes,
                            conf.ignore_label, self._label_palette(), conf.num_threads)
+
+    def _check(self, images, labels, data_list):
+        conf = self.conf
+        return data_check.check_pairs(images, labels, conf.num_classes, conf.ignore_label, self._label_palette(),
+                                      conf.num_threads, desc='check ' + data_list)
 
     def _label_palette(self):
         """The palette to read colour-coded labels with: only one that the user named."""

@@ -95,14 +95,35 @@ def test_scale_is_one_factor_for_both(scales):
         assert len(sizes) > 20 and 50 <= min(sizes) < 65 and 135 < max(sizes) <= 150
 
 
+def test_jpeg_is_decoded_as_the_originals(tmp_path):
+    random = np.random.RandomState(0)
+    path, grey = str(tmp_path / 'image.jpg'), str(tmp_path / 'grey.jpg')
+    picture = Image.fromarray(random.randint(0, 256, (5, 7, 3)).astype(np.uint8)).resize((41, 30), Image.BILINEAR)
+    picture.save(path, quality=80)
+    picture.convert('L').save(grey)
+    reader = ImageReader([path, grey], ['', ''], (0, 0, 0), channel_order='rgb')
+    with tf.Graph().as_default(), tf.Session() as sess:
+        wanted = [sess.run(tf.image.decode_jpeg(tf.read_file(name), channels=3)) for name in (path, grey)]
+        for image, label, (i,) in run(sess, reader, reader.single(), 2):
+            np.testing.assert_array_equal(image[0], wanted[i])
+            assert (label == 255).all() and label.shape == (1, 30, 41, 1)
+
+
 @pytest.mark.parametrize('fault, told', [
-    ('truncated', 'image1.png'), ('size', 'same size'), ('values', 'holds the value 200'),
+    ('truncated', 'image1.png'), ('truncated jpeg', 'image1.jpg'), ('size', 'same size'),
+    ('values', 'holds the value 200'),
 ])
 def test_a_bad_file_is_told_by_name(tmp_path, fault, told):
     pairs = [write_pair(tmp_path, 'image%d' % i, 20, 20, i) for i in range(3)]
     if fault == 'truncated':
         with open(pairs[1][0], 'r+b') as file:
             file.truncate(60)
+    elif fault == 'truncated jpeg':
+        pixels = np.random.RandomState(0).randint(0, 256, (20, 20, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(os.path.join(str(tmp_path), 'image1.jpg'))
+        pairs[1] = os.path.join(str(tmp_path), 'image1.jpg'), pairs[1][1]
+        with open(pairs[1][0], 'r+b') as file:
+            file.truncate(os.path.getsize(pairs[1][0]) // 2)
     elif fault == 'size':
         write_pair(tmp_path, 'other', 20, 21, 1)
         os.replace(os.path.join(str(tmp_path), 'other_label.png'), pairs[1][1])

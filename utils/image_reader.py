@@ -1,5 +1,6 @@
 """The queue-based reader: several threads load, augment and batch images ahead of the network."""
 
+import collections
 import contextlib
 
 import numpy as np
@@ -12,8 +13,8 @@ from utils.errors import UserError
 class ImageReader(object):
     """Reads pairs of image and label: shuffled and augmented without end, or once, whole and one by one.
 
-    Loading is plain Python (Pillow decodes without Python's lock), so that a file's fault is told by name; all
-    the rest are TensorFlow ops that the queue's threads run.
+    Files are opened in Python, where a fault is told by the file's name; TensorFlow ops that the queue's threads run
+    decode JPEGs, as the original's did, and do all the rest. Other images and labels are decoded by Pillow.
     """
 
     def __init__(self, images, labels, img_mean, channel_order='bgr', num_classes=21, ignore_label=255,
@@ -34,6 +35,7 @@ class ImageReader(object):
         self.num_classes, self.ignore_label, self.palette = num_classes, ignore_label, palette
         self.num_threads = num_threads
         self._errors = []
+        self._recent = collections.deque(maxlen=100)  # paths, more than all threads and queues hold
 
     def training_batch(self, batch_size, input_size, random_scale=True, random_mirror=True, scales=None):
         """Random crops: images float32 [N, h, w, 3] minus the mean, labels int32 [N, h, w, 1].
@@ -71,8 +73,7 @@ class ImageReader(object):
         try:
             yield
         except tf.errors.OpError:
-            if self._errors:
-                raise self._errors[0] from None
+            self._raise_first_cause()
             raise
         finally:
             coord.request_stop()
@@ -82,28 +83,41 @@ class ImageReader(object):
     def _load_next(self, shuffle, num_epochs=None):
         index, = tf.train.slice_input_producer([np.arange(len(self.images))], shuffle=shuffle,
                                                num_epochs=num_epochs)
-        image, label = tf.py_func(self._load, [index], [tf.uint8, tf.int32])
+        encoded, pixels, label = tf.py_func(self._load, [index], [tf.string, tf.uint8, tf.int32])
+        image = tf.cond(tf.equal(encoded, ''), lambda: pixels, lambda: tf.image.decode_jpeg(encoded, channels=3))
         image.set_shape([None, None, 3])
         label.set_shape([None, None, 1])
         return image, label, index
 
     def _load(self, index):
-        """uint8 [H, W, 3] RGB and int32 [H, W, 1]."""
+        """A JPEG's bytes, or b'' and the pixels uint8 [H, W, 3] of another image; the label int32 [H, W, 1]."""
+        path = self.images[index]
+        self._recent.append(path)
         try:
-            image = image_files.load_image(self.images[index])
-            if self.labels[index]:
-                label = image_files.load_label(self.labels[index], self.palette)
-                problems = data_check.inspect_label(self.images[index], image.shape[:2], self.labels[index], label,
-                                                    self.num_classes, self.ignore_label)[2]
-                if problems:
-                    raise UserError(' '.join(problems))
-                label = label.astype(np.int32)
-            else:
-                label = np.full(image.shape[:2], self.ignore_label, np.int32)
-            return image, label[:, :, np.newaxis]
+            encoded, size = image_files.read_jpeg(path) or (b'', None)
+            pixels = np.zeros([0, 0, 3], np.uint8) if encoded else image_files.load_image(path)
+            return encoded, pixels, self._load_label(index, size or pixels.shape[:2])
         except Exception as error:
             self._errors.append(error)
             raise
+
+    def _load_label(self, index, size):
+        path = self.labels[index]
+        if not path:
+            return np.full(tuple(size) + (1,), self.ignore_label, np.int32)
+        label = image_files.load_label(path, self.palette)
+        problems = data_check.inspect_label(self.images[index], size, path, label, self.num_classes,
+                                            self.ignore_label)[2]
+        if problems:
+            raise UserError(' '.join(problems))
+        return label.astype(np.int32)[:, :, np.newaxis]
+
+    def _raise_first_cause(self):
+        """Raises the UserError of a file that stopped the threads, if one did."""
+        if self._errors:
+            raise self._errors[0] from None
+        for path in list(self._recent):  # TensorFlow's decoder does not name the file that it fails on
+            image_files.load_image(path)
 
     def _preprocess(self, image):
         """uint8 RGB [H, W, 3] -> float32 in channel_order, minus the mean."""
