@@ -8,7 +8,7 @@ from absl import flags
 import main  # noqa: F401  defines the flags
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORDS = {'true': True, 'the cores': os.cpu_count(), 'newest': None, 'whole list': None,
+WORDS = {'true': True, 'false': False, 'the cores': os.cpu_count(), 'newest': None, 'whole list': None,
          'only without pretrain_file': None, "VOC's colours": '', '': '', "the mode's": None}
 
 
