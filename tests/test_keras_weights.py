@@ -8,7 +8,10 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import recipe
+import tensorflow.compat.v1 as tf
 
+import network
 from utils import checkpoint, keras_weights, weight_files, weight_names
 from utils.errors import UserError
 
@@ -19,9 +22,12 @@ import numpy as np
 import tensorflow as tf
 
 folder = sys.argv[1]
-model = tf.keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3))
+model = tf.keras.applications.ResNet50(weights=None, include_top=False, input_shape=(65, 65, 3))
 rng = np.random.RandomState(0)
-model.set_weights([weight + rng.rand(*weight.shape) for weight in model.get_weights()])
+model.set_weights([weight if weight.ndim == 4 else weight + rng.rand(*weight.shape) for weight in model.get_weights()])
+image = rng.uniform(-120, 130, (1, 65, 65, 3)).astype('float32')
+stage3 = tf.keras.Model(model.inputs, model.get_layer('conv3_block4_out').output)
+np.savez(folder + '/features.npz', image=image, features=stage3.predict(image))
 np.savez(folder + '/values.npz', **{'%s/%d' % (layer.name, i): weight for layer in model.layers
                                     for i, weight in enumerate(layer.get_weights())})
 model.save(folder + '/model.h5')
@@ -88,6 +94,19 @@ def test_what_keras_writes(written_by_keras):
         assert weights.kind == 'Keras weights' and weights.compat == 'caffe'
         assert_weights_are(weights, layers, 'res50')
         assert weight_names.fits(weights.shapes, 'res50')
+
+
+def test_features_are_keras_own(written_by_keras):
+    """Up to the first dilated block, from where our output stride differs from Keras'."""
+    weights = weight_files.open_weights(str(written_by_keras.listdir(lambda path: path.ext == '.h5')[0]))
+    with np.load(str(written_by_keras.join('features.npz'))) as golden, tf.Graph().as_default(), tf.Session() as sess:
+        net = network.DilatedResNet(tf.constant(golden['image']), 2, False, 'res50', compat='caffe',
+                                    blocks=network.BLOCKS['res50'][:2])
+        sess.run(tf.global_variables_initializer())
+        encoder = {v.op.name: weights.read(v.op.name) for v in net.variables if v.op.name in weights.shapes}
+        assert len(encoder) == 5 * (1 + 10 + 13)
+        checkpoint.load_values(sess, net.variables, encoder)
+        assert recipe.relative_error(sess.run(net.encoding), golden['features']) <= 1e-4
 
 
 def test_the_keras_model_that_deeplab_and_res101_share(tmpdir, monkeypatch):

@@ -133,6 +133,54 @@ def test_predict_without_visual_and_with_a_list_of_images_alone(trained, tmp_pat
     assert len(os.listdir(str(tmp_path / 'prediction'))) == 1 and not (tmp_path / 'visual_prediction').exists()
 
 
+def test_overlays_and_cityscapes_ids(tmp_path):
+    name = sorted(os.listdir(os.path.join(SAMPLE, 'JPEGImages')))[0]
+    shutil.copy(os.path.join(SAMPLE, 'JPEGImages', name), str(tmp_path / 'ulm_000001_000019_leftImg8bit.jpg'))
+    (tmp_path / 'list.txt').write_text('ulm_000001_000019_leftImg8bit.jpg\n')
+    flags = ['--flagfile=dataset/sample.flags', '--data_dir=%s' % tmp_path, '--test_data_list=%s' % (
+        tmp_path / 'list.txt'), '--data_list=%s' % (tmp_path / 'train.txt'), '--num_classes=19',
+        '--palette=cityscapes', '--id_format=labelIds', '--overlay'] + places(tmp_path)
+    (tmp_path / 'train.txt').write_text('ulm_000001_000019_leftImg8bit.jpg label.png\n')
+    size = Image.open(os.path.join(SAMPLE, 'JPEGImages', name)).size
+    Image.fromarray(np.full(size[::-1], 3, np.uint8)).save(str(tmp_path / 'label.png'))
+    train = ['--option=train', '--num_steps=1', '--batch_size=1', '--input_height=33', '--input_width=33']
+    assert run('main.py', *(flags + train))[0] == 0
+    code, _, stderr = run('main.py', *(flags + ['--option=predict']))
+    assert code == 0, stderr
+    mask = Image.open(str(tmp_path / 'output' / 'prediction' / 'ulm_000001_000019_pred_labelIds.png'))
+    assert set(np.unique(mask)) <= {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
+    overlay = Image.open(str(tmp_path / 'output' / 'overlay_prediction' / 'ulm_000001_000019_overlay.png'))
+    assert overlay.size[0] > size[0]  # the legend
+    assert '--id_format=labelIds' in refused('main.py', *(flags + ['--option=predict', '--num_classes=18']))
+
+
+def test_check_reads_all_lists(tmp_path):
+    code, stdout, stderr = run('main.py', '--option=check')
+    assert code == 0, stderr
+    assert 'images 60, labels 60' in stdout and 'images 20, labels 20' in stdout and 'orange' in stdout
+    image, label, flags = copy_of_the_sample(tmp_path)
+    spoil(image, label, flags)
+    code, stdout, stderr = run('main.py', '--option=check', *flags)
+    assert code == 1 and 'holds the value 99' in stdout and 'error: the data has 1 problem' in stderr
+
+
+def test_weights_of_another_mode_are_told(trained, tmp_path):
+    reader = tf.train.load_checkpoint(str(trained[0] / 'model' / 'model.ckpt-3'))
+    with tf.Graph().as_default(), tf.Session() as sess:  # what marks slim's own file is its classifier
+        variables = [tf.Variable(reader.get_tensor(name), name=name) for name in reader.get_variable_to_shape_map()
+                     if 'Momentum' not in name]
+        variables.append(tf.Variable(np.zeros([1, 1, 2048, 1000], np.float32), name='resnet_v1_50/logits/weights'))
+        sess.run(tf.global_variables_initializer())
+        tf.train.Saver(variables).save(sess, str(tmp_path / 'resnet_v1_50.ckpt'), write_meta_graph=False)
+    flags = SMALL + places(tmp_path) + ['--num_steps=1', '--learning_rate=1e-6', '--option=train',
+                                        '--restore_decoder', '--pretrain_file=%s' % (tmp_path / 'resnet_v1_50.ckpt')]
+    code, stdout, stderr = run('main.py', *flags)
+    assert code == 0, stderr
+    assert 'made for --compat=slim' in stdout and 'decoder' in stdout
+    code, stdout, _ = run('main.py', *(flags + ['--compat=slim']))
+    assert code == 0 and 'made for' not in stdout
+
+
 def test_msc_trains_and_accumulates(tmp_path):
     code, _, stderr = run('main_msc.py', '--option=train', *(SMALL + places(tmp_path) + [
         '--num_steps=1', '--batch_size=1', '--grad_update_every=2', '--save_interval=5']))
@@ -157,7 +205,7 @@ def test_pretrained_encoder_freezes_batch_norm_and_the_old_log_is_kept(trained, 
 
 
 @pytest.mark.parametrize('args, told', [
-    (['--option=tset'], '<train|test|predict'),
+    (['--option=tset'], '<train|test|predict|check>'),
     (['--optoin=test'], "Unknown command line flag 'optoin'"),
     (['--option=test', '--zzz=1'], '--learning_rate'),
     (['--encoder_name=vgg'], '<deeplab|res101|res50>'),

@@ -1,0 +1,37 @@
+"""Floating-point operations of the networks, counted from their convolutions: 2 for a multiply-add."""
+
+from utils import weight_names
+
+ASPP_BRANCHES = 4
+
+
+def forward(encoder_name, height, width, num_classes=21):
+    """(operations for one image of height x width pixels, those of the first convolution among them).
+
+    Taps that fall on padding count too.
+    """
+    height, width = (height + 1) // 2, (width + 1) // 2
+    total = first = depth = 0
+    for stage, unit, index, (kernel, _, channels, depth) in weight_names.convolutions(
+            weight_names.UNITS[encoder_name]):
+        if unit == 1 and index == 0 and stage in (2, 3):  # after max pooling; the stride of the second block
+            height, width = (height + 1) // 2, (width + 1) // 2
+        operations = 2 * kernel * kernel * channels * depth * height * width
+        first = first or operations
+        total += operations
+    return total + ASPP_BRANCHES * 2 * 9 * depth * num_classes * height * width, first
+
+
+def training(encoder_name, height, width, num_classes=21):
+    """Forward, and as much for the gradients of the weights and of the inputs; the image's own is not needed."""
+    total, first = forward(encoder_name, height, width, num_classes)
+    return 3 * total - first
+
+
+def mixing(dilated_type, shape, rate):
+    """Operations of smoothing a map [N, h, w, C]: a matrix [r*r, r*r] over its groups, or a (2r-1)x(2r-1) filter."""
+    number, height, width, channels = shape
+    if dilated_type == 'smooth_GI':
+        padded = number * rate * rate * -(-height // rate) * -(-width // rate) * channels
+        return 2 * rate * rate * padded
+    return 2 * (2 * rate - 1) ** 2 * number * height * width * channels

@@ -1,0 +1,319 @@
+"""One measurement in a process of its own: takes a JSON object as argument, prints one as the last line.
+
+run.py starts it once for every row, form and round, with PYTHONPATH set to the repo.
+"""
+
+import collections
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from unittest import mock
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import flops
+from utils import runtime
+
+WARM_UP_SECONDS = 2.0
+MOST_STEPS = 200
+IMG_MEAN = (104.00698793, 116.66876762, 122.67891434)
+LEARNING_RATE = 1e-7  # the weights hardly move
+LOG_POLL_SECONDS = 0.01
+
+
+# ---- how ----
+
+def start(form):
+    """TensorFlow in graph mode, by the product's own settings or by the environment's alone."""
+    if form == 'product':
+        return runtime.prepare()
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    import tensorflow.compat.v1 as tf
+    tf.disable_v2_behavior()
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    return tf
+
+
+def onednn_is_on():
+    """Whether this process computes with oneDNN; call it once TensorFlow is imported."""
+    from tensorflow.python.framework import test_util
+    return bool(test_util.IsMklEnabled())
+
+
+def new_session(tf, form):
+    """A session with the product's configuration or TensorFlow's, its variables at their initial values."""
+    sess = tf.Session(config=runtime.session_config() if form == 'product' else None)
+    sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+    return sess
+
+
+def matrix_product(tf, side):
+    """A function that multiplies two float32 matrices [side, side] and returns the FLOP/s reached."""
+    graph = tf.Graph()
+    with graph.as_default():
+        one, two = [tf.get_variable(name, initializer=tf.random_uniform([side, side]), use_resource=True)
+                    for name in ('one', 'two')]
+        product = tf.matmul(one, two).op
+        sess = tf.Session()
+        sess.run(tf.global_variables_initializer())
+    sess.run(product)  # warm-up
+    return lambda: 2.0 * side ** 3 / seconds_of(lambda: sess.run(product))
+
+
+def seconds_of(step):
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def repeat(step, sgemm, budget):
+    """Medians of the seconds of a step and of the matrix product's FLOP/s, in turn for about `budget` seconds."""
+    started, warm = time.perf_counter(), 0
+    while not warm or warm < 3 and budget and time.perf_counter() - started < WARM_UP_SECONDS:
+        step()
+        warm += 1
+    times, rates = [], [sgemm()]
+    started = measured = time.perf_counter()
+    while not times or time.perf_counter() - started < budget and len(times) < MOST_STEPS:
+        times.append(seconds_of(step))
+        if time.perf_counter() - measured > 0.5:
+            rates.append(sgemm())
+            measured = time.perf_counter()
+    return {'seconds': float(np.median(times)), 'steps': len(times), 'sgemm_gflops': float(np.median(rates)) / 1e9}
+
+
+def flag_values(module='main', **changed):
+    """The flags of main.py or main_msc.py at their defaults, but for those changed, as attributes."""
+    from absl import flags
+    __import__(module)
+    values = {flag.name: flag.default for flag in flags.FLAGS.flags_by_module_dict()['main']}
+    values.update(changed)
+    return types.SimpleNamespace(**values)
+
+
+def held(tf, name, value):
+    """A tensor of a variable's value, so that nothing computed from it can be folded to a constant."""
+    return tf.get_variable(name, initializer=value, trainable=False, use_resource=True,
+                           collections=[tf.GraphKeys.LOCAL_VARIABLES]).read_value()
+
+
+# ---- what: each takes (tf, sgemm, job) and returns {figure's suffix: figure} ----
+
+def train(tf, sgemm, job):
+    """A training step; of a multi-scale one an iteration and its share of the update."""
+    batch, (height, width) = job.batch, job.size
+    images = held(tf, 'images', tf.random_uniform([batch, height, width, 3], -110, 130))
+    labels = held(tf, 'labels', tf.random_uniform([batch, height, width, 1], 0, 21, tf.int32))
+    make = product_training if job.form == 'product' else reference_training
+    sess, iterate, update, every = make(tf, images, labels, job)
+    figure = repeat(lambda: check_finite(iterate()), sgemm, job.budget)
+    if update:
+        figure['seconds'] += repeat(update, sgemm, min(job.budget, 1))['seconds'] / every
+    scales = (1.0, 0.75, 0.5) if job.multi_scale else (1.0,)
+    count = sum(flops.training(job.encoder_name, int(height * scale), int(width * scale)) for scale in scales)
+    return {'': dict(figure, gflop=batch * count / 1e9, images=batch, peak_mb=peak_mb())}
+
+
+def product_training(tf, images, labels, job):
+    """(session, function of an iteration that returns its loss, function of an update or None, iterations of one)."""
+    from model import Model
+    from model_msc import Model_msc
+    conf = flag_values('main_msc' if job.multi_scale else 'main', encoder_name=job.encoder_name, train_bn=False,
+                       dilated_type=job.dilated_type, batch_size=job.batch, learning_rate=LEARNING_RATE)
+    model = (Model_msc if job.multi_scale else Model)(conf)
+    graph = model.training_graph(images, labels)
+    sess, update = new_session(tf, 'product'), graph['update']
+    if update.accumulate is None:
+        return sess, lambda: model.train_step(sess, graph, 0)['loss/total'], None, 1
+    return (sess, lambda: sess.run([graph['losses'], update.accumulate])[0]['loss/total'],
+            lambda: sess.run(update.apply, {graph['rate']: LEARNING_RATE}), conf.grad_update_every)
+
+
+def reference_training(tf, images, labels, job):
+    """The same of the reference form."""
+    from benchmarks import reference
+    every = reference.GRAD_UPDATE_EVERY if job.multi_scale else 1
+    graph = reference.training(images, labels, job.encoder_name, multi_scale=job.multi_scale, grad_update_every=every)
+    sess, feed = new_session(tf, 'reference'), {graph.rate: LEARNING_RATE}
+    if graph.accumulate is None:
+        return sess, lambda: sess.run([graph.losses, graph.apply], feed)[0]['loss/total'], None, 1
+    return (sess, lambda: sess.run([graph.losses, graph.accumulate])[0]['loss/total'],
+            lambda: sess.run(graph.apply, feed), every)
+
+
+def check_finite(loss):
+    if not np.isfinite(loss):
+        raise ValueError('the loss is %s: times would mean nothing' % loss)
+
+
+def predict(tf, sgemm, job):
+    """Class indices of one image of a size that the graph does not know."""
+    image = np.random.RandomState(0).uniform(-110, 130, [1] + job.size + [3]).astype(np.float32)
+    images = tf.placeholder(tf.float32, [1, None, None, 3])
+    if job.form == 'product':
+        from model import Model
+        conf = flag_values(encoder_name=job.encoder_name, train_bn=False, dilated_type=job.dilated_type)
+        prediction = Model(conf).inference(images)[1]
+    else:
+        from benchmarks import reference
+        prediction = reference.inference(images, job.encoder_name)
+    sess = new_session(tf, job.form)
+    figure = repeat(lambda: sess.run(prediction, {images: image}), sgemm, job.budget)
+    return {'': dict(figure, gflop=flops.forward(job.encoder_name, *job.size)[0] / 1e9, images=1, peak_mb=peak_mb())}
+
+
+def mixing(tf, sgemm, job):
+    """A smoothed convolution's mixing alone, of the maps of block3 and block4, forwards and with its gradients."""
+    figures = {}
+    for rate, depth in ((2, 256), (4, 512)):
+        shape = [job.batch] + job.size + [depth]
+        with tf.Graph().as_default():
+            forward, both = mixing_ops(tf, job.form, job.dilated_type, shape, rate)
+            sess = new_session(tf, job.form)
+            for suffix, ops, passes in (('forward', forward, 1), ('with_gradients', both, 3)):
+                figure = repeat(lambda sess=sess, ops=ops: sess.run(ops), sgemm, job.budget / 4)
+                count = passes * flops.mixing(job.dilated_type, shape, rate)
+                figures['_rate%d_%s' % (rate, suffix)] = dict(figure, gflop=count / 1e9)
+    return figures
+
+
+def mixing_ops(tf, form, dilated_type, shape, rate):
+    """([op of the mixed map], [ops of it and of its gradients]) for a map of `shape` [N, h, w, C]."""
+    number, height, width, depth = shape
+    if dilated_type == 'smooth_GI':  # on the groups, as they are between space-to-batch and batch-to-space
+        shape = [number * rate * rate, -(-height // rate), -(-width // rate), depth]
+        fix_w_shape = [rate * rate, rate * rate]
+    else:
+        fix_w_shape = [2 * rate - 1, 2 * rate - 1, 1, 1, 1]
+    inputs = held(tf, 'inputs', tf.random_normal(shape))
+    fix_w = tf.get_variable('fix_w', initializer=tf.random_normal(fix_w_shape), use_resource=form == 'product')
+    outputs = mixed(form, dilated_type, inputs, rate, fix_w)
+    gradients = tf.gradients(outputs, [inputs, fix_w], held(tf, 'outer', tf.random_normal(shape)))
+    # Each op is fetched itself: TensorFlow takes ops that nothing but a tf.group depends on out of the graph.
+    return [outputs.op], [outputs.op] + [gradient.op for gradient in gradients]
+
+
+def mixed(form, dilated_type, inputs, rate, fix_w):
+    """The product's or the reference's mixing of groups (smooth_GI) or of a map (smooth_SSC)."""
+    if form == 'product':
+        from utils import dilated
+        if dilated_type == 'smooth_GI':
+            return dilated.mix_groups(inputs, fix_w)
+        with mock.patch.object(dilated, 'regular', lambda inputs, kernel, rate: inputs):  # what follows the mixing
+            return dilated.lookup(dilated_type)[0](inputs, None, rate=rate, fix_w=fix_w)
+    from benchmarks import reference
+    if dilated_type == 'smooth_GI':
+        return reference.mix_groups(inputs, fix_w)
+    return reference.share_filter(inputs, rate, fix_w)
+
+
+def reader(tf, sgemm, job):
+    """Seconds of an image of the training queue, by threads, once what it had ahead is used up."""
+    with tempfile.TemporaryDirectory() as folder:
+        images, labels = write_pairs(folder, job.files, job.image_size)
+        if job.form == 'product':
+            from utils.image_reader import ImageReader
+            source = ImageReader(images, labels, IMG_MEAN, num_threads=job.threads)
+            batch, running = source.training_batch(job.batch, tuple(job.size)), source.running
+        else:
+            from benchmarks import reference
+            batch = reference.training_batch(images, labels, IMG_MEAN, job.batch, tuple(job.size))
+            running = reference.running
+        ready, sess = tf.group(*batch), new_session(tf, job.form)
+        with running(sess):
+            for _ in range(3 + job.threads + 32 // job.batch if job.budget else 1):  # more than any queue holds
+                sess.run(ready)
+            batches, started = 0, time.perf_counter()
+            while not batches or time.perf_counter() - started < job.budget:
+                sess.run(ready)
+                batches += 1
+            seconds = (time.perf_counter() - started) / batches
+    return {'': {'seconds': seconds, 'steps': batches, 'images': job.batch, 'sgemm_gflops': sgemm() / 1e9}}
+
+
+def write_pairs(folder, number, size):
+    """Paths of JPEGs of about 90 kB at 375x500, as in VOC, and of labels in large patches."""
+    random = np.random.RandomState(0)
+    images, labels = [], []
+    for index in range(number):
+        coarse = Image.fromarray(random.randint(0, 256, [12, 16, 3]).astype(np.uint8))
+        pixels = np.asarray(coarse.resize(size[::-1], Image.BICUBIC)) + random.randn(*(list(size) + [3])) * 12
+        patches = Image.fromarray(random.choice([0, 0, 0, 5, 15, 20, 255], [6, 8]).astype(np.uint8))
+        images.append(os.path.join(folder, '%d.jpg' % index))
+        labels.append(os.path.join(folder, '%d.png' % index))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(images[-1], quality=90)
+        patches.resize(size[::-1], Image.NEAREST).save(labels[-1])
+    return images, labels
+
+
+def colours(tf, sgemm, job):
+    """Colour decoding of one prediction."""
+    coarse = np.random.RandomState(0).randint(0, 21, [8, 8]).astype(np.uint8)
+    mask = np.asarray(Image.fromarray(coarse).resize(job.size[::-1], Image.NEAREST)).astype(np.int32)  # [h, w]
+    from utils import label_utils
+    from utils.palette import voc_colours
+    if job.form == 'product':
+        step = lambda: label_utils.decode_labels(mask[np.newaxis], 1, 21)  # noqa: E731
+    else:
+        from benchmarks import reference
+        step = lambda: reference.decode_labels(mask, voc_colours(21))  # noqa: E731
+    return {'': dict(repeat(step, sgemm, job.budget), images=1)}
+
+
+def startup(tf, sgemm, job):
+    """From the start of main.py --option=train on the sample to its first logged step."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with tempfile.TemporaryDirectory() as folder:
+        log = os.path.join(folder, 'log.txt')
+        command = [sys.executable, 'main.py', '--flagfile=dataset/sample.flags', '--option=train', '--num_steps=1',
+                   '--logfile=' + log] + ['--%s=%s' % (flag, os.path.join(folder, flag))
+                                          for flag in ('modeldir', 'logdir', 'out_dir')] + job.arguments
+        started = time.perf_counter()
+        process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            while not (os.path.exists(log) and os.path.getsize(log)):
+                if process.poll() is not None:
+                    raise RuntimeError('main.py ended without a step: %s' % process.stderr.read().decode()[-500:])
+                time.sleep(LOG_POLL_SECONDS)
+            seconds = time.perf_counter() - started
+        finally:
+            process.kill()
+            process.communicate()
+    return {'': {'seconds': seconds, 'steps': 1, 'sgemm_gflops': sgemm() / 1e9}}
+
+
+def facts(tf, sgemm, job):
+    """Versions, and whether oneDNN is on in this environment."""
+    return {'': {'tensorflow': tf.__version__, 'python': sys.version.split()[0], 'onednn': onednn_is_on()}}
+
+
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+MEASUREMENTS = {function.__name__: function
+                for function in (train, predict, mixing, reader, colours, startup, facts)}
+
+# The fields of a job and their defaults.
+JOB = collections.OrderedDict(
+    what=None, form='product', budget=5.0, sgemm_side=2048, encoder_name='deeplab', dilated_type='regular',
+    multi_scale=False, batch=1, size=[321, 321], threads=1, files=16, image_size=[375, 500], arguments=[])
+
+
+def main(argument):
+    job = types.SimpleNamespace(**dict(JOB, **json.loads(argument)))
+    tf = start(job.form)
+    sgemm = matrix_product(tf, job.sgemm_side)
+    with tf.Graph().as_default():
+        figures = MEASUREMENTS[job.what](tf, sgemm, job)
+    print(json.dumps({'figures': figures, 'onednn': onednn_is_on()}))
+
+
+if __name__ == '__main__':
+    main(sys.argv[1])

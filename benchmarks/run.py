@@ -1,0 +1,305 @@
+"""Measures speed and memory against the plain reference form and against the floor of a matrix product.
+
+    python benchmarks/run.py [--only=deeplab_train,reader] [--output=benchmarks/results.json]
+
+Every measurement is a process of its own and all forms of a row run in turn, round after round, for a shared machine
+changes its speed by the hour. A figure is the median over the rounds of the medians over the steps; a ratio is the
+median over the rounds of each round's ratio. The floor is the time that the row's operations take at the speed of a
+float32 matrix product, which is measured in the same process, between the steps.
+"""
+
+import collections
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+from absl import flags
+from tqdm import tqdm
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+sys.path.insert(0, ROOT)
+
+from utils import errors, output_files  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+
+FLAGS = flags.FLAGS
+TIMEOUT = 900  # seconds of one process
+
+PRODUCT, ONEDNN, DEFAULT = 'product', 'reference, oneDNN', 'reference, default'
+FORMS = (PRODUCT, ONEDNN, DEFAULT)
+
+# what: the measurement of measure.py; settings: its job; forms: those to measure, and what changes the settings
+Row = collections.namedtuple('Row', 'what settings forms')
+DILATED_TYPES = ('decompose', 'smooth_GI', 'smooth_SSC')
+SMOOTH_TYPES = DILATED_TYPES[1:]
+
+
+# ---- what is measured ----
+
+def all_rows(quick, cores):
+    """{name: Row}, those with the most telling targets first."""
+    crop, small, photo, feature_map = (
+        ([33, 33], [33, 33], [40, 48], [5, 5]) if quick else ([321, 321], [161, 161], [360, 480], [41, 41]))
+    both = (PRODUCT, ONEDNN)
+    res50 = {'encoder_name': 'res50', 'size': small}
+    rows = collections.OrderedDict()
+    rows['deeplab_train'] = Row('train', {'batch': 2, 'size': crop}, both + (DEFAULT,))
+    rows['deeplab_predict'] = Row('predict', {'size': photo}, both + (DEFAULT,))
+    rows['msc_train'] = Row('train', {'size': crop, 'multi_scale': True}, both)
+    rows['res50_train'] = Row('train', dict(res50, batch=2), both + (DEFAULT,))
+    for dilated_type in DILATED_TYPES:
+        rows['res50_train_' + dilated_type] = Row('train', dict(res50, batch=2, dilated_type=dilated_type), (PRODUCT,))
+    rows['res50_predict'] = Row('predict', res50, both)
+    for dilated_type in DILATED_TYPES:
+        rows['res50_predict_' + dilated_type] = Row('predict', dict(res50, dilated_type=dilated_type), (PRODUCT,))
+    for dilated_type in SMOOTH_TYPES:
+        rows['mixing_' + dilated_type] = Row(
+            'mixing', {'dilated_type': dilated_type, 'batch': 2, 'size': feature_map}, both)
+    images = {'image_size': [50, 60] if quick else [375, 500], 'batch': 2 if quick else 10, 'size': crop}
+    for threads in sorted({1, 2, cores} if cores > 1 else {1}):  # the original's has one thread
+        rows['reader_%d' % threads] = Row(
+            'reader', dict(images, threads=threads), (PRODUCT, DEFAULT) if threads == 1 else (PRODUCT,))
+    rows['colours'] = Row('colours', {'size': photo}, (PRODUCT, DEFAULT))
+    rows['startup'] = Row('startup', {'arguments': ['--batch_size=1'] if quick else []}, (PRODUCT,))
+    return rows
+
+
+def select_rows(rows, only):
+    """The rows that --only names, all if it is empty; UserError for an unknown name."""
+    unknown = [name for name in only if name not in rows]
+    if unknown:
+        raise UserError('--only=%s: there is no row %s; the rows are %s.' % (
+            ','.join(only), ', '.join(unknown), ', '.join(rows)))
+    return collections.OrderedDict((name, row) for name, row in rows.items() if name in only or not only)
+
+
+def all_targets(cores):
+    """[(what must be reached, '<=' or '>=', the limit, (function, its arguments))] of ratio and share below."""
+    train, predict = 'deeplab_train', 'deeplab_predict'
+    targets = [
+        ('train step, share of the floor', '>=', 0.80, share(train)),
+        ('train step / reference with oneDNN', '<=', 0.80, ratio(train, PRODUCT, train, ONEDNN)),
+        ("train step / reference with TensorFlow's default", '<=', 0.45, ratio(train, PRODUCT, train, DEFAULT)),
+        ('train step, peak memory / reference', '<=', 0.70, ratio(train, PRODUCT, train, ONEDNN, 'peak_mb')),
+        ('predict at unknown sizes, share of the floor', '>=', 0.85, share(predict)),
+        ('msc train step / reference', '<=', 0.80, ratio('msc_train', PRODUCT, 'msc_train', ONEDNN)),
+    ]
+    for dilated_type in SMOOTH_TYPES:
+        for option in ('train', 'predict'):
+            row = 'res50_' + option
+            targets.append(('%s %s / regular' % (dilated_type, option), '<=', 1.15,
+                            ratio(row + '_' + dilated_type, PRODUCT, row, PRODUCT)))
+        for passes in ('forward', 'with_gradients'):
+            for rate in (2, 4):
+                figure = 'mixing_%s_rate%d_%s' % (dilated_type, rate, passes)
+                text = '%s mixing / naive, rate %d, %s, in speed' % (dilated_type, rate, passes.replace('_', ' '))
+                targets.append((text, '>=', 3.0, ratio(figure, ONEDNN, figure, PRODUCT)))
+    targets += [
+        ('reader, 2 threads / 1 thread, in speed', '>=', 1.7, ratio('reader_1', PRODUCT, 'reader_2', PRODUCT)),
+        ("reader, 1 thread / original's 1 thread, in speed", '>=', 2.0,
+         ratio('reader_1', DEFAULT, 'reader_1', PRODUCT)),
+        ("reader, %d threads / original's 1 thread, in speed" % cores, '>=', 2.0,
+         ratio('reader_1', DEFAULT, 'reader_%d' % cores, PRODUCT)),
+        ('colours / pixel by pixel, in speed', '>=', 200.0, ratio('colours', DEFAULT, 'colours', PRODUCT)),
+    ]
+    return targets
+
+
+def share(name):
+    """A function of the results: the floor's seconds / the seconds, of the product."""
+    return lambda results: median_of(results.get((name, PRODUCT), {}).values(), lambda figure: (
+        figure['gflop'] / figure['sgemm_gflops'] / figure['seconds']))
+
+
+def ratio(name, form, other_name, other_form, field='seconds'):
+    """A function of the results: one figure over another, of the rounds that have both."""
+    def of(results):
+        above, below = results.get((name, form), {}), results.get((other_name, other_form), {})
+        return median_of(sorted(set(above) & set(below)), lambda i: above[i][field] / below[i][field])
+    return of
+
+
+def median_of(things, function):
+    values = [function(thing) for thing in things]
+    return statistics.median(values) if values else None
+
+
+# ---- measuring ----
+
+def measure(what, form, settings):
+    """Runs measure.py; returns its result or raises RuntimeError with the last line of its complaint."""
+    environment = dict(os.environ, PYTHONPATH=ROOT)
+    environment.pop('TF_ENABLE_ONEDNN_OPTS', None)  # the product sets it by itself
+    onednn = {PRODUCT: '', ONEDNN: '1', DEFAULT: FLAGS.default_onednn}[form]
+    if onednn:
+        environment['TF_ENABLE_ONEDNN_OPTS'] = onednn
+    job = dict(settings, what=what, form=form.split(',')[0])
+    if FLAGS.quick:
+        job.update(budget=0, sgemm_side=128, files=4)
+    try:
+        done = subprocess.run([sys.executable, os.path.join(HERE, 'measure.py'), json.dumps(job)], env=environment,
+                              cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                              timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError('no result within %d s' % TIMEOUT)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ['exit code %d' % done.returncode])[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def machine_facts(cores):
+    """What the figures depend on, a dict."""
+    facts = {form: measure('facts', form, {})['figures'][''] for form in (ONEDNN, DEFAULT)}
+    return {'cpu': cpu_name(), 'cores': cores, 'platform': platform.platform(),
+            'python': facts[DEFAULT]['python'], 'tensorflow': facts[DEFAULT]['tensorflow'],
+            'onednn_by_default': facts[DEFAULT]['onednn'], 'onednn_available': facts[ONEDNN]['onednn']}
+
+
+def cpu_name():
+    if os.path.exists('/proc/cpuinfo'):
+        with open('/proc/cpuinfo') as file:
+            names = [line.split(':', 1)[1].strip() for line in file if line.startswith('model name')]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def run_rounds(rows, rounds, save):
+    """Measures all forms of every row in turn, `rounds` times or as often as --minutes allow.
+
+    Args:
+      save: a function of (results, failures), called after every row.
+
+    Returns:
+      ({(figure's name, form): {round: figure}}, [sentences about what failed]).
+    """
+    results, failures, costs, begun = collections.defaultdict(dict), [], {}, time.monotonic()
+    total = rounds * sum(len(row.forms) for row in rows.values())
+    with tqdm(total=total, desc='measure', unit='process', mininterval=1.0) as bar:
+        for i in range(rounds):
+            for name, row in rows.items():
+                started = time.monotonic()
+                if i and started - begun + costs[name] > 60 * FLAGS.minutes:
+                    bar.total -= len(row.forms)
+                    continue
+                for form in row.forms:
+                    bar.set_postfix_str('%s %s' % (name, form))
+                    try:
+                        result = measure(row.what, form, row.settings)
+                        for suffix, figure in result['figures'].items():
+                            results[name + suffix, form][i] = dict(figure, onednn=result['onednn'])
+                    except RuntimeError as error:
+                        failures.append('%s, %s: %s' % (name, form, error))
+                    bar.update()
+                costs[name] = time.monotonic() - started
+                save(results, failures)
+    return results, failures
+
+
+# ---- telling ----
+
+def summary(results):
+    """The figures' medians, a list of dicts."""
+    rows = []
+    names = list(collections.OrderedDict.fromkeys(name for name, _ in results))
+    for name, form in sorted(results, key=lambda key: (names.index(key[0]), FORMS.index(key[1]))):
+        figures = results[name, form]
+        values = list(figures.values())
+        row = {'name': name, 'form': form, 'rounds': len(values), 'onednn': values[0]['onednn'],
+               'seconds_of_rounds': [figure['seconds'] for figure in values]}
+        for field in ('seconds', 'steps', 'gflop', 'images', 'peak_mb', 'sgemm_gflops'):
+            row[field] = median_of([figure for figure in values if field in figure], lambda f, field=field: f[field])
+        row['images_per_second'] = row['images'] and row['images'] / row['seconds']
+        row['floor_seconds'] = row['gflop'] and row['gflop'] / row['sgemm_gflops']
+        row['share_of_floor'] = row['gflop'] and median_of(
+            values, lambda f: f['gflop'] / f['sgemm_gflops'] / f['seconds'])
+        row['seconds_of_reference'] = ratio(name, form, name, ONEDNN)(results) or ratio(
+            name, form, name, DEFAULT)(results)
+        rows.append(row)
+    return rows
+
+
+def judged(results, targets, note):
+    """The targets with their values, a list of dicts; met is None where nothing was measured."""
+    rows = []
+    for text, sign, limit, value_of in targets:
+        value = value_of(results)
+        met = None if value is None else value <= limit if sign == '<=' else value >= limit
+        rows.append({'target': text, 'limit': '%s %g' % (sign, limit), 'value': value, 'met': met,
+                     'note': note if value is None and 'default' in text else ''})
+    return rows
+
+
+def format_table(header, lines):
+    """Columns as wide as their widest cell; the first on the left, the others on the right."""
+    cells = [header] + [[cell if isinstance(cell, str) else short(cell) for cell in line] for line in lines]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    return '\n'.join('  '.join([line[0].ljust(widths[0])] + [
+        cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]).rstrip() for line in cells)
+
+
+def short(value):
+    if value is None:
+        return '-'
+    if isinstance(value, bool):
+        return 'yes' if value else 'NO'
+    return '%d' % round(value) if abs(value) >= 100 else '%.3g' % value
+
+
+def print_report(report):
+    print('\n'.join('%s: %s' % (key.replace('_', ' '), value) for key, value in sorted(report['machine'].items())))
+    print()
+    fields = ('seconds', 'seconds_of_reference', 'images_per_second', 'peak_mb', 'gflop', 'sgemm_gflops',
+              'share_of_floor', 'rounds')
+    print(format_table(
+        ['row', 'form', 'oneDNN', 'seconds', '/ reference', 'images/s', 'peak MB', 'GFLOP', 'sgemm GFLOP/s',
+         'share of floor', 'rounds'],
+        [[row['name'], row['form'], 'on' if row['onednn'] else 'off'] + [row[field] for field in fields]
+         for row in report['rows']]))
+    print()
+    print(format_table(['target', 'limit', 'value', 'met', ''], [
+        [row['target'], row['limit'], row['value'], row['met'], row['note']] for row in report['targets']]))
+    for sentence in report['failures']:
+        print('failed: ' + sentence)
+
+
+def main():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    rows = select_rows(all_rows(FLAGS.quick, cores), FLAGS.only)
+    output_files.make_dir(os.path.dirname(FLAGS.output) or '.', 'output')
+    machine = machine_facts(cores)
+    note = ''
+    if machine['onednn_by_default'] == machine['onednn_available']:
+        note = 'the same as with oneDNN: on by default here' if machine['onednn_by_default'] else 'there is no oneDNN'
+        rows = collections.OrderedDict(
+            (name, row._replace(forms=tuple(form for form in row.forms if form != DEFAULT or ONEDNN not in row.forms)))
+            for name, row in rows.items())
+
+    def make_report(results, failures):
+        return {'machine': machine, 'quick': FLAGS.quick, 'failures': failures, 'rows': summary(results),
+                'targets': judged(results, all_targets(cores), note)}
+
+    def save(results, failures):
+        output_files.save_json(make_report(results, failures), FLAGS.output)
+
+    results, failures = run_rounds(rows, 1 if FLAGS.quick else FLAGS.rounds, save)
+    print_report(make_report(results, failures))
+    print('figures in ' + FLAGS.output)
+    if failures:
+        raise UserError('%d of the measurements failed, told above.' % len(failures))
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('output', os.path.join(HERE, 'results.json'), 'JSON of all figures')
+    flags.DEFINE_list('only', [], 'rows to measure; all if empty')
+    flags.DEFINE_integer('rounds', 3, 'rounds over all rows', lower_bound=1)
+    flags.DEFINE_float('minutes', 13.5, 'a further round of a row begins only if it ends before', lower_bound=0)
+    flags.DEFINE_enum('default_onednn', '', ['', '0', '1'], "TF_ENABLE_ONEDNN_OPTS of 'reference, default'; unset if "
+                      'empty, while 0 shows what processors get on which TensorFlow leaves oneDNN off')
+    flags.DEFINE_boolean('quick', False, 'tiny sizes, one step, one round: tries every row, its figures mean nothing')
+    sys.exit(errors.run(main))
