@@ -61,6 +61,7 @@ class DilatedResNet(object):
         self.numerics = numerics(compat)
         self.train_bn = train_bn
         self.variables = []
+        self.decoder_variables = []  # (weights, biases) of each branch of the ASPP
         self._layers = collections.OrderedDict()  # name -> layer, so that every apply() shares the weights
         self.encoding, self.outputs = self.apply(inputs)
 
@@ -73,13 +74,7 @@ class DilatedResNet(object):
         """Ops that move batch norm's averages towards what every apply() saw; none if it is frozen."""
         if not (self.train_bn and self.phase):
             return []
-        return [op for layer in self._layers.values() if isinstance(layer, layers.ConvBN)
-                for op in layer.update_ops(decay)]
-
-    @property
-    def decoder_variables(self):
-        """Weights and biases of the ASPP, a list for each branch."""
-        return [self._layers[name].variables for name in self._aspp_scopes()]
+        return [op for layer in self._layers.values() for op in layer.update_ops(decay)]
 
     def _encode(self, inputs):
         net = self._conv_bn(inputs, (1, 1, 1), 7, 64, 2, pad=self.numerics.conv1_pad)  # [N, H/2, W/2, 64]
@@ -109,9 +104,10 @@ class DilatedResNet(object):
                 convolve = functools.partial(layers.conv2d, stride=stride, pad=pad)
             else:
                 convolve = self._dilated(conv_scope, rate)
-            self._add_layer(conv_scope, layers.ConvBN(
+            self._layers[conv_scope] = layers.ConvBN(
                 conv_scope, bn_scope, [size, size, inputs.shape[3], depth], convolve, self.numerics.epsilon,
-                self.train_bn, self.train_bn and self.phase, zero_gamma))
+                self.train_bn, self.train_bn and self.phase, zero_gamma)
+            self.variables.extend(self._layers[conv_scope].variables)
         return self._layers[conv_scope](inputs)
 
     def _dilated(self, name, rate):
@@ -125,21 +121,20 @@ class DilatedResNet(object):
 
     def _decode(self, encoding):
         """Four dilated 3x3 convolutions with biases, summed; regular ones whatever dilated_type says."""
-        start = (tf.initializers.random_normal(stddev=0.01), tf.initializers.zeros())
-        for name, rate in zip(self._aspp_scopes(), ASPP_RATES):
-            if name not in self._layers:
-                self._add_layer(name, layers.ConvBias(
-                    name, [3, 3, encoding.shape[3], self.num_classes],
-                    functools.partial(dilated.regular, rate=rate),
-                    *(start if self.numerics.gaussian_aspp else (None, None))))
-        return tf.add_n([self._layers[name](encoding) for name in self._aspp_scopes()])
+        if not self.decoder_variables:
+            self.decoder_variables = [self._aspp_branch(scope, encoding.shape[3])
+                                      for scope in weight_names.decoder_scopes(self.encoder_name)]
+            self.variables.extend(v for branch in self.decoder_variables for v in branch)
+        weights, biases = zip(*self.decoder_variables)
+        return tf.nn.bias_add(dilated.pyramid(encoding, weights, ASPP_RATES), tf.add_n(biases))
 
-    def _aspp_scopes(self):
-        return weight_names.decoder_scopes(self.encoder_name)
-
-    def _add_layer(self, name, layer):
-        self._layers[name] = layer
-        self.variables.extend(layer.variables)
+    def _aspp_branch(self, scope, depth_in):
+        """Weights [3, 3, depth_in, num_classes] and biases [num_classes]."""
+        weights_start, biases_start = None, None
+        if self.numerics.gaussian_aspp:
+            weights_start, biases_start = tf.initializers.random_normal(stddev=0.01), tf.initializers.zeros()
+        return (layers.variable(scope + '/weights', [3, 3, depth_in, self.num_classes], weights_start),
+                layers.variable(scope + '/biases', [self.num_classes], biases_start))
 
 
 class Deeplab_v2(DilatedResNet):

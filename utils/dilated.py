@@ -33,6 +33,40 @@ def regular(inputs, kernel, rate, fix_w=None):
     return tf.nn.atrous_conv2d(inputs, kernel, rate, padding='SAME')
 
 
+def on_gpu():
+    """Whether this process sees a GPU."""
+    return bool(tf.config.experimental.list_physical_devices('GPU'))
+
+
+def pyramid(inputs, kernels, rates):
+    """The sum of regular dilated convolutions of one map to few channels.
+
+    [N, h, w, C], a list of [3, 3, C, D] and their rates -> [N, h, w, D].
+
+    On the CPU all taps of all kernels are one matrix product, whose small outputs are then shifted and added: the
+    many channels of the input are read once, where each of the convolutions would gather them nine times.
+    """
+    if on_gpu():
+        return tf.add_n([regular(inputs, kernel, rate) for kernel, rate in zip(kernels, rates)])
+    shape = tf.shape(inputs)
+    depth_in, depth = kernels[0].shape[2], kernels[0].shape[3]
+    taps = tf.concat([tf.reshape(kernel, [9, depth_in, depth]) for kernel in kernels], axis=0)  # [9 * k, C, D]
+    taps = tf.reshape(tf.transpose(taps, [1, 0, 2]), [depth_in, -1])  # [C, 9 * k * D]
+    products = tf.matmul(tf.reshape(inputs, [-1, depth_in]), taps)  # [N * h * w, 9 * k * D]
+    products = tf.reshape(products, [shape[0], shape[1], shape[2], taps.shape[1]])
+    shifts = [(row * rate, column * rate) for rate in rates for row in (-1, 0, 1) for column in (-1, 0, 1)]
+    parts = tf.split(products, len(shifts), axis=3)  # each [N, h, w, D]
+    return tf.add_n([shift(part, *offset) for part, offset in zip(parts, shifts)])
+
+
+def shift(inputs, rows, columns):
+    """outputs[y, x] = inputs[y + rows, x + columns], zero where that is outside: [N, h, w, D] -> the same."""
+    pads = [[0, 0]] + [[max(-offset, 0), max(offset, 0)] for offset in (rows, columns)] + [[0, 0]]
+    outputs = tf.slice(tf.pad(inputs, pads), [0, max(rows, 0), max(columns, 0), 0], tf.shape(inputs))
+    outputs.set_shape(inputs.shape)
+    return outputs
+
+
 def to_groups(inputs, rate):
     """Splits a map into its rate * rate interleaved groups.
 

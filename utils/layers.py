@@ -58,20 +58,6 @@ class ConvBN(object):
                 for average, seen in zip(averages, zip(*self._seen))]
 
 
-class ConvBias(object):
-    """A convolution and its biases, for as many inputs as share them."""
-
-    def __init__(self, name, shape, convolve, weights_start=None, biases_start=None):
-        self.weights = variable(name + '/weights', shape, weights_start)
-        self.biases = variable(name + '/biases', shape[3:], biases_start)
-        self.variables = [self.weights, self.biases]
-        self._convolve = convolve
-
-    def __call__(self, inputs):
-        """[N, h, w, C] -> [N, h, w, D]."""
-        return tf.nn.bias_add(self._convolve(inputs, self.weights), self.biases)
-
-
 def conv2d(inputs, kernel, stride=1, pad=None):
     """[N, h, w, C], [k, k, C, D] -> [N, h/stride, w/stride, D]; SAME, or VALID after pad = (before, after) zeros."""
     if pad is None:
