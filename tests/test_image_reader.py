@@ -59,36 +59,60 @@ def test_small_image_is_padded_at_the_bottom_and_the_right(tmp_path):
     assert (classes == 77).all() and (pixels == 0).all()
 
 
-def test_crops_and_mirrors_move_image_and_label_together():
-    rows, columns = np.mgrid[:20, :30]
-    image = np.stack([rows, columns, rows + columns], axis=2).astype(np.float32)
-    label = (rows * 30 + columns)[:, :, np.newaxis].astype(np.int32)
-    offsets, mirrored = set(), set()
+def naive_crop(image, label, scaled, offset, mirror, input_size):
+    """Scales and mirrors all of both by TensorFlow's legacy rules, then slices."""
+    image = tf.image.resize_bilinear(tf.cast(image, tf.float32)[tf.newaxis], scaled)[0]
+    label = tf.image.resize_nearest_neighbor(label[tf.newaxis], scaled)[0]
+    if mirror:
+        image, label = tf.reverse(image, [1]), tf.reverse(label, [1])
+    return [t[offset[0]:offset[0] + input_size[0], offset[1]:offset[1] + input_size[1]] for t in (image, label)]
+
+
+@pytest.mark.parametrize('mirror', [False, True])
+@pytest.mark.parametrize('size, scaled, offset', [
+    ((50, 70), (50, 70), (3, 5)), ((50, 70), (75, 105), (54, 74)), ((50, 70), (31, 43), (10, 12)),
+    ((50, 70), (15, 20), (0, 0)), ((33, 40), (47, 58), (0, 0)), ((9, 9), (4, 4), (0, 0)), ((5, 1), (7, 1), (0, 0)),
+])
+def test_a_crop_is_that_of_the_scaled_whole(size, scaled, offset, mirror):
+    random = np.random.RandomState(0)
+    image = random.randint(0, 256, size + (3,)).astype(np.uint8)
+    label = random.randint(0, 256, size + (1,)).astype(np.int32)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        fast = image_reader.crop_pair(tf.constant(image), tf.constant(label), tf.constant(scaled),
+                                      tf.constant(offset), tf.constant(mirror), (21, 31))
+        found, wanted = sess.run([fast, naive_crop(image, label, scaled, offset, mirror, (21, 31))])
+        exact = image_reader.crop_pair(tf.constant(image), tf.constant(label), tf.constant(size),
+                                       tf.constant((0, 0)), tf.constant(mirror), (21, 31), smooth=False)
+        whole = sess.run([exact, naive_crop(image, label, size, (0, 0), mirror, (21, 31))])
+    np.testing.assert_array_equal(found[1], wanted[1])
+    np.testing.assert_allclose(found[0], wanted[0], atol=0.01)
+    for one, other in zip(*whole):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_offsets_reach_both_ends_and_mirrors_happen(tmp_path):
+    columns = np.tile(np.arange(12, dtype=np.uint8), (20, 1))
+    path = str(tmp_path / 'image.png')
+    Image.fromarray(np.repeat(columns[:, :, None], 3, axis=2)).save(path)
+    reader = ImageReader([path], [''], (0, 0, 0))
     with tf.Graph().as_default(), tf.Session() as sess:
         tf.set_random_seed(1)
-        pair = image_reader.mirror_pair(tf.constant(image), tf.constant(label))
-        crop = image_reader.crop_pair(pair[0], pair[1], (18, 7), 255)
-        for _ in range(60):
-            pixels, classes = sess.run(crop)
-            np.testing.assert_array_equal(pixels[:, :, 0] * 30 + pixels[:, :, 1], classes[:, :, 0])
-            step = classes[0, 1, 0] - classes[0, 0, 0]
-            mirrored.add(step)
-            offsets.add(classes[:, :, 0].min())
-    assert mirrored == {1, -1} and len(offsets) > 20
-    assert min(offset // 30 for offset in offsets) == 0 and max(offset // 30 for offset in offsets) == 2
+        images = np.concatenate([pixels for pixels, _ in run(
+            sess, reader, reader.training_batch(8, (18, 9), False, True), 12)])
+    assert set(images[:, 0, 1, 0] - images[:, 0, 0, 0]) == {1, -1}
+    assert set(images.min(axis=(1, 2, 3))) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize('scales', [None, (0.5, 1.5)])
-def test_scale_is_one_factor_for_both(scales):
+def test_scale_is_one_factor_for_both_sides(scales):
     sizes = set()
     with tf.Graph().as_default(), tf.Session() as sess:
         tf.set_random_seed(1)
-        pair = image_reader.scale_pair(tf.zeros([100, 200, 3]), tf.zeros([100, 200, 1], tf.int32), scales)
+        scaled = image_reader.scale_size(tf.constant([100, 200]), scales)
         for _ in range(40):
-            pixels, classes = sess.run(pair)
-            assert pixels.shape[:2] == classes.shape[:2]
-            assert abs(2 * pixels.shape[0] - pixels.shape[1]) <= 1
-            sizes.add(pixels.shape[0])
+            height, width = sess.run(scaled)
+            assert abs(2 * height - width) <= 1
+            sizes.add(height)
     if scales:
         assert sizes == {50, 150}
     else:

@@ -24,7 +24,7 @@ def native_gradient_works():
             return False
 
 
-def regular(inputs, kernel, rate, fix_w=None):
+def regular(inputs, kernel, rate):
     """SAME convolution with holes: [N, h, w, C], [3, 3, C, D] -> [N, h, w, D]."""
     if rate == 1:
         return tf.nn.conv2d(inputs, kernel, strides=[1, 1, 1, 1], padding='SAME')
@@ -67,35 +67,43 @@ def shift(inputs, rows, columns):
     return outputs
 
 
-def to_groups(inputs, rate):
-    """Splits a map into its rate * rate interleaved groups.
-
-    Args:
-      inputs: [N, h, w, C].
-
-    Returns:
-      [rate * rate * N, ceil(h / rate), ceil(w / rate), C], group by group, and the crops that undo the padding
-      at the bottom and the right.
-    """
-    size = tf.shape(inputs)[1:3]
-    pad = tf.mod(-size, rate)
-    crops = tf.stack([tf.stack([0, pad[0]]), tf.stack([0, pad[1]])])
-    return tf.space_to_batch_nd(inputs, [rate, rate], crops), crops
+def padding_to_multiple(inputs, rate):
+    """int32 [2, 2]: the rows and columns to add (before, after) for height and width to be multiples of rate."""
+    after = tf.mod(-tf.shape(inputs)[1:3], rate)
+    return tf.stack([tf.stack([0, after[0]]), tf.stack([0, after[1]])])
 
 
-def decompose(inputs, kernel, rate, fix_w=None):
-    """The same as regular, by an ordinary convolution of every group; mixed by fix_w if given.
+def decompose(inputs, kernel, rate):
+    """The same as regular, by an ordinary convolution of each of the rate * rate interleaved groups of pixels."""
+    return _by_groups(inputs, kernel, rate, lambda groups: groups)
+
+
+def group_interaction(inputs, kernel, rate, fix_w):
+    """Dilated convolution whose rate * rate interleaved groups of pixels are mixed.
 
     Smoothed Dilated Convolutions (Wang and Ji, KDD 2018), section 3.2: out_i = sum_j fix_w[j, i] * group_j.
     The original's code took group_i for group_0 in that sum; this is the paper's formula, on purpose.
     """
-    groups, crops = to_groups(inputs, rate)  # [r*r*N, h/r, w/r, C]
-    outputs = tf.nn.conv2d(groups, kernel, strides=[1, 1, 1, 1], padding='SAME')  # [r*r*N, h/r, w/r, D]
-    if fix_w is not None:
-        outputs = mix_groups(outputs, fix_w)
-    outputs = tf.batch_to_space_nd(outputs, [rate, rate], crops)  # [N, h, w, D]
+    if not native_gradient_works():
+        return _by_groups(inputs, kernel, rate, lambda groups: mix_groups(groups, fix_w))
+    # A native dilated convolution is quicker than one of the many small maps of the groups.
+    crops = padding_to_multiple(inputs, rate)
+    padded = tf.pad(inputs, tf.concat([[[0, 0]], crops, [[0, 0]]], axis=0))
+    padded.set_shape([inputs.shape[0], None, None, inputs.shape[3]])
+    outputs = regular(padded, kernel, rate)
+    groups = tf.space_to_batch_nd(outputs, [rate, rate], [[0, 0], [0, 0]])  # [r*r*N, h/r, w/r, D]
+    outputs = tf.batch_to_space_nd(mix_groups(groups, fix_w), [rate, rate], crops)
     outputs.set_shape(inputs.shape[:3].concatenate(kernel.shape[3:]))
-    return outputs
+    return outputs  # [N, h, w, D]
+
+
+def _by_groups(inputs, kernel, rate, mix):
+    crops = padding_to_multiple(inputs, rate)
+    groups = tf.space_to_batch_nd(inputs, [rate, rate], crops)  # [r*r*N, h/r, w/r, C]
+    groups = mix(tf.nn.conv2d(groups, kernel, strides=[1, 1, 1, 1], padding='SAME'))  # [r*r*N, h/r, w/r, D]
+    outputs = tf.batch_to_space_nd(groups, [rate, rate], crops)
+    outputs.set_shape(inputs.shape[:3].concatenate(kernel.shape[3:]))
+    return outputs  # [N, h, w, D]
 
 
 def mix_groups(groups, fix_w):
@@ -122,7 +130,7 @@ def smooth_shared(inputs, kernel, rate, fix_w):
 DILATED_TYPES = {
     'regular': (regular, None, None),
     'decompose': (decompose, None, None),
-    'smooth_GI': (decompose, lambda r: [r * r, r * r], tf.initializers.identity()),
+    'smooth_GI': (group_interaction, lambda r: [r * r, r * r], tf.initializers.identity()),
     'smooth_SSC': (smooth_shared, lambda r: [2 * r - 1, 2 * r - 1, 1, 1, 1], tf.initializers.zeros()),
 }
 

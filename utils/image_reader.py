@@ -35,6 +35,7 @@ class ImageReader(object):
         self.num_classes, self.ignore_label, self.palette = num_classes, ignore_label, palette
         self.num_threads = num_threads
         self._errors = []
+        self._inspected = set()  # indices whose labels are known to be right
         self._recent = collections.deque(maxlen=100)  # paths, more than all threads and queues hold
 
     def training_batch(self, batch_size, input_size, random_scale=True, random_mirror=True, scales=None):
@@ -46,12 +47,12 @@ class ImageReader(object):
           random_mirror: mirror with probability 0.5.
         """
         image, label, _ = self._load_next(shuffle=True)
-        image = self._preprocess(image)
-        if random_scale:
-            image, label = scale_pair(image, label, scales)
-        if random_mirror:
-            image, label = mirror_pair(image, label)
-        image, label = crop_pair(image, label, input_size, self.ignore_label)
+        size = tf.shape(image)[:2]
+        scaled = scale_size(size, scales) if random_scale else size
+        offset = random_integers(tf.maximum(scaled - input_size, 0) + 1)
+        mirror = tf.random_uniform([]) < 0.5 if random_mirror else tf.constant(False)
+        image, label = crop_pair(image, label, scaled, offset, mirror, input_size, smooth=random_scale)
+        image, label = pad_pair(self._preprocess(image), label, input_size, self.ignore_label)
         return tf.train.batch([image, label], batch_size, num_threads=self.num_threads,
                               capacity=batch_size * (2 + self.num_threads))
 
@@ -106,10 +107,12 @@ class ImageReader(object):
         if not path:
             return np.full(tuple(size) + (1,), self.ignore_label, np.int32)
         label = image_files.load_label(path, self.palette)
-        problems = data_check.inspect_label(self.images[index], size, path, label, self.num_classes,
-                                            self.ignore_label)[2]
-        if problems:
-            raise UserError(' '.join(problems))
+        if index not in self._inspected:
+            problems = data_check.inspect_label(self.images[index], size, path, label, self.num_classes,
+                                                self.ignore_label)[2]
+            if problems:
+                raise UserError(' '.join(problems))
+            self._inspected.add(index)
         return label.astype(np.int32)[:, :, np.newaxis]
 
     def _raise_first_cause(self):
@@ -120,40 +123,73 @@ class ImageReader(object):
             image_files.load_image(path)
 
     def _preprocess(self, image):
-        """uint8 RGB [H, W, 3] -> float32 in channel_order, minus the mean."""
+        """RGB [H, W, 3] -> float32 in channel_order, minus the mean."""
         if self.channel_order == 'bgr':
             image = tf.reverse(image, axis=[2])
         return tf.cast(image, tf.float32) - tf.constant(self.img_mean, tf.float32)
 
 
-def scale_pair(image, label, scales=None):
-    """Both scaled by one random factor: the image bilinearly, the label by its nearest neighbour."""
+def random_integers(ends):
+    """A random integer in 0..end-1 for each end of an int32 vector."""
+    return tf.cast(tf.random_uniform(tf.shape(ends)) * tf.cast(ends, tf.float32), tf.int32)
+
+
+def scale_size(size, scales=None):
+    """int32 [2] -> int(size * scale) for a random scale: uniform in [0.5, 1.5], or one of `scales`."""
     if scales is None:
         scale = tf.random_uniform([], 0.5, 1.5)
     else:
         scale = tf.constant(scales, tf.float32)[tf.random_uniform([], 0, len(scales), tf.int32)]
-    size = tf.maximum(tf.cast(tf.cast(tf.shape(image)[:2], tf.float32) * scale, tf.int32), 1)
-    image = tf.image.resize_bilinear(image[tf.newaxis], size)[0]
-    label = tf.image.resize_nearest_neighbor(label[tf.newaxis], size)[0]
-    return image, label
+    return tf.maximum(tf.cast(tf.cast(size, tf.float32) * scale, tf.int32), 1)
 
 
-def mirror_pair(image, label):
-    """Both mirrored left to right with probability 0.5."""
-    mirror = tf.random_uniform([]) < 0.5
-    return (tf.cond(mirror, lambda: tf.reverse(image, axis=[1]), lambda: image),
-            tf.cond(mirror, lambda: tf.reverse(label, axis=[1]), lambda: label))
+def crop_pair(image, label, scaled, offset, mirror, input_size, smooth=True):
+    """The pixels of a crop of the scaled and mirrored pair, and no others.
+
+    They are those of scaling all of both, the image bilinearly and the label by its nearest neighbour (TensorFlow's
+    legacy rules), mirroring and slicing; but for rounding in the image, below 0.01 of 255 levels.
+
+    Args:
+      image: uint8 [H, W, 3].
+      label: int32 [H, W, 1].
+      scaled: int32 [2], the size to scale to.
+      offset: int32 [2], the crop's first row and column there, after mirroring.
+      mirror: boolean scalar, left to right.
+      input_size: (h, w) of the crop; it is smaller where the scaled image is.
+      smooth: False where scaled is the image's own size, whose pixels are then taken as they are.
+
+    Returns:
+      float32 (uint8 if not smooth) [min(h, scaled h), min(w, scaled w), 3] and int32 of the same size, 1.
+    """
+    size, shown = tf.shape(image)[:2], tf.minimum(scaled, input_size)
+    rows = offset[0] + tf.range(shown[0])
+    columns = offset[1] + tf.range(shown[1])
+    columns = tf.where(mirror, scaled[1] - 1 - columns, columns)
+    step = tf.cast(size, tf.float32) / tf.cast(scaled, tf.float32)
+    rows, columns = tf.cast(rows, tf.float32) * step[0], tf.cast(columns, tf.float32) * step[1]
+    label = gather_pixels(label, rows, columns)
+    if not smooth:
+        return gather_pixels(image, rows, columns), label
+    # Pixels beyond the last centre are the edge's; a box from right to left mirrors.
+    image = tf.pad(image, [[0, 1], [0, 1], [0, 0]], 'SYMMETRIC')
+    corners = tf.stack([rows[0], columns[0], rows[-1], columns[-1]])
+    box = corners / tf.cast(tf.concat([size, size], 0), tf.float32)
+    return tf.image.crop_and_resize(image[tf.newaxis], box[tf.newaxis], [0], shown)[0], label
 
 
-def crop_pair(image, label, input_size, ignore_label):
-    """A random crop [h, w] of both, padded at the bottom and the right: the image by 0, the label by ignore_label."""
-    size, wanted = tf.shape(image)[:2], tf.constant(input_size)
-    offset = tf.cast(tf.random_uniform([2]) * tf.cast(tf.maximum(size - wanted, 0) + 1, tf.float32), tf.int32)
-    begin = tf.concat([offset, [0]], 0)
-    end = tf.concat([tf.minimum(size, wanted), [-1]], 0)
-    pad = tf.concat([tf.stack([tf.zeros([2], tf.int32), tf.maximum(wanted - size, 0)], axis=1), [[0, 0]]], 0)
-    image = tf.pad(tf.slice(image, begin, end), pad)
-    label = tf.pad(tf.slice(label, begin, end), pad, constant_values=ignore_label)
+def gather_pixels(image, rows, columns):
+    """[H, W, C] at the whole parts of float row and column positions: [len(rows), len(columns), C]."""
+    last = tf.shape(image)[:2] - 1
+    rows = tf.minimum(tf.cast(rows, tf.int32), last[0])
+    columns = tf.minimum(tf.cast(columns, tf.int32), last[1])
+    return tf.gather(tf.gather(image, rows), columns, axis=1)
+
+
+def pad_pair(image, label, input_size, ignore_label):
+    """Both at input_size (h, w), padded at the bottom and the right: the image by 0, the label by ignore_label."""
+    missing = tf.maximum(input_size - tf.shape(image)[:2], 0)
+    pad = tf.stack([[0, missing[0]], [0, missing[1]], [0, 0]])
+    image, label = tf.pad(image, pad), tf.pad(label, pad, constant_values=ignore_label)
     image.set_shape(list(input_size) + [3])
     label.set_shape(list(input_size) + [1])
     return image, label
