@@ -272,8 +272,10 @@ class Model(object):
         with tf.Graph().as_default():
             image, label, index = reader.single()  # [1, H, W, 3], [1, H, W, 1], [1]
             net, prediction = self.inference(image)
+            fold = net.fold_ops()
             with tf.Session(config=runtime.session_config()) as sess:
                 checkpoint.restore_checkpoint(sess, net.variables, prefix)
+                sess.run(fold)
                 print('%s with %s' % (desc, prefix))
                 with reader.running(sess):
                     for _ in tqdm(reader.images, desc=desc, unit='image', mininterval=1.0):
@@ -307,19 +309,22 @@ class Model(object):
 
     # shared ------------------------------------------------------------------------------------------------------
 
-    def network(self, images, phase):
+    def network(self, images, phase, **settings):
         """The network of encoder_name on images [N, H, W, 3]."""
         conf = self.conf
-        settings = {'num_classes': conf.num_classes, 'phase': phase, 'dilated_type': conf.dilated_type,
-                    'compat': conf.compat, 'train_bn': phase and self.train_bn}
+        settings.update(num_classes=conf.num_classes, phase=phase, dilated_type=conf.dilated_type,
+                        compat=conf.compat, train_bn=phase and self.train_bn)
         if conf.encoder_name == 'deeplab':
             return network.Deeplab_v2(images, **settings)
         return network.ResNet_segmentation(images, encoder_name=conf.encoder_name, **settings)
 
     def inference(self, images):
-        """The network in prediction: images [N, H, W, 3] -> (net, class indices int32 [N, H, W])."""
+        """The network in prediction: images [N, H, W, 3] -> (net, class indices int32 [N, H, W]).
+
+        net.fold_ops() must run once after the variables were restored.
+        """
         padded = layers.pad_to_multiple(images, self.numerics.test_multiple)
-        net = self.network(padded, phase=False)
+        net = self.network(padded, phase=False, fold_in_place=True)
         prediction = self._prediction(self.logits(net, padded)[0], tf.shape(padded)[1:3])
         size = tf.shape(images)
         return net, prediction[:, :size[1], :size[2]]

@@ -37,7 +37,7 @@ class DilatedResNet(object):
     """
 
     def __init__(self, inputs, num_classes, phase, encoder_name, dilated_type='regular', compat='original',
-                 train_bn=False, blocks=None):
+                 train_bn=False, fold_in_place=False, blocks=None):
         """Builds the network on `inputs`.
 
         Args:
@@ -48,6 +48,7 @@ class DilatedResNet(object):
           dilated_type: of the 3x3 convolutions of block3 and block4, a key of dilated.DILATED_TYPES.
           compat: whose padding, epsilon and initial values, a key of compat.COMPAT.
           train_bn: batch norm is trained (gamma, beta, batch statistics in phase True); frozen if False.
+          fold_in_place: fold_ops() will be run once, after the variables got their values, and before any use.
           blocks: a list of Block instead of the encoder's own.
 
         Raises:
@@ -60,6 +61,7 @@ class DilatedResNet(object):
         self.dilated_type = dilated_type
         self.numerics = numerics(compat)
         self.train_bn = train_bn
+        self.fold_in_place = fold_in_place
         self.variables = []
         self.decoder_variables = []  # (weights, biases) of each branch of the ASPP
         self._layers = collections.OrderedDict()  # name -> layer, so that every apply() shares the weights
@@ -75,6 +77,10 @@ class DilatedResNet(object):
         if not (self.train_bn and self.phase):
             return []
         return [op for layer in self._layers.values() for op in layer.update_ops(decay)]
+
+    def fold_ops(self):
+        """Ops that fold batch norm into the variables for good, for fold_in_place; the network is not to be saved."""
+        return [op for layer in self._layers.values() for op in layer.fold_ops()]
 
     def _encode(self, inputs):
         net = self._conv_bn(inputs, (1, 1, 1), 7, 64, 2, pad=self.numerics.conv1_pad)  # [N, H/2, W/2, 64]
@@ -106,7 +112,7 @@ class DilatedResNet(object):
                 convolve = self._dilated(conv_scope, rate)
             self._layers[conv_scope] = layers.ConvBN(
                 conv_scope, bn_scope, [size, size, inputs.shape[3], depth], convolve, self.numerics.epsilon,
-                self.train_bn, self.train_bn and self.phase, zero_gamma)
+                self.train_bn, self.train_bn and self.phase, zero_gamma, self.fold_in_place)
             self.variables.extend(self._layers[conv_scope].variables)
         return self._layers[conv_scope](inputs)
 
@@ -140,17 +146,15 @@ class DilatedResNet(object):
 class Deeplab_v2(DilatedResNet):
     """ResNet-101 under the names of the Caffe model: res4b22_branch2c, bn4b22_branch2c, fc1_voc12_c0."""
 
-    def __init__(self, inputs, num_classes, phase, dilated_type='regular', compat='original', train_bn=False):
-        super(Deeplab_v2, self).__init__(inputs, num_classes, phase, 'deeplab', dilated_type, compat, train_bn)
+    def __init__(self, inputs, num_classes, phase, dilated_type='regular', **settings):
+        super(Deeplab_v2, self).__init__(inputs, num_classes, phase, 'deeplab', dilated_type, **settings)
 
 
 class ResNet_segmentation(DilatedResNet):
     """ResNet-101 or ResNet-50 under slim's names: resnet_v1_50/block3/unit_2/bottleneck_v1/conv2."""
 
-    def __init__(self, inputs, num_classes, phase, encoder_name, dilated_type='regular', compat='original',
-                 train_bn=False):
+    def __init__(self, inputs, num_classes, phase, encoder_name, dilated_type='regular', **settings):
         if encoder_name not in weight_names.SLIM_SCOPES:
             raise ValueError("encoder_name '%s' is not one of %s" % (
                 encoder_name, ', '.join(sorted(weight_names.SLIM_SCOPES))))
-        super(ResNet_segmentation, self).__init__(
-            inputs, num_classes, phase, encoder_name, dilated_type, compat, train_bn)
+        super(ResNet_segmentation, self).__init__(inputs, num_classes, phase, encoder_name, dilated_type, **settings)

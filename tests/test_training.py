@@ -47,6 +47,7 @@ def test_msc_prediction(settings):
         images = tf.constant(recipe.image(2, 65, 65)[:1])  # the golden's image, though its name says batch 1
         net, prediction = model.inference(images)
         recipe.assign(sess, net.variables)
+        sess.run(net.fold_ops())
         found = sess.run(prediction).ravel()
     reference = np.load(os.path.join(GOLDEN, 'original_msc_deeplab_pred_1x65x65.npz'))['pred']
     assert np.sum(found != reference) <= 2

@@ -19,7 +19,8 @@ class ConvBN(object):
     uses the statistics of the batch and keeps them for the moving averages.
     """
 
-    def __init__(self, conv_name, bn_name, shape, convolve, epsilon, trainable_bn, batch_statistics, zero_gamma):
+    def __init__(self, conv_name, bn_name, shape, convolve, epsilon, trainable_bn, batch_statistics, zero_gamma,
+                 fold_in_place=False):
         """Builds weights `shape` [k, k, C, D] and gamma, beta, moving_mean and moving_variance [D].
 
         Args:
@@ -27,6 +28,7 @@ class ConvBN(object):
           trainable_bn: whether gamma and beta are trainable.
           batch_statistics: normalise by the batch instead of the moving averages.
           zero_gamma: gamma starts at 0 instead of 1.
+          fold_in_place: see fold_ops; not with batch_statistics.
         """
         depth = shape[3:]
         zeros, ones = tf.initializers.zeros(), tf.initializers.ones()
@@ -38,9 +40,24 @@ class ConvBN(object):
         self.variables = [self.weights, self.gamma, self.beta, self.moving_mean, self.moving_variance]
         self._convolve, self._epsilon, self._batch_statistics = convolve, epsilon, batch_statistics
         self._seen = []  # (mean, variance) of every batch that went through
-        if not batch_statistics:
-            scale = self.gamma * tf.rsqrt(self.moving_variance + epsilon)  # [D]
-            self._kernel, self._bias = self.weights * scale, self.beta - self.moving_mean * scale
+        if fold_in_place:
+            self._kernel, self._bias = self.weights, self.beta
+        elif not batch_statistics:
+            self._kernel, self._bias = self._fold()
+
+    def _fold(self):
+        """The kernel [k, k, C, D] and the bias [D] of convolution and batch norm in one."""
+        scale = self.gamma * tf.rsqrt(self.moving_variance + self._epsilon)  # [D]
+        return self.weights * scale, self.beta - self.moving_mean * scale
+
+    def fold_ops(self):
+        """Ops that put the folded kernel and bias into the variables weights and beta.
+
+        With fold_in_place they must run once after the variables were restored; every later step is spared the
+        folding and the memory of its result.
+        """
+        kernel, bias = self._fold()
+        return [tf.assign(self.weights, kernel), tf.assign(self.beta, bias)]
 
     def __call__(self, inputs):
         """[N, h, w, C] -> [N, h', w', D]."""

@@ -1,0 +1,208 @@
+"""The benchmark: its reference forms compute what the product does, its counts and ratios are right, it runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import recipe
+import tensorflow.compat.v1 as tf
+
+from benchmarks import flops, measure, reference, run
+from model import Model
+from model_msc import Model_msc
+from utils import dilated, label_utils
+from utils.palette import voc_colours
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.mark.parametrize('encoder_name', ['deeplab', 'res50'])
+def test_reference_logits(encoder_name, settings):
+    images, found = recipe.image(1, 49, 41), []
+    model = Model(settings(encoder_name=encoder_name, train_bn=False))
+    for logits in (lambda x: model.network(x, phase=False).outputs, lambda x: reference.network(x, encoder_name, 21)):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            outputs = logits(tf.constant(images))
+            variables = tf.global_variables()
+            recipe.assign(sess, variables)
+            found.append((sorted(v.op.name for v in variables), sess.run(outputs)))
+    assert found[0][0] == found[1][0]
+    assert recipe.relative_error(found[0][1], found[1][1]) <= 1e-5
+
+
+@pytest.mark.parametrize('model_class, every', [(Model, 1), (Model_msc, 2)])
+def test_reference_training(model_class, every, settings):
+    """Two updates: the losses, and how far a weight of every rate moves."""
+    images, labels = recipe.image(1, 41, 41), recipe.label(1, 41, 41, 21).astype(np.int32)
+    model = model_class(settings(encoder_name='res50', train_bn=False, batch_size=1, grad_update_every=every,
+                                 learning_rate=1e-7))
+    with tf.Graph().as_default(), tf.Session() as sess:
+        graph = model.training_graph(tf.constant(images), tf.constant(labels))
+        recipe.assign(sess, graph['net'].variables)
+        ours = [model.train_step(sess, graph, 0)['loss/total'] for _ in range(2)], moves(sess)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        graph = reference.training(tf.constant(images), tf.constant(labels), 'res50',
+                                   multi_scale=model_class is Model_msc, grad_update_every=every)
+        recipe.assign(sess, [v for v in tf.global_variables() if not v.op.name.endswith('/Momentum')])
+        theirs = [update(sess, graph, every) for _ in range(2)], moves(sess)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    for name, move in theirs[1].items():
+        assert np.linalg.norm(ours[1][name] - move) <= 0.02 * np.linalg.norm(move), name
+
+
+def update(sess, graph, every):
+    """The mean loss of one update of the reference."""
+    feed = {graph.rate: 1e-7}
+    if graph.accumulate is None:
+        return sess.run([graph.losses, graph.apply], feed)[0]['loss/total']
+    found = [sess.run([graph.losses, graph.accumulate])[0]['loss/total'] for _ in range(every)]
+    sess.run(graph.apply, feed)
+    return np.mean(found)
+
+
+def moves(sess):
+    """{name: how far the variable is from its recipe's value} of a few variables."""
+    names = ['decoder/aspp/conv1/weights', 'decoder/aspp/conv4/biases',
+             'resnet_v1_50/block4/unit_3/bottleneck_v1/conv2/weights']
+    found = {v.op.name: v for v in tf.global_variables() if v.op.name in names}
+    return {name: sess.run(v).astype(np.float64) - recipe.value(name, v.shape.as_list()) for name, v in found.items()}
+
+
+@pytest.mark.parametrize('dilated_type', run.SMOOTH_TYPES)
+def test_mixing_is_the_same_in_both_forms(dilated_type):
+    shape = [8, 3, 4, 5] if dilated_type == 'smooth_GI' else [2, 6, 7, 5]  # groups of rate 2, or a map
+    inputs = np.random.RandomState(0).randn(*shape).astype(np.float32)
+    fix_w = recipe.value('fix_w', dilated.lookup(dilated_type)[1](2))
+    found = []
+    for form in ('product', 'reference'):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            x, w = tf.constant(inputs), tf.constant(fix_w)
+            outputs = measure.mixed(form, dilated_type, x, 2, w)
+            found.append(sess.run([outputs] + tf.gradients(tf.reduce_sum(outputs ** 2), [x, w])))
+    assert recipe.relative_error(found[1][0], inputs) > 0.01  # it does mix
+    for ours, theirs in zip(*found):
+        assert recipe.relative_error(ours, theirs) <= 1e-5
+
+
+def test_colours_are_the_same_in_both_forms():
+    mask = np.random.RandomState(0).randint(0, 21, [5, 7])
+    assert np.array_equal(reference.decode_labels(mask, voc_colours(21)), label_utils.decode_labels(mask[None])[0])
+
+
+@pytest.mark.parametrize('input_size', [(20, 25), (90, 100)])
+def test_reference_reader(input_size, tmp_path):
+    paths = measure.write_pairs(str(tmp_path), 3, [50, 60])
+    with tf.Graph().as_default(), tf.Session() as sess:
+        batch = reference.training_batch(paths[0], paths[1], measure.IMG_MEAN, 2, input_size)
+        with reference.running(sess):
+            images, labels = sess.run(batch)
+    assert images.shape == (2,) + input_size + (3,) and labels.shape == (2,) + input_size + (1,)
+    assert set(np.unique(labels)) <= {0, 5, 15, 20, 255}
+    assert images.min() >= -123 and images.max() <= 152 and images.std() > 10
+    padded = np.all(images == 0, axis=3)  # only padding is exactly the mean
+    assert np.all(labels[padded] == 255) and padded.any() == (input_size == (90, 100))
+
+
+def test_operations():
+    """Of DeepLab v2 at 321x321 150 GFLOP; by hand for conv1: 2 * 7 * 7 * 3 * 64 on a map of 161x161."""
+    total, first = flops.forward('deeplab', 321, 321)
+    assert abs(total / 1e9 - 150) < 0.5
+    assert first == 2 * 7 * 7 * 3 * 64 * 161 * 161
+    assert flops.training('deeplab', 321, 321) == 3 * total - first
+
+
+def test_operations_agree_with_the_graph():
+    """TensorFlow's own count of the convolutions, without the dilated ones, whose maps it pads."""
+    with tf.Graph().as_default() as graph:
+        reference.encode(tf.placeholder(tf.float32, [1, 65, 49, 3]), 'deeplab')
+        encoder = sum(operations_of(op) for op in graph.get_operations() if op.type == 'Conv2D')
+    aspp = 4 * 2 * 9 * 2048 * 21 * 9 * 7
+    assert flops.forward('deeplab', 65, 49)[0] == encoder + aspp
+
+
+def operations_of(conv):
+    """2 * k * k * C * D * h * w of a Conv2D op, of all groups of a dilated one but without their padding."""
+    kernel = conv.inputs[1].shape.as_list()
+    if conv.inputs[0].op.type == 'SpaceToBatchND':
+        height, width = conv.inputs[0].op.inputs[0].shape.as_list()[1:3]
+    else:
+        height, width = conv.outputs[0].shape.as_list()[1:3]
+    return 2 * int(np.prod(kernel)) * height * width
+
+
+def test_ratios_are_taken_round_by_round():
+    """A machine that is five times slower in the second round changes no ratio."""
+    seconds = {run.PRODUCT: {0: 1.0, 1: 5.0, 2: 1.2}, run.ONEDNN: {0: 2.0, 1: 10.0}}
+    results = {('deeplab_train', form): {i: {'seconds': s, 'peak_mb': 70.0 if form == run.PRODUCT else 100.0,
+                                             'gflop': 90.0, 'sgemm_gflops': 100.0 / s, 'onednn': True}
+                                         for i, s in rounds.items()} for form, rounds in seconds.items()}
+    judged = {row['target']: row for row in run.judged(results, run.all_targets(2), 'note')}
+    half = judged['train step / reference with oneDNN']
+    assert half['value'] == 0.5 and half['met'] is True
+    assert judged['train step, peak memory / reference']['met'] is True
+    assert judged['train step, share of the floor']['value'] == pytest.approx(0.9)
+    default = judged["train step / reference with TensorFlow's default"]
+    assert default['met'] is None and default['note'] == 'note'
+
+
+@pytest.mark.parametrize('minutes, rounds', [(60, 3), (0, 1)])
+def test_rounds_interleave_the_forms_and_a_failure_costs_one_figure(minutes, rounds, monkeypatch):
+    calls, saves = [], []
+
+    def fake(what, form, settings):
+        calls.append((what, form))
+        if (what, form) == ('predict', run.ONEDNN):
+            raise RuntimeError('out of memory')
+        return {'figures': {'': {'seconds': 1.0, 'sgemm_gflops': 100.0}}, 'onednn': True}
+
+    monkeypatch.setattr(run, 'measure', fake)
+    both = (run.PRODUCT, run.ONEDNN)
+    rows = {'one': run.Row('train', {}, both), 'two': run.Row('predict', {}, both)}
+    results, failures = run.run_rounds(rows, 3, minutes, lambda *args: saves.append(args))
+    assert calls == [('train', run.PRODUCT), ('train', run.ONEDNN), ('predict', run.PRODUCT),
+                     ('predict', run.ONEDNN)] * rounds
+    assert failures == ['two, reference, oneDNN: out of memory'] * rounds and len(saves) == 2 * rounds
+    assert sorted(results) == [('one', run.PRODUCT), ('one', run.ONEDNN), ('two', run.PRODUCT)]
+    assert sorted(results['one', run.PRODUCT]) == list(range(rounds))
+    assert run.summary(results)[0]['ratio_to_reference'] == 1
+
+
+def benchmark(*args):
+    """Runs the script; returns (exit code, stdout, stderr)."""
+    process = subprocess.run([sys.executable, os.path.join('benchmarks', 'run.py'), '--quick'] + list(args), cwd=ROOT,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    return process.returncode, process.stdout, process.stderr
+
+
+def test_command_line(tmp_path):
+    output = str(tmp_path / 'new' / 'results.json')
+    rows = ['res50_train', 'res50_predict_decompose', 'mixing_smooth_GI', 'reader_1', 'colours']
+    code, stdout, stderr = benchmark('--only=' + ','.join(rows), '--output=' + output)
+    assert code == 0, stderr + stdout
+    with open(output) as file:
+        report = json.load(file)
+    assert report['machine']['tensorflow'] == tf.__version__ and report['machine']['cores'] >= 1
+    assert isinstance(report['machine']['onednn_by_default'], bool) and report['failures'] == []
+    names = {row['name'] for row in report['rows']}
+    assert {name for name in names if not name.startswith('mixing')} == set(rows) - {'mixing_smooth_GI'}
+    assert len([name for name in names if name.startswith('mixing_smooth_GI_rate')]) == 4
+    for row in report['rows']:
+        assert row['seconds'] > 0 and row['sgemm_gflops'] > 0 and row['rounds'] == 1
+        assert (row['share_of_floor'] is None) == (row['name'] in ('reader_1', 'colours'))
+        assert (row['peak_mb'] is None) == (not row['name'].startswith('res50'))
+        assert row['name'] in stdout
+    forms = {name: {row['form'] for row in report['rows'] if row['name'] == name} for name in rows}
+    assert forms['res50_train'] >= {run.PRODUCT, run.ONEDNN} and forms['reader_1'] == {run.PRODUCT, run.DEFAULT}
+    targets = {row['target']: row for row in report['targets']}
+    assert targets['colours / pixel by pixel, in speed']['met'] in (True, False)
+    assert targets['msc train step / reference']['met'] is None
+
+
+def test_unknown_row_names_the_valid_ones(tmp_path):
+    code, _, stderr = benchmark('--only=deeplab_trian', '--output=' + str(tmp_path / 'results.json'))
+    assert code == 1 and 'Traceback' not in stderr
+    assert 'there is no row deeplab_trian; the rows are deeplab_train, deeplab_predict' in stderr
+    assert not os.listdir(str(tmp_path))
