@@ -273,7 +273,7 @@ class Model(object):
             image, label, index = reader.single()  # [1, H, W, 3], [1, H, W, 1], [1]
             net, prediction = self.inference(image)
             fold = net.fold_ops()
-            with tf.Session(config=runtime.session_config()) as sess:
+            with tf.Session(config=runtime.session_config(one_op_at_a_time=True)) as sess:
                 checkpoint.restore_checkpoint(sess, net.variables, prefix)
                 sess.run(fold)
                 print('%s with %s' % (desc, prefix))

@@ -46,9 +46,9 @@ def onednn_is_on():
     return bool(test_util.IsMklEnabled())
 
 
-def new_session(tf, form):
+def new_session(tf, form, one_op_at_a_time=False):
     """A session with the product's configuration or TensorFlow's, its variables at their initial values."""
-    sess = tf.Session(config=runtime.session_config() if form == 'product' else None)
+    sess = tf.Session(config=runtime.session_config(one_op_at_a_time) if form == 'product' else None)
     sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
     return sess
 
@@ -163,7 +163,7 @@ def predict(tf, sgemm, job):
     else:
         from benchmarks import reference
         prediction = reference.inference(images, job.encoder_name)
-    sess = new_session(tf, job.form)
+    sess = new_session(tf, job.form, one_op_at_a_time=True)
     figure = repeat(lambda: sess.run(prediction, {images: image}), sgemm, job.budget)
     return {'': dict(figure, gflop=flops.forward(job.encoder_name, *job.size)[0] / 1e9, images=1, peak_mb=peak_mb())}
 
@@ -225,7 +225,10 @@ def reader(tf, sgemm, job):
             from benchmarks import reference
             batch = reference.training_batch(images, labels, IMG_MEAN, job.batch, tuple(job.size))
             running = reference.running
-        ready, sess = tf.group(*batch), new_session(tf, job.form)
+        # One core an op, in both forms: else one reading thread already takes parts of the other cores.
+        sess = tf.Session(config=tf.ConfigProto(intra_op_parallelism_threads=1))
+        sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+        ready = tf.group(*batch)
         with running(sess):
             for _ in range(3 + job.threads + 32 // job.batch if job.budget else 1):  # more than any queue holds
                 sess.run(ready)
