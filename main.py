@@ -69,6 +69,10 @@ flags.DEFINE_string('palette', '', "class colours and names: voc, cityscapes or 
 flags.DEFINE_boolean('check_labels', True, 'read all images and labels first, of lists of up to 2,000')
 flags.DEFINE_integer('num_threads', os.cpu_count() or 1, 'threads that read images', lower_bound=1)
 
+# speed
+flags.DEFINE_boolean('xla', False, 'let XLA compile clusters of ops')
+flags.DEFINE_boolean('mixed_precision', False, 'float16 where TensorFlow deems it safe; on GPUs')
+
 # log
 flags.DEFINE_string('modeldir', 'model', 'folder of the checkpoints')
 flags.DEFINE_string('logfile', 'log.txt', 'file of steps and losses')
@@ -84,7 +88,7 @@ def sample_args(args):
 
 
 def main():
-    runtime.prepare()
+    runtime.prepare(FLAGS.xla)
     from model import Model  # once the environment is set
     getattr(Model(FLAGS), FLAGS.option)()
 

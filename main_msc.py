@@ -13,7 +13,7 @@ FLAGS.set_default('grad_update_every', 10)
 
 
 def main():
-    runtime.prepare()
+    runtime.prepare(FLAGS.xla)
     from model_msc import Model_msc  # once the environment is set
     getattr(Model_msc(FLAGS), FLAGS.option)()
 

@@ -1,6 +1,7 @@
 """Training, testing and predicting with one network; what multi-scale changes are a few methods of Model."""
 
 import concurrent.futures
+import contextlib
 import os
 import sys
 import time
@@ -33,6 +34,16 @@ from utils.palette import load_palette
 
 MAX_CHECKED_LABELS = 2000
 SUMMARY_IMAGES = 4
+FLOAT16_LOSS_SCALE = 128.0
+
+
+@contextlib.contextmanager
+def enough_memory(remedy):
+    """Turns TensorFlow's report of exhausted memory into a UserError that says what to lower."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise UserError('out of memory (%s): lower %s.' % (error.message.split('\n')[0], remedy))
 
 
 class Model(object):
@@ -73,9 +84,9 @@ class Model(object):
                 conf.batch_size, (conf.input_height, conf.input_width), conf.random_scale, conf.random_mirror,
                 self.numerics.scales)
             graph = self.training_graph(images, labels)
-            with tf.Session(config=runtime.session_config()) as sess:
+            with tf.Session(config=self._session_config()) as sess:
                 self._start(sess, graph)
-                with reader.running(sess):
+                with reader.running(sess), enough_memory('--batch_size, --input_height or --input_width'):
                     self._train_loop(sess, graph)
 
     def training_graph(self, images, labels):
@@ -89,7 +100,7 @@ class Model(object):
         rate = tf.placeholder(tf.float32, [], 'learning_rate')
         update = optimizer.build_update(
             entropy + decay, optimizer.rate_groups(net), rate, conf.momentum, conf.grad_update_every,
-            net.update_ops(conf.bn_decay))
+            net.update_ops(conf.bn_decay), FLOAT16_LOSS_SCALE if conf.mixed_precision else 1.0)
         return {
             'net': net, 'rate': rate, 'update': update,
             'losses': {'loss/cross_entropy': entropy, 'loss/l2': decay, 'loss/total': entropy + decay},
@@ -192,7 +203,12 @@ class Model(object):
         """Saves a checkpoint and returns its path; weights that are not finite never replace good ones."""
         if not sess.run(graph['finite']):
             self._diverged('a weight is not finite after step %d' % step)
-        return graph['saver'].save(sess, os.path.join(self.conf.modeldir, 'model.ckpt'), step, write_meta_graph=False)
+        path = os.path.join(self.conf.modeldir, 'model.ckpt')
+        try:
+            return graph['saver'].save(sess, path, step, write_meta_graph=False)
+        except tf.errors.OpError as error:
+            raise UserError('%s-%d cannot be written (%s): free space or give another --modeldir.' % (
+                path, step, error.message.split('\n')[0]))
 
     # test and predict --------------------------------------------------------------------------------------------
 
@@ -273,11 +289,11 @@ class Model(object):
             image, label, index = reader.single()  # [1, H, W, 3], [1, H, W, 1], [1]
             net, prediction = self.inference(image)
             fold = net.fold_ops()
-            with tf.Session(config=runtime.session_config(one_op_at_a_time=True)) as sess:
+            with tf.Session(config=self._session_config(one_op_at_a_time=True)) as sess:
                 checkpoint.restore_checkpoint(sess, net.variables, prefix)
                 sess.run(fold)
                 print('%s with %s' % (desc, prefix))
-                with reader.running(sess):
+                with reader.running(sess), enough_memory('the size of the images'):
                     for _ in tqdm(reader.images, desc=desc, unit='image', mininterval=1.0):
                         i, truth, guess = sess.run([index, label, prediction])
                         yield i[0], truth[0, :, :, 0], guess[0]
@@ -352,6 +368,9 @@ class Model(object):
         conf = self.conf
         return data_check.check_pairs(images, labels, conf.num_classes, conf.ignore_label, self._label_palette(),
                                       conf.num_threads, desc='check ' + data_list)
+
+    def _session_config(self, one_op_at_a_time=False):
+        return runtime.session_config(one_op_at_a_time, self.conf.xla, self.conf.mixed_precision)
 
     def _label_palette(self):
         """The palette to read colour-coded labels with: only one that the user named."""

@@ -96,13 +96,15 @@ def test_poly_starts_at_the_rate_and_ends_at_zero():
     np.testing.assert_allclose(rates, [2.5e-4, 2.5e-4 * 0.5 ** 0.9, 0])
 
 
-def test_accumulated_update_equals_one_on_the_mean_gradient():
+@pytest.mark.parametrize('loss_scale', [1.0, 128.0])
+def test_accumulated_update_equals_one_on_the_mean_gradient(loss_scale):
     """Momentum, multipliers of the rate and three iterations a update, against the formulas in numpy."""
     with tf.Graph().as_default(), tf.Session() as sess:
         x = tf.placeholder(tf.float32, [])
         one, two = [tf.get_variable(n, [], initializer=tf.initializers.ones(), use_resource=True) for n in 'ab']
         loss = x * one ** 2 + two * x
-        update = optimizer.build_update(loss, [([one], 1.0), ([two], 10.0)], tf.constant(0.1), 0.9, 3)
+        update = optimizer.build_update(loss, [([one], 1.0), ([two], 10.0)], tf.constant(0.1), 0.9, 3,
+                                        loss_scale=loss_scale)
         sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         a, b, velocity_a, velocity_b = 1.0, 1.0, 0.0, 0.0
         for inputs in ([1, 2, 3], [0.5, 0.1, 0.3]):

@@ -56,8 +56,6 @@ def run(main, argv=None, default_args=lambda args: []):
         print('\ninterrupted', file=sys.stderr)
         return 130
     except OSError as error:
-        if error.filename is None:
-            raise
-        message = '%s: %s.' % (error.filename, error.strerror)
+        message = ': '.join(str(part) for part in (error.filename, error.strerror or error) if part) + '.'
     print('error: ' + message, file=sys.stderr)
     return 1

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.palette import VOID_COLOUR, Palette, voc_colours
+from utils.palette import MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
 
 
 def prepare_label(label, new_size, align_corners=False):
@@ -40,10 +40,12 @@ def decode_labels(mask, num_images=1, num_classes=21, palette=None):
     """
     mask = np.asarray(mask)[:num_images]
     mask = mask[..., 0] if mask.ndim == 4 else mask  # [n, h, w]
-    colours = voc_colours(num_classes) if palette is None else palette.colours[:num_classes]
-    table = np.concatenate([colours, np.array([VOID_COLOUR], np.uint8)])  # [num_classes + 1, 3]
-    known = (mask >= 0) & (mask < num_classes)
-    return table[np.where(known, mask, num_classes)]
+    colours = voc_colours() if palette is None else palette.colours
+    table = np.tile(np.array(VOID_COLOUR, np.uint8), [MAX_CLASSES + 1, 1])
+    table[:num_classes] = colours[:num_classes]
+    if mask.dtype != np.uint8:
+        mask = np.where((mask >= 0) & (mask < num_classes), mask, MAX_CLASSES)
+    return np.take(table, mask, axis=0)
 
 
 def inv_preprocess(images, num_images, img_mean, channel_order='bgr'):

@@ -25,7 +25,8 @@ def rate_groups(net):
     return [(encoder, 1.0), (list(weights), DECODER_WEIGHTS_RATE), (list(biases), DECODER_BIASES_RATE)]
 
 
-def build_update(loss, groups, learning_rate, momentum, grad_update_every=1, update_ops=()):
+def build_update(loss, groups, learning_rate, momentum, grad_update_every=1, update_ops=(),
+                 loss_scale=1.0):
     """Ops that lower the loss.
 
     Args:
@@ -35,12 +36,16 @@ def build_update(loss, groups, learning_rate, momentum, grad_update_every=1, upd
       momentum: of the velocity v = momentum * v + gradient; variable -= rate * v.
       grad_update_every: how many gradients are averaged per update.
       update_ops: ops to run with every gradient (batch norm's averages).
+      loss_scale: the gradients are those of the loss times this, divided by it, so that float16 holds small ones.
 
     Returns:
       An Update. With grad_update_every 1 the gradient goes straight into `apply` and `accumulate` is None.
     """
     variables = [v for members, _ in groups for v in members]
-    gradients = tf.gradients(loss, variables)
+    if loss_scale == 1.0:
+        gradients = tf.gradients(loss, variables)
+    else:
+        gradients = [gradient / loss_scale for gradient in tf.gradients(loss * loss_scale, variables)]
     accumulate, after = None, []
     if grad_update_every > 1:
         sums = [tf.get_variable(v.op.name + '/gradient_sum', v.shape, initializer=tf.initializers.zeros(),
