@@ -170,8 +170,10 @@ def crop_pair(image, label, scaled, offset, mirror, input_size, smooth=True):
     label = gather_pixels(label, rows, columns)
     if not smooth:
         return gather_pixels(image, rows, columns), label
-    # Pixels beyond the last centre are the edge's; a box from right to left mirrors.
-    image = tf.pad(image, [[0, 1], [0, 1], [0, 0]], 'SYMMETRIC')
+    # Pixels beyond the last centre are the edge's (tf.pad would take five times as long); a box from right to left
+    # mirrors.
+    image = tf.concat([image, image[-1:]], axis=0)
+    image = tf.concat([image, image[:, -1:]], axis=1)  # [H + 1, W + 1, 3]
     corners = tf.stack([rows[0], columns[0], rows[-1], columns[-1]])
     box = corners / tf.cast(tf.concat([size, size], 0), tf.float32)
     return tf.image.crop_and_resize(image[tf.newaxis], box[tf.newaxis], [0], shown)[0], label
