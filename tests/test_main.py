@@ -3,9 +3,12 @@
 import glob
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -179,6 +182,21 @@ def test_weights_of_another_mode_are_told(trained, tmp_path):
     assert 'made for --compat=slim' in stdout and 'decoder' in stdout
     code, stdout, _ = run('main.py', *(flags + ['--compat=slim']))
     assert code == 0 and 'made for' not in stdout
+
+
+def test_ctrl_c_saves_the_weights(tmp_path):
+    flags = SMALL + places(tmp_path) + ['--option=train', '--num_steps=100000', '--save_interval=100000']
+    process = subprocess.Popen([sys.executable, 'main.py'] + flags, cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, universal_newlines=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a CI may ignore it
+    log = tmp_path / 'log.txt'
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 3):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130 and 'Traceback' not in stderr, stderr
+    step = int(re.search(r'interrupted in step (\d+)', stdout).group(1))
+    assert step >= 3 and (tmp_path / 'model' / ('model.ckpt-%d.index' % step)).exists()
 
 
 def test_msc_trains_and_accumulates(tmp_path):
