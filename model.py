@@ -114,12 +114,12 @@ class Model(object):
         conf = self.conf
         sess.run(tf.global_variables_initializer())
         if conf.pretrain_file:
-            print(checkpoint.restore_pretrained(sess, graph['net'].variables, conf.pretrain_file, conf.encoder_name,
+            weights = checkpoint.open_pretrained(conf.pretrain_file, conf.encoder_name)
+            print(checkpoint.restore_pretrained(sess, graph['net'].variables, weights, conf.encoder_name,
                                                 conf.restore_decoder))
-            made_for = checkpoint.pretrained_compat(conf.pretrain_file, conf.encoder_name)
-            if made_for not in (None, conf.compat):
+            if weights.compat not in (None, conf.compat):
                 print('note: these weights were made for --compat=%s, this run has --compat=%s' % (
-                    made_for, conf.compat))
+                    weights.compat, conf.compat))
         print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
             'trained' if self.train_bn else 'frozen', self.train_bn))
         steps = checkpoint.checkpoint_steps(conf.modeldir)

@@ -71,7 +71,8 @@ def run_in_network(shapes, function, use_resource=False):
 
 def pretrained(shapes, path, encoder_name, restore_decoder=False, use_resource=False):
     def restore(sess, variables):
-        return checkpoint.restore_pretrained(sess, variables, str(path), encoder_name, restore_decoder)
+        return checkpoint.restore_pretrained(
+            sess, variables, checkpoint.open_pretrained(str(path), encoder_name), encoder_name, restore_decoder)
     return run_in_network(shapes, restore, use_resource)
 
 
@@ -256,7 +257,7 @@ def test_pretrained_takes_the_encoder_only(small, tmpdir, encoder_name, use_reso
     assert_untouched({name: found[name] for name in shapes if name not in encoder})
     assert phrase == ('restored %d encoder variables from %s (a TensorFlow checkpoint); '
                       '8 decoder variables keep their initial values' % (len(encoder), prefix))
-    assert checkpoint.pretrained_compat(prefix, encoder_name) is None
+    assert checkpoint.open_pretrained(prefix, encoder_name).compat is None
 
 
 def test_restore_decoder(small, tmpdir):
@@ -305,7 +306,7 @@ def test_slims_published_checkpoints(small, tmpdir, version):
     phrase, found = pretrained(model_shapes('res101'), path, 'res101')
     assert phrase.startswith('restored 145 encoder variables from ' + path)
     assert_names_equal(found, values, values)
-    assert checkpoint.pretrained_compat(path, 'res101') == 'slim'
+    assert checkpoint.open_pretrained(path, 'res101').compat == 'slim'
     result, found = pretrained(model_shapes('res50'), path, 'res50')
     assert_sentence(result, path, '100 of 100 variables are missing', '140 are extra', '--encoder_name=res101')
     assert_untouched(found)

@@ -185,7 +185,7 @@ def test_imagenet_is_fetched_once_into_keras_cache(tmpdir, monkeypatch):
     assert cached.read_binary() == source.read_binary()
     source.remove()
     assert_weights_are(checkpoint.open_pretrained('imagenet', 'res101'), layers, 'res101')
-    assert checkpoint.pretrained_compat('imagenet', 'res101') == 'caffe'
+    assert checkpoint.open_pretrained('imagenet', 'res101').compat == 'caffe'
 
 
 def test_imagenet_without_a_network(tmpdir, monkeypatch):

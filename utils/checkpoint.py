@@ -166,11 +166,6 @@ def open_pretrained(pretrain_file, encoder_name):
     return weight_files.open_weights(path, encoder_name)
 
 
-def pretrained_compat(pretrain_file, encoder_name):
-    """The --compat mode ('caffe' or 'slim') that the weights were made for; None where the file does not tell."""
-    return open_pretrained(pretrain_file, encoder_name).compat
-
-
 def split(shapes, encoder_name):
     """{name: shape} of a network's variables as those of its encoder, its fix_w and its decoder."""
     encoder, fix_w, decoder = {}, {}, {}
@@ -234,20 +229,19 @@ def validate_pretrained(names_to_shapes, pretrain_file, encoder_name, restore_de
     return choose_pretrained(shapes, weights, encoder_name, restore_decoder)[1]
 
 
-def restore_pretrained(sess, variables, pretrain_file, encoder_name, restore_decoder=False):
+def restore_pretrained(sess, variables, weights, encoder_name, restore_decoder=False):
     """Starts a network from pre-trained weights: the encoder and, if asked for, the decoder where shapes fit.
 
     Args:
       variables: the network's variables (weights, biases, batch norm, fix_w).
-      pretrain_file: a weights file of any kind, or a directory for its newest checkpoint.
+      weights: the WeightsFile that open_pretrained returns.
 
     Returns:
       A phrase for the log: what was restored from what, and what keeps its initial values.
 
     Raises:
-      UserError: no such file, damaged, or not the weights of this encoder; nothing has been restored then.
+      UserError: damaged, or not the weights of this encoder; nothing has been restored then.
     """
-    weights = open_pretrained(pretrain_file, encoder_name)
     taken, sentence = choose_pretrained(variable_shapes(variables), weights, encoder_name, restore_decoder)
     values = {name: weights.read(name) for name in taken}
     broken = [name for name in values if not np.isfinite(values[name]).all()]

@@ -4,6 +4,8 @@ import functools
 
 import tensorflow.compat.v1 as tf
 
+from utils import runtime
+
 
 @functools.lru_cache(maxsize=None)
 def native_gradient_works():
@@ -15,9 +17,8 @@ def native_gradient_works():
     with tf.Graph().as_default():
         x, kernel = tf.ones([1, 5, 5, 1]), tf.ones([3, 3, 1, 1])
         y = tf.nn.conv2d(x, kernel, strides=[1, 1, 1, 1], padding='SAME', dilations=[1, 2, 2, 1])
-        config = tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True), allow_soft_placement=True)
         try:
-            with tf.Session(config=config) as sess:
+            with tf.Session(config=runtime.session_config()) as sess:
                 sess.run(tf.gradients(y, [x, kernel]))
             return True
         except tf.errors.OpError:
@@ -33,11 +34,6 @@ def regular(inputs, kernel, rate):
     return tf.nn.atrous_conv2d(inputs, kernel, rate, padding='SAME')
 
 
-def on_gpu():
-    """Whether this process sees a GPU."""
-    return bool(tf.config.experimental.list_physical_devices('GPU'))
-
-
 def pyramid(inputs, kernels, rates):
     """The sum of regular dilated convolutions of one map to few channels.
 
@@ -46,7 +42,7 @@ def pyramid(inputs, kernels, rates):
     On the CPU all taps of all kernels are one matrix product, whose small outputs are then shifted and added: the
     many channels of the input are read once, where each of the convolutions would gather them nine times.
     """
-    if on_gpu():
+    if runtime.on_gpu():
         return tf.add_n([regular(inputs, kernel, rate) for kernel, rate in zip(kernels, rates)])
     shape = tf.shape(inputs)
     depth_in, depth = kernels[0].shape[2], kernels[0].shape[3]

@@ -27,6 +27,12 @@ def prepare(xla=False):
     return tf
 
 
+def on_gpu():
+    """Whether this process sees a GPU."""
+    import tensorflow.compat.v1 as tf
+    return bool(tf.config.experimental.list_physical_devices('GPU'))
+
+
 def session_config(one_op_at_a_time=False, xla=False, mixed_precision=False):
     """GPU memory is taken as it is needed; ops without a GPU kernel run on the CPU.
 
@@ -38,7 +44,7 @@ def session_config(one_op_at_a_time=False, xla=False, mixed_precision=False):
     """
     import tensorflow.compat.v1 as tf
     config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
-    if one_op_at_a_time and not tf.config.experimental.list_physical_devices('GPU'):
+    if one_op_at_a_time and not on_gpu():
         config.inter_op_parallelism_threads = 1
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
