@@ -99,8 +99,9 @@ class Model(object):
         decay = losses.weight_decay_loss(net.variables, conf.weight_decay)
         rate = tf.placeholder(tf.float32, [], 'learning_rate')
         update = optimizer.build_update(
-            entropy + decay, optimizer.rate_groups(net), rate, conf.momentum, conf.grad_update_every,
-            net.update_ops(conf.bn_decay), FLOAT16_LOSS_SCALE if conf.mixed_precision else 1.0)
+            entropy, optimizer.rate_groups(net), rate, conf.momentum, conf.grad_update_every,
+            net.update_ops(conf.bn_decay), FLOAT16_LOSS_SCALE if conf.mixed_precision else 1.0,
+            conf.weight_decay, losses.decayed(net.variables))
         return {
             'net': net, 'rate': rate, 'update': update,
             'losses': {'loss/cross_entropy': entropy, 'loss/l2': decay, 'loss/total': entropy + decay},

@@ -24,7 +24,11 @@ def cross_entropy(logits, label, num_classes, ignore_label, align_corners=False)
     return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
 
 
+def decayed(variables):
+    """The variables that decay: those named 'weights'; no biases, no batch norm, no fix_w."""
+    return [v for v in variables if v.op.name.split('/')[-1] == 'weights']
+
+
 def weight_decay_loss(variables, weight_decay):
-    """weight_decay * sum(w ** 2) / 2 over the variables named 'weights': no biases, no batch norm, no fix_w."""
-    weights = [v for v in variables if v.op.name.split('/')[-1] == 'weights']
-    return weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in weights])
+    """weight_decay * sum(w ** 2) / 2 over the variables that decay."""
+    return weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in decayed(variables)])

@@ -25,18 +25,19 @@ def rate_groups(net):
     return [(encoder, 1.0), (list(weights), DECODER_WEIGHTS_RATE), (list(biases), DECODER_BIASES_RATE)]
 
 
-def build_update(loss, groups, learning_rate, momentum, grad_update_every=1, update_ops=(),
-                 loss_scale=1.0):
-    """Ops that lower the loss.
+def build_update(loss, groups, learning_rate, momentum, grad_update_every=1, update_ops=(), loss_scale=1.0,
+                 weight_decay=0.0, decayed=()):
+    """Ops that lower the loss and, with weight_decay, half the sum of squares of some variables.
 
     Args:
-      loss: scalar tensor.
+      loss: scalar tensor, without the weight decay.
       groups: a list of (variables, multiplier of the rate).
       learning_rate: scalar tensor.
       momentum: of the velocity v = momentum * v + gradient; variable -= rate * v.
       grad_update_every: how many gradients are averaged per update.
       update_ops: ops to run with every gradient (batch norm's averages).
       loss_scale: the gradients are those of the loss times this, divided by it, so that float16 holds small ones.
+      weight_decay: the gradients of the variables `decayed` are raised by weight_decay * variable.
 
     Returns:
       An Update. With grad_update_every 1 the gradient goes straight into `apply` and `accumulate` is None.
@@ -54,8 +55,10 @@ def build_update(loss, groups, learning_rate, momentum, grad_update_every=1, upd
         adds = [tf.assign_add(s, g / grad_update_every) for s, g in zip(sums, gradients)]
         accumulate = tf.group(*(adds + list(update_ops)))
         gradients, update_ops, after = [s.read_value() for s in sums], (), sums
-    apply_ops, slots = [], []
     by_variable = dict(zip([v.op.name for v in variables], gradients))
+    for v in decayed:
+        by_variable[v.op.name] = decay(v, by_variable[v.op.name], weight_decay)
+    apply_ops, slots = [], []
     for members, multiplier in groups:
         optimizer = tf.train.MomentumOptimizer(learning_rate * multiplier, momentum)
         apply_ops.append(optimizer.apply_gradients([(by_variable[v.op.name], v) for v in members]))
@@ -63,3 +66,11 @@ def build_update(loss, groups, learning_rate, momentum, grad_update_every=1, upd
     with tf.control_dependencies(apply_ops):
         zeroed = [tf.assign(s, tf.zeros_like(s)) for s in after]
     return Update(accumulate, tf.group(*(apply_ops + list(update_ops) + zeroed)), slots)
+
+
+def decay(variable, gradient, weight_decay):
+    """gradient + weight_decay * variable."""
+    # The product waits for the gradient: in the loss, TensorFlow would compute those of all the weights first and
+    # hold them, as much memory as the weights themselves, to the end of the step.
+    with tf.control_dependencies([gradient]):
+        return gradient + weight_decay * variable.read_value()
