@@ -72,13 +72,14 @@ def test_against_numpy(dilated_type, rate, size, native, monkeypatch):
     assert recipe.relative_error(found, NAIVE[dilated_type](inputs, kernel, rate, fix_w)) <= 1e-5
 
 
+@pytest.mark.parametrize('rate', [2, 4])
 @pytest.mark.parametrize('dilated_type', sorted(dilated.DILATED_TYPES))
-def test_gradients_against_finite_differences(dilated_type):
-    inputs, kernel, fix_w = make_case(dilated_type, 2, (5, 6))
+def test_gradients_against_finite_differences(dilated_type, rate):
+    inputs, kernel, fix_w = make_case(dilated_type, rate, (5, 6))
     arrays = [a for a in (inputs, kernel, fix_w) if a is not None]
     with tf.Graph().as_default(), tf.Session() as sess:
         tensors = [tf.constant(a) for a in arrays]
-        outputs = dilated.lookup(dilated_type)[0](tensors[0], tensors[1], 2, *tensors[2:])
+        outputs = dilated.lookup(dilated_type)[0](tensors[0], tensors[1], rate, *tensors[2:])
         probe = RANDOM.randn(*outputs.shape.as_list())
         gradients = sess.run(tf.gradients(tf.reduce_sum(outputs * tf.constant(probe, tf.float32)), tensors))
     for which, (array, gradient) in enumerate(zip(arrays, gradients)):
@@ -88,7 +89,7 @@ def test_gradients_against_finite_differences(dilated_type):
             moved = [a.astype(np.float64) for a in arrays]
             moved[which] = moved[which] + sign * 1e-4 * direction
             moved += [None] * (3 - len(moved))
-            ends.append(np.sum(NAIVE[dilated_type](moved[0], moved[1], 2, moved[2]) * probe))
+            ends.append(np.sum(NAIVE[dilated_type](moved[0], moved[1], rate, moved[2]) * probe))
         assert abs(np.sum(gradient * direction) - (ends[0] - ends[1]) / 2e-4) <= 1e-3 * np.linalg.norm(gradient)
 
 
@@ -105,6 +106,21 @@ def test_native_and_decomposed_forms_agree_in_gradient(monkeypatch):
             results.append(sess.run([outputs] + tf.gradients(tf.reduce_sum(outputs ** 2), tensors)))
     for native, other in zip(*results):
         assert recipe.relative_error(native, other) <= 1e-5
+
+
+@pytest.mark.parametrize('side,size', [(3, (4, 5)), (7, (9, 6)), (7, (2, 3))])
+def test_shared_filter_forms_agree_in_value_and_gradient(side, size):
+    inputs, outer = RANDOM.randn(2, 2, size[0], size[1], 3).astype(np.float32)
+    shared = RANDOM.randn(side, side).astype(np.float32)
+    results = []
+    for form in (dilated.share_filter, dilated.share_wide_filter):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            image = tf.placeholder(tf.float32, [None, None, None, 3])  # sizes that are not known beforehand
+            tensors = [image, tf.constant(shared)]
+            outputs = form(*tensors)
+            results.append(sess.run([outputs] + tf.gradients(outputs, tensors, tf.constant(outer)), {image: inputs}))
+    for one, other in zip(*results):
+        assert recipe.relative_error(one, other) <= 1e-5
 
 
 def test_smoothing_starts_as_the_identity():

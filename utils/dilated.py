@@ -115,11 +115,41 @@ def smooth_shared(inputs, kernel, rate, fix_w):
     fix_w [2r-1, 2r-1, 1, 1, 1] starts at zero; a constant 1 at its centre makes the start an identity.
     """
     side = 2 * rate - 1
-    centre = tf.pad(tf.ones([1, 1, 1, 1]), [[rate - 1, rate - 1], [rate - 1, rate - 1], [0, 0], [0, 0]])
-    shared = tf.reshape(fix_w, [side, side, 1, 1]) + centre
-    depth = inputs.shape[3]
-    smoothed = tf.nn.depthwise_conv2d(inputs, tf.tile(shared, [1, 1, depth, 1]), [1, 1, 1, 1], 'SAME')
-    return regular(smoothed, kernel, rate)
+    centre = tf.pad(tf.ones([1, 1]), [[rate - 1, rate - 1], [rate - 1, rate - 1]])
+    share = share_filter if side <= 3 or runtime.on_gpu() else share_wide_filter
+    return regular(share(inputs, tf.reshape(fix_w, [side, side]) + centre), kernel, rate)
+
+
+def share_filter(inputs, shared):
+    """SAME convolution of every channel by one filter of odd size: [N, h, w, C], [s, s] -> [N, h, w, C]."""
+    depthwise = tf.tile(shared[:, :, tf.newaxis, tf.newaxis], [1, 1, inputs.shape[3], 1])
+    return tf.nn.depthwise_conv2d(inputs, depthwise, [1, 1, 1, 1], 'SAME')
+
+
+@tf.custom_gradient
+def share_wide_filter(inputs, shared):
+    """share_filter, but for a gradient of the filter that is quicker on the CPU for 7x7 than depthwise_conv2d's."""
+    def gradients(outer):
+        return share_filter(outer, tf.reverse(shared, [0, 1])), shared_gradient(inputs, outer, int(shared.shape[0]))
+    return share_filter(inputs, shared), gradients
+
+
+def shared_gradient(inputs, outer, side):
+    """The gradient [s, s] of a shared filter from its inputs and its outputs' gradient, both [N, h, w, C].
+
+    At (i, j) it is the sum of outer * inputs moved by (i - s / 2, j - s / 2). For each i, matrix products over the
+    channels give the sums for every pair of columns; those of pairs that are j apart are then added.
+    """
+    height, width = tf.shape(inputs)[1], tf.shape(inputs)[2]
+    reach = side // 2
+    padded = tf.pad(inputs, [[0, 0], [reach, reach], [reach, reach], [0, 0]])
+    padded, outer = [tf.transpose(rows, [1, 0, 2, 3]) for rows in (padded, outer)]  # [h, N, w, C]
+    pairs = tf.stack([tf.reduce_sum(tf.matmul(outer, padded[i:i + height], transpose_b=True), axis=[0, 1])
+                      for i in range(side)])  # [s, w, w + s - 1]
+    # One more column a row, and the pairs of one distance stand in one column.
+    length = width + side
+    pairs = tf.pad(tf.reshape(pairs, [side, -1]), tf.stack([[0, 0], [0, width]]))
+    return tf.reduce_sum(tf.reshape(pairs, [side, width, length])[:, :, :side], axis=1)
 
 
 # type: (function, the shape of fix_w from the rate, its initial value)
