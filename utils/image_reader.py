@@ -9,6 +9,8 @@ import tensorflow.compat.v1 as tf
 from utils import data_check, image_files
 from utils.errors import UserError
 
+DEVICE = '/cpu:0'  # of the reader's ops: on a GPU each would cost a copy of the image there and back
+
 
 class ImageReader(object):
     """Reads pairs of image and label: shuffled and augmented without end, or once, whole and one by one.
@@ -46,24 +48,26 @@ class ImageReader(object):
           random_scale: scale by uniform [0.5, 1.5], or by one of `scales` if given.
           random_mirror: mirror with probability 0.5.
         """
-        image, label, _ = self._load_next(shuffle=True)
-        size = tf.shape(image)[:2]
-        scaled = scale_size(size, scales) if random_scale else size
-        offset = random_integers(tf.maximum(scaled - input_size, 0) + 1)
-        mirror = tf.random_uniform([]) < 0.5 if random_mirror else tf.constant(False)
-        image, label = crop_pair(image, label, scaled, offset, mirror, input_size, smooth=random_scale)
-        image, label = pad_pair(self._preprocess(image), label, input_size, self.ignore_label)
-        return tf.train.batch([image, label], batch_size, num_threads=self.num_threads,
-                              capacity=batch_size * (2 + self.num_threads))
+        with tf.device(DEVICE):
+            image, label, _ = self._load_next(shuffle=True)
+            size = tf.shape(image)[:2]
+            scaled = scale_size(size, scales) if random_scale else size
+            offset = random_integers(tf.maximum(scaled - input_size, 0) + 1)
+            mirror = tf.random_uniform([]) < 0.5 if random_mirror else tf.constant(False)
+            image, label = crop_pair(image, label, scaled, offset, mirror, input_size, smooth=random_scale)
+            image, label = pad_pair(self._preprocess(image), label, input_size, self.ignore_label)
+            return tf.train.batch([image, label], batch_size, num_threads=self.num_threads,
+                                  capacity=batch_size * (2 + self.num_threads))
 
     def single(self):
         """The next whole image [1, H, W, 3], its label [1, H, W, 1] and its index [1] in the list, each once.
 
         With several threads the order may differ from the list's; the index tells.
         """
-        image, label, index = self._load_next(shuffle=False, num_epochs=1)
-        return tf.train.batch([self._preprocess(image), label, index], 1, num_threads=self.num_threads,
-                              capacity=2 + 2 * self.num_threads, dynamic_pad=True)
+        with tf.device(DEVICE):
+            image, label, index = self._load_next(shuffle=False, num_epochs=1)
+            return tf.train.batch([self._preprocess(image), label, index], 1, num_threads=self.num_threads,
+                                  capacity=2 + 2 * self.num_threads, dynamic_pad=True)
 
     @contextlib.contextmanager
     def running(self, sess):
@@ -125,7 +129,7 @@ class ImageReader(object):
     def _preprocess(self, image):
         """RGB [H, W, 3] -> float32 in channel_order, minus the mean."""
         # One product with a permutation, exact, takes a third of the time of tf.reverse and a subtraction.
-        order = np.eye(3, dtype=np.float32)[::-1 if self.channel_order == "bgr" else 1]
+        order = np.eye(3, dtype=np.float32)[::-1 if self.channel_order == 'bgr' else 1]
         pixels = tf.reshape(tf.cast(image, tf.float32), [-1, 3])
         pixels = tf.nn.xw_plus_b(pixels, order, -np.array(self.img_mean, np.float32))
         return tf.reshape(pixels, tf.shape(image))
