@@ -75,7 +75,7 @@ def seconds_of(step):
 def repeat(step, sgemm, budget):
     """Medians of the seconds of a step and of the matrix product's FLOP/s, in turn for about `budget` seconds."""
     started, warm = time.perf_counter(), 0
-    while not warm or warm < 3 and budget and time.perf_counter() - started < WARM_UP_SECONDS:
+    while not warm or budget and (warm < 2 or warm < 3 and time.perf_counter() - started < WARM_UP_SECONDS):
         step()
         warm += 1
     times, rates = [], [sgemm()]

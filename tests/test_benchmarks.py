@@ -10,7 +10,7 @@ import pytest
 import recipe
 import tensorflow.compat.v1 as tf
 
-from benchmarks import flops, measure, reference, run
+from benchmarks import flops, measure, op_times, reference, run
 from model import Model
 from model_msc import Model_msc
 from utils import dilated, label_utils
@@ -170,9 +170,34 @@ def test_rounds_interleave_the_forms_and_a_failure_costs_one_figure(minutes, rou
     assert run.summary(results)[0]['ratio_to_reference'] == 1
 
 
-def benchmark(*args):
+def test_trace_counts_convolutions_products_and_their_gradients():
+    with tf.Graph().as_default(), tf.Session() as sess:
+        x, kernel, matrix = [measure.held(tf, str(i), tf.random_normal(shape))
+                             for i, shape in enumerate(([2, 9, 8, 4], [3, 3, 4, 6], [6, 5]))]
+        outputs = tf.matmul(tf.reshape(tf.nn.conv2d(x, kernel, [1, 1, 1, 1], 'SAME'), [-1, 6]), matrix)
+        fetches = [outputs] + tf.gradients(outputs, [x, kernel, matrix])
+        sess.run(tf.local_variables_initializer())
+        sess.run(fetches)
+        found = op_times.runs(op_times.traced(tf, lambda: sess.run(fetches)))
+    counts = [op_times.operations(one) for one in found if op_times.product_shape(one)]
+    convolution, product = 2 * 2 * 9 * 8 * 9 * 4 * 6, 2 * 2 * 9 * 8 * 6 * 5
+    assert sorted(counts) == pytest.approx([product] * 3 + [convolution] * 3)
+    assert all(one.seconds >= 0 for one in found) and op_times.op_table(found)
+    lines = op_times.product_table(found)
+    assert sorted({line[2] for line in lines if 'Conv2D' in line[0]}) == ['3x3x4x6']
+
+
+def test_op_times_command_line():
+    code, stdout, stderr = benchmark('--row=res50_predict', script='op_times.py')
+    assert code == 0, stderr + stdout
+    assert 'ms a step' in stdout and '1x1x512x2048' in stdout
+    code, _, stderr = benchmark('--row=reader_1', script='op_times.py')
+    assert code == 1 and '--row=reader_1 is not one of deeplab_train, deeplab_predict' in stderr
+
+
+def benchmark(*args, script='run.py'):
     """Runs the script; returns (exit code, stdout, stderr)."""
-    process = subprocess.run([sys.executable, os.path.join('benchmarks', 'run.py'), '--quick'] + list(args), cwd=ROOT,
+    process = subprocess.run([sys.executable, os.path.join('benchmarks', script), '--quick'] + list(args), cwd=ROOT,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     return process.returncode, process.stdout, process.stderr
 
