@@ -77,6 +77,7 @@ class Model(object):
         conf = self.conf
         output_files.make_dir(conf.modeldir, 'modeldir')
         output_files.make_dir(conf.logdir, 'logdir')
+        pretrained = checkpoint.open_pretrained(conf.pretrain_file, conf.encoder_name) if conf.pretrain_file else None
         reader = self._reader(conf.data_list, need_labels=True)
         with tf.Graph().as_default():
             tf.set_random_seed(conf.random_seed)
@@ -85,7 +86,7 @@ class Model(object):
                 self.numerics.scales)
             graph = self.training_graph(images, labels)
             with tf.Session(config=self._session_config()) as sess:
-                self._start(sess, graph)
+                self._start(sess, graph, pretrained)
                 with reader.running(sess), enough_memory('--batch_size, --input_height or --input_width'):
                     self._train_loop(sess, graph)
 
@@ -110,17 +111,16 @@ class Model(object):
             'finite': tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in net.variables]),
         }
 
-    def _start(self, sess, graph):
-        """Initial or pre-trained weights, and a fresh log."""
+    def _start(self, sess, graph, pretrained):
+        """Initial weights or those of the WeightsFile `pretrained`, and a fresh log."""
         conf = self.conf
         sess.run(tf.global_variables_initializer())
-        if conf.pretrain_file:
-            weights = checkpoint.open_pretrained(conf.pretrain_file, conf.encoder_name)
-            print(checkpoint.restore_pretrained(sess, graph['net'].variables, weights, conf.encoder_name,
+        if pretrained:
+            print(checkpoint.restore_pretrained(sess, graph['net'].variables, pretrained, conf.encoder_name,
                                                 conf.restore_decoder))
-            if weights.compat not in (None, conf.compat):
+            if pretrained.compat not in (None, conf.compat):
                 print('note: these weights were made for --compat=%s, this run has --compat=%s' % (
-                    weights.compat, conf.compat))
+                    pretrained.compat, conf.compat))
         print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
             'trained' if self.train_bn else 'frozen', self.train_bn))
         steps = checkpoint.checkpoint_steps(conf.modeldir)

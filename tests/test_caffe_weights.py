@@ -92,8 +92,8 @@ def test_network_of_the_authors(tmpdir, options):
     assert_arrays_equal({name: weights.read(name) for name in weights.shapes}, expected_weights(layers))
     assert weight_names.fits(weights.shapes, 'deeplab')
     assert weight_names.num_classes_of(weights.shapes) == NUM_CLASSES
-    network = {name: weights.shapes[name] for name in weights.shapes}
-    phrase = checkpoint.validate_pretrained(network, path, 'deeplab', restore_decoder=True)
+    weights = checkpoint.open_pretrained(path, 'deeplab')
+    phrase = checkpoint.choose_pretrained(weights.shapes, weights, 'deeplab', restore_decoder=True)[1]
     assert phrase == 'restored 520 encoder and 8 decoder variables from %s (a Caffe model)' % path
 
 
@@ -164,7 +164,6 @@ def test_wrong_and_damaged_models_are_told(tmpdir):
     layers = network_layers(np.random.RandomState(0))
     path = write_layers(tmpdir.join('x.caffemodel'), layers)
     content = tmpdir.join('x.caffemodel').read_binary()
-    network = dict(weight_files.open_weights(path).shapes)
     tmpdir.join('cut').write_binary(content[:len(content) // 2])
     tmpdir.join('long').write_binary(content + b'\x04\x04\x04')
     cut_layer = layers[:4] + [('res2a_branch1', 'Convolution', [np.ones((4, 4, 1, 1))])] + layers[8:]
@@ -179,7 +178,7 @@ def test_wrong_and_damaged_models_are_told(tmpdir):
     ]
     for path, words in cases:
         with pytest.raises(UserError) as info:
-            checkpoint.validate_pretrained(network, path, 'deeplab')
+            checkpoint.open_pretrained(path, 'deeplab')
         assert path in str(info.value) and words in str(info.value), info.value
 
 
@@ -197,4 +196,4 @@ def test_data_that_does_not_fill_its_shape(tmpdir):
 def test_another_encoder_is_told_which_fits(tmpdir):
     path = write_layers(tmpdir.join('x.caffemodel'), network_layers(np.random.RandomState(0)))
     with pytest.raises(UserError, match='the file fits --encoder_name=deeplab --num_classes=3'):
-        checkpoint.validate_pretrained(weight_names.encoder_shapes('res101'), path, 'res101')
+        checkpoint.open_pretrained(path, 'res101')

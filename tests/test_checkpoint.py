@@ -339,16 +339,6 @@ def test_a_mismatch_restores_nothing(small, tmpdir):
                     'bn5b_branch2c/gamma: 3 in the file, 128 in the network',
                     '1 are extra (res4b3_branch2a/weights)', 'not the whole of that encoder')
     assert_untouched(found)
-    with pytest.raises(UserError) as info:
-        checkpoint.validate_pretrained(shapes, prefix, 'deeplab')
-    assert str(info.value) == str(result)
-
-
-def test_validate_agrees_with_restore(small, tmpdir):
-    shapes = model_shapes('res50')
-    prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), random_values(shapes))
-    lists = {name: list(shape) for name, shape in shapes.items()}
-    assert checkpoint.validate_pretrained(lists, prefix, 'res50', True) == pretrained(shapes, prefix, 'res50', True)[0]
 
 
 def test_values_that_are_not_finite(small, tmpdir):
@@ -367,16 +357,16 @@ def test_files_of_no_known_kind(tmpdir, content):
     path = tmpdir.join('weights.caffemodel')
     path.write_binary(content)
     with pytest.raises(UserError) as info:
-        checkpoint.validate_pretrained({}, str(path), 'res50')
+        checkpoint.open_pretrained(str(path), 'res50')
     assert_sentence(info.value, str(path), 'known kind', 'TensorFlow checkpoint', 'caffemodel', '.h5')
 
 
 def test_missing_file_and_unknown_encoder(tmpdir):
     with pytest.raises(UserError) as info:
-        checkpoint.validate_pretrained({}, str(tmpdir.join('x.ckpt')), 'res50')
+        checkpoint.open_pretrained(str(tmpdir.join('x.ckpt')), 'res50')
     assert_sentence(info.value, 'x.ckpt', 'no such weights file')
     with pytest.raises(ValueError, match='deeplab, res101, res50'):
-        checkpoint.validate_pretrained({}, str(tmpdir), 'res152')
+        checkpoint.open_pretrained(str(tmpdir), 'res152')
 
 
 # The command line.

@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 from PIL import Image
 
 from utils.errors import UserError
-from utils.image_files import image_size, load_image, load_label
+from utils.image_files import load_image, load_label
 from utils.palette import Palette, load_palette, voc_colours
 
 SIZES = [(1, 1), (9, 17), (40, 33), (64, 48)]
@@ -97,7 +97,6 @@ def test_exif_rotation_is_left_alone(tmp_path):
     with Image.open(path) as image:
         assert image.getexif()[0x0112] == 6
     assert load_image(path).shape == (8, 24, 3)
-    assert image_size(path) == (8, 24)
 
 
 ROWS = [bytes(range(24)), bytes(range(200, 224))]
@@ -139,7 +138,7 @@ def test_floating_point_image_is_refused(tmp_path):
     refused(load_image, path, 'floating-point', '8-bit')
 
 
-@pytest.mark.parametrize('load', [load_image, load_label, image_size])
+@pytest.mark.parametrize('load', [load_image, load_label])
 def test_files_that_are_no_images(tmp_path, load):
     refused(load, str(tmp_path / 'absent.png'), 'no such file', '--data_dir')
     refused(load, save(tmp_path, b'', 'empty.png'), 'empty')
@@ -159,11 +158,6 @@ def test_damaged_png(tmp_path):
     data = bytearray(read(saved(tmp_path, Image.fromarray(picture(64, 64)), 'a.png')))
     data[len(data) // 2] ^= 0xff
     refused(load_image, save(tmp_path, bytes(data), 'b.png'), 'damaged')
-
-
-def test_image_size_reads_the_header_alone(tmp_path):
-    data = read(saved(tmp_path, Image.fromarray(picture(30, 50)), 'a.png'))
-    assert image_size(save(tmp_path, data[:60], 'cut.png')) == (30, 50)
 
 
 # labels

@@ -119,10 +119,11 @@ def test_the_keras_model_that_deeplab_and_res101_share(tmpdir, monkeypatch):
     for encoder_name in ('res101', 'deeplab'):
         assert_weights_are(weight_files.open_weights(str(path), encoder_name), layers, encoder_name)
         shapes = weight_names.encoder_shapes(encoder_name)
-        phrase = checkpoint.validate_pretrained(shapes, str(path), encoder_name)
+        weights = checkpoint.open_pretrained(str(path), encoder_name)
+        phrase = checkpoint.choose_pretrained(shapes, weights, encoder_name)[1]
         assert phrase == 'restored 520 encoder variables from %s (Keras weights)' % path
     with pytest.raises(UserError) as info:
-        checkpoint.validate_pretrained(weight_names.encoder_shapes('res50'), str(path), 'res50')
+        checkpoint.open_pretrained(str(path), 'res50')
     assert '265 of 265 variables are missing' in str(info.value)
     assert 'the file fits --encoder_name=res101' in str(info.value)
 
@@ -153,7 +154,7 @@ def test_other_models_are_told(tmpdir, monkeypatch):
     for path, words in ((deep, '255 are extra'), (vgg, 'without the layers of a Keras ResNet'),
                         (cut, 'damaged or incomplete'), (renamed, '4 of 520 variables are missing')):
         with pytest.raises(UserError) as info:
-            checkpoint.validate_pretrained(weight_names.encoder_shapes('deeplab'), path, 'deeplab')
+            checkpoint.open_pretrained(path, 'deeplab')
         assert path in str(info.value) and words in str(info.value) and '\n' not in str(info.value)
 
 

@@ -155,7 +155,11 @@ def newest_in(path):
 
 
 def open_pretrained(pretrain_file, encoder_name):
-    """The WeightsFile that --pretrain_file names: a file, a directory for its newest checkpoint, or 'imagenet'."""
+    """The WeightsFile that --pretrain_file names: a file, a directory for its newest checkpoint, or 'imagenet'.
+
+    Raises:
+      UserError: missing, damaged or not the weights of this encoder.
+    """
     if encoder_name not in weight_names.UNITS:
         raise ValueError('unknown encoder_name %r; valid: %s' % (
             encoder_name, ', '.join(sorted(weight_names.UNITS))))
@@ -163,7 +167,9 @@ def open_pretrained(pretrain_file, encoder_name):
         path = keras_weights.fetch_imagenet(encoder_name)
     else:
         path = newest_in(pretrain_file)
-    return weight_files.open_weights(path, encoder_name)
+    weights = weight_files.open_weights(path, encoder_name)
+    choose_pretrained(weight_names.encoder_shapes(encoder_name), weights, encoder_name)
+    return weights
 
 
 def split(shapes, encoder_name):
@@ -220,13 +226,6 @@ def choose_pretrained(wanted, weights, encoder_name, restore_decoder=False):
     if any(name.endswith('/fix_w') and name not in taken for name in found):
         phrase += '; its fix_w, of --dilated_type=%s, are left out' % weight_names.dilated_type_of(found)
     return taken, phrase
-
-
-def validate_pretrained(names_to_shapes, pretrain_file, encoder_name, restore_decoder=False):
-    """Raises restore_pretrained's UserErrors before any long work; returns its phrase for the log."""
-    weights = open_pretrained(pretrain_file, encoder_name)
-    shapes = {name: tuple(shape) for name, shape in names_to_shapes.items()}
-    return choose_pretrained(shapes, weights, encoder_name, restore_decoder)[1]
 
 
 def restore_pretrained(sess, variables, weights, encoder_name, restore_decoder=False):

@@ -91,12 +91,6 @@ def read_jpeg(path):
             return (data, image.size[::-1]) if image.mode in ('RGB', 'L') else None
 
 
-def image_size(path):
-    """(height, width) from the file's header alone; UserError as load_image."""
-    with _reading(path), Image.open(path) as image:
-        return image.size[1], image.size[0]
-
-
 @contextlib.contextmanager
 def _reading(path):
     remedy = 'get the file anew or take it off the list'
