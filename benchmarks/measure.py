@@ -54,16 +54,27 @@ def new_session(tf, form, one_op_at_a_time=False):
 
 
 def matrix_product(tf, side):
-    """A function that multiplies two float32 matrices [side, side] and returns the FLOP/s reached."""
-    graph = tf.Graph()
-    with graph.as_default():
-        one, two = [tf.get_variable(name, initializer=tf.random_uniform([side, side]), use_resource=True)
-                    for name in ('one', 'two')]
-        product = tf.matmul(one, two).op
-        sess = tf.Session()
-        sess.run(tf.global_variables_initializer())
-    sess.run(product)  # warm-up
-    return lambda: 2.0 * side ** 3 / np.median([seconds_of(lambda: sess.run(product)) for _ in range(3)])
+    """A function that multiplies two float32 matrices [side, side] and returns the FLOP/s reached.
+
+    It begins with its first call: TensorFlow gives all sessions the threads that the process's first one asks for.
+    """
+    graph, made = tf.Graph(), []
+
+    def begin():
+        with graph.as_default():
+            one, two = [tf.get_variable(name, initializer=tf.random_uniform([side, side]), use_resource=True)
+                        for name in ('one', 'two')]
+            product = tf.matmul(one, two).op
+            sess = tf.Session()
+            sess.run(tf.global_variables_initializer())
+        sess.run(product)  # warm-up
+        made.append(lambda: sess.run(product))
+
+    def rate():
+        if not made:
+            begin()
+        return 2.0 * side ** 3 / np.median([seconds_of(made[0]) for _ in range(3)])
+    return rate
 
 
 def seconds_of(step):
@@ -214,7 +225,10 @@ def mixed(form, dilated_type, inputs, rate, fix_w):
 
 
 def reader(tf, sgemm, job):
-    """Seconds of an image of the training queue, by threads, once what it had ahead is used up."""
+    """Seconds of an image of the training queue, by threads, once what it had ahead is used up.
+
+    The matrix product beside it has one core too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         images, labels = write_pairs(folder, job.files, job.image_size)
         if job.form == 'product':

@@ -82,13 +82,15 @@ def group_interaction(inputs, kernel, rate, fix_w):
     """
     if not native_gradient_works():
         return _by_groups(inputs, kernel, rate, lambda groups: mix_groups(groups, fix_w))
-    # A native dilated convolution is quicker than one of the many small maps of the groups.
-    crops = padding_to_multiple(inputs, rate)
-    padded = tf.pad(inputs, tf.concat([[[0, 0]], crops, [[0, 0]]], axis=0))
-    padded.set_shape([inputs.shape[0], None, None, inputs.shape[3]])
-    outputs = regular(padded, kernel, rate)
-    groups = tf.space_to_batch_nd(outputs, [rate, rate], [[0, 0], [0, 0]])  # [r*r*N, h/r, w/r, D]
-    outputs = tf.batch_to_space_nd(mix_groups(groups, fix_w), [rate, rate], crops)
+    # Both are linear, so the inputs may be mixed instead of the outputs: the convolution is then a native one, which
+    # is quicker than one of the many small maps of the groups, and no output beyond the map is computed.
+    extra = padding_to_multiple(inputs, rate)
+    groups = tf.space_to_batch_nd(inputs, [rate, rate], extra)  # [r*r*N, h/r, w/r, C]
+    mixed = tf.batch_to_space_nd(mix_groups(groups, fix_w), [rate, rate], [[0, 0], [0, 0]])  # multiples of rate
+    margins = rate - extra  # before and after: extra is [[0, rows], [0, columns]]
+    mixed = tf.pad(mixed, tf.concat([[[0, 0]], margins, [[0, 0]]], axis=0))
+    mixed.set_shape([inputs.shape[0], None, None, inputs.shape[3]])
+    outputs = tf.nn.conv2d(mixed, kernel, strides=[1, 1, 1, 1], padding='VALID', dilations=[1, rate, rate, 1])
     outputs.set_shape(inputs.shape[:3].concatenate(kernel.shape[3:]))
     return outputs  # [N, h, w, D]
 
