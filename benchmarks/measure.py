@@ -4,6 +4,7 @@ run.py starts it once for every row, form and round, with PYTHONPATH set to the 
 """
 
 import collections
+import functools
 import json
 import os
 import resource
@@ -58,23 +59,18 @@ def matrix_product(tf, side):
 
     It begins with its first call: TensorFlow gives all sessions the threads that the process's first one asks for.
     """
-    graph, made = tf.Graph(), []
-
-    def begin():
-        with graph.as_default():
+    @functools.lru_cache(maxsize=None)
+    def product():
+        with tf.Graph().as_default():
             one, two = [tf.get_variable(name, initializer=tf.random_uniform([side, side]), use_resource=True)
                         for name in ('one', 'two')]
-            product = tf.matmul(one, two).op
+            op = tf.matmul(one, two).op
             sess = tf.Session()
             sess.run(tf.global_variables_initializer())
-        sess.run(product)  # warm-up
-        made.append(lambda: sess.run(product))
+        sess.run(op)  # warm-up
+        return functools.partial(sess.run, op)
 
-    def rate():
-        if not made:
-            begin()
-        return 2.0 * side ** 3 / np.median([seconds_of(made[0]) for _ in range(3)])
-    return rate
+    return lambda: 2.0 * side ** 3 / np.median([seconds_of(product()) for _ in range(3)])
 
 
 def seconds_of(step):
