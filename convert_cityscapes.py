@@ -15,11 +15,12 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw
 
-from utils import data_check, errors, image_files, output_files
-from utils.cityscapes_labels import frame_key
-from utils.data_lists import warn, write_list
-from utils.errors import UserError
-from utils.palette import MAX_CLASSES
+from utils.data import data_check, image_files
+from utils.system import command_line, output_files
+from utils.data.cityscapes_labels import frame_key
+from utils.data.data_lists import warn, write_list
+from utils.system.errors import UserError
+from utils.data.palette import MAX_CLASSES
 
 FLAGS = flags.FLAGS
 
@@ -186,4 +187,4 @@ def why_absent(name):
 if __name__ == '__main__':
     flags.DEFINE_string('cityscapes_dir', '', 'the folder that has leftImg8bit, gtFine and gtCoarse')
     flags.DEFINE_string('list_dir', './dataset/cityscapes', 'folder for the lists')
-    sys.exit(errors.run(main))
+    sys.exit(command_line.run(main))

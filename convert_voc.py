@@ -13,10 +13,11 @@ import scipy.io
 from absl import flags
 from PIL import Image
 
-from utils import data_check, errors, image_files, output_files
-from utils.data_lists import warn, write_list
-from utils.errors import UserError
-from utils.palette import VOC_NAMES, load_palette
+from utils.data import data_check, image_files
+from utils.data.data_lists import warn, write_list
+from utils.data.palette import VOC_NAMES, load_palette
+from utils.system import command_line, output_files
+from utils.system.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -169,4 +170,4 @@ if __name__ == '__main__':
     flags.DEFINE_string('voc_dir', '', "VOC 2012's folder: VOCdevkit/VOC2012")
     flags.DEFINE_string('sbd_dir', '', "SBD's folder: benchmark_RELEASE/dataset; VOC alone if empty")
     flags.DEFINE_string('list_dir', './dataset', 'folder for the lists')
-    sys.exit(errors.run(main))
+    sys.exit(command_line.run(main))

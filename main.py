@@ -9,7 +9,8 @@ import sys
 
 from absl import flags
 
-from utils import compat, errors, runtime
+from utils.net import compat
+from utils.system import command_line, runtime
 
 FLAGS = flags.FLAGS
 SAMPLE_FLAGS = os.path.join('dataset', 'sample.flags')
@@ -94,4 +95,4 @@ def main():
 
 
 if __name__ == '__main__':
-    sys.exit(errors.run(main, default_args=sample_args))
+    sys.exit(command_line.run(main, default_args=sample_args))

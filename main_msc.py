@@ -6,7 +6,7 @@ The flags are those of main.py; by default the gradients of ten single images ma
 import sys
 
 from main import FLAGS, sample_args
-from utils import errors, runtime
+from utils.system import command_line, runtime
 
 FLAGS.set_default('batch_size', 1)
 FLAGS.set_default('grad_update_every', 10)
@@ -19,4 +19,4 @@ def main():
 
 
 if __name__ == '__main__':
-    sys.exit(errors.run(main, default_args=sample_args))
+    sys.exit(command_line.run(main, default_args=sample_args))

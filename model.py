@@ -11,26 +11,16 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 import network
-from utils import (
-    checkpoint,
-    cityscapes_labels,
-    compat,
-    data_check,
-    data_lists,
-    errors,
-    image_files,
-    label_utils,
-    layers,
-    losses,
-    metrics,
-    optimizer,
-    output_files,
-    runtime,
-    write_to_log,
-)
-from utils.errors import UserError
+from utils import label_utils, write_to_log
+from utils.data import cityscapes_labels, data_check, data_lists, image_files
+from utils.data.palette import load_palette
 from utils.image_reader import ImageReader
-from utils.palette import load_palette
+from utils.net import compat, layers
+from utils.prediction import metrics
+from utils.system import command_line, output_files, runtime
+from utils.system.errors import UserError
+from utils.training import losses, optimizer
+from utils.weights import checkpoints, pretrained
 
 MAX_CHECKED_LABELS = 2000
 SUMMARY_IMAGES = 4
@@ -77,7 +67,7 @@ class Model(object):
         conf = self.conf
         output_files.make_dir(conf.modeldir, 'modeldir')
         output_files.make_dir(conf.logdir, 'logdir')
-        pretrained = checkpoint.open_pretrained(conf.pretrain_file, conf.encoder_name) if conf.pretrain_file else None
+        weights = pretrained.open_pretrained(conf.pretrain_file, conf.encoder_name) if conf.pretrain_file else None
         reader = self._reader(conf.data_list, need_labels=True)
         with tf.Graph().as_default():
             tf.set_random_seed(conf.random_seed)
@@ -86,7 +76,7 @@ class Model(object):
                 self.numerics.scales)
             graph = self.training_graph(images, labels)
             with tf.Session(config=self._session_config()) as sess:
-                self._start(sess, graph, pretrained)
+                self._start(sess, graph, weights)
                 with reader.running(sess), enough_memory('--batch_size, --input_height or --input_width'):
                     self._train_loop(sess, graph)
 
@@ -111,19 +101,19 @@ class Model(object):
             'finite': tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in net.variables]),
         }
 
-    def _start(self, sess, graph, pretrained):
-        """Initial weights or those of the WeightsFile `pretrained`, and a fresh log."""
+    def _start(self, sess, graph, weights):
+        """Initial weights or those of the WeightsFile `weights`, and a fresh log."""
         conf = self.conf
         sess.run(tf.global_variables_initializer())
-        if pretrained:
-            print(checkpoint.restore_pretrained(sess, graph['net'].variables, pretrained, conf.encoder_name,
+        if weights:
+            print(pretrained.restore_pretrained(sess, graph['net'].variables, weights, conf.encoder_name,
                                                 conf.restore_decoder))
-            if pretrained.compat not in (None, conf.compat):
+            if weights.compat not in (None, conf.compat):
                 print('note: these weights were made for --compat=%s, this run has --compat=%s' % (
-                    pretrained.compat, conf.compat))
+                    weights.compat, conf.compat))
         print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
             'trained' if self.train_bn else 'frozen', self.train_bn))
-        steps = checkpoint.checkpoint_steps(conf.modeldir)
+        steps = checkpoints.checkpoint_steps(conf.modeldir)
         if steps:
             print('%s holds checkpoints of an earlier run (%s): those of the same steps will be replaced' % (
                 conf.modeldir, ', '.join(map(str, steps))))
@@ -195,7 +185,7 @@ class Model(object):
             self._diverged('the loss is %f at step %d' % (loss, step))
 
     def _diverged(self, what):
-        steps = checkpoint.checkpoint_steps(self.conf.modeldir)
+        steps = checkpoints.checkpoint_steps(self.conf.modeldir)
         kept = 'the checkpoints in %s are kept' % self.conf.modeldir if steps else 'no checkpoint was written'
         raise UserError('%s: training has diverged and stops (%s); lower --learning_rate=%g or, with weights that '
                         'are not pre-trained, train batch norm (--train_bn).' % (what, kept, self.conf.learning_rate))
@@ -217,7 +207,7 @@ class Model(object):
         """Prints a checkpoint's scores and writes them with the confusion matrix to out_dir; returns the scores."""
         conf = self.conf
         output_files.make_dir(conf.out_dir, 'out_dir')
-        prefix = checkpoint.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
+        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader(conf.valid_data_list, True, conf.valid_num_steps)
         matrix = np.zeros([conf.num_classes, conf.num_classes], np.int64)
         for _, label, prediction in self._predictions(reader, prefix, 'test'):
@@ -232,7 +222,7 @@ class Model(object):
         figures = {name: np.where(np.isnan(value), None, value).tolist() for name, value in scores.items()}
         figures.update(
             confusion_matrix=matrix.tolist(), classes=self.palette.names, checkpoint=prefix, list=conf.valid_data_list,
-            flags={name: getattr(conf, name) for name in errors.own_flags() if hasattr(conf, name)})
+            flags={name: getattr(conf, name) for name in command_line.own_flags() if hasattr(conf, name)})
         path = os.path.join(conf.out_dir, 'metrics.json')
         output_files.save_json(figures, path)
         picture = os.path.join(conf.out_dir, 'confusion_matrix.png')
@@ -242,7 +232,7 @@ class Model(object):
     def predict(self):
         """Writes a grey mask of class indices and, with visual, one in colour for every image of the list."""
         conf = self.conf
-        prefix = checkpoint.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
+        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         reader = self._reader(conf.test_data_list, False, conf.test_num_steps)
         names = self._mask_names(reader.images)
         folders = self._output_folders()
@@ -291,7 +281,7 @@ class Model(object):
             net, prediction = self.inference(image)
             fold = net.fold_ops()
             with tf.Session(config=self._session_config(one_op_at_a_time=True)) as sess:
-                checkpoint.restore_checkpoint(sess, net.variables, prefix)
+                checkpoints.restore_checkpoint(sess, net.variables, prefix)
                 sess.run(fold)
                 print('%s with %s' % (desc, prefix))
                 with reader.running(sess), enough_memory('the size of the images'):

@@ -3,7 +3,7 @@
 import tensorflow.compat.v1 as tf
 
 from model import Model
-from utils import layers
+from utils.net import layers
 
 SCALES = (0.75, 0.5)
 

@@ -10,23 +10,11 @@ import functools
 
 import tensorflow.compat.v1 as tf
 
-from utils import dilated, layers, weight_names
-from utils.compat import numerics
+from utils.net import dilated, layers
+from utils.net.blocks import BLOCKS, root_depth
+from utils.net.compat import numerics
+from utils.weights import weight_names
 
-Block = collections.namedtuple('Block', 'depth units stride rate')
-
-
-def resnet_blocks(units):
-    """The four blocks of a ResNet at output stride 8: dilation stands in for the last two strides."""
-    return [
-        Block(256, units[0], 1, 1),
-        Block(512, units[1], 2, 1),
-        Block(1024, units[2], 1, 2),
-        Block(2048, units[3], 1, 4),
-    ]
-
-
-BLOCKS = {encoder_name: resnet_blocks(units) for encoder_name, units in weight_names.UNITS.items()}
 ASPP_RATES = (6, 12, 18, 24)
 
 
@@ -83,7 +71,8 @@ class DilatedResNet(object):
         return [op for layer in self._layers.values() for op in layer.fold_ops()]
 
     def _encode(self, inputs):
-        net = self._conv_bn(inputs, (1, 1, 1), 7, 64, 2, pad=self.numerics.conv1_pad)  # [N, H/2, W/2, 64]
+        depth, pad = root_depth(self.blocks), self.numerics.conv1_pad
+        net = self._conv_bn(inputs, (1, 1, 1), 7, depth, 2, pad=pad)  # [N, H/2, W/2, 64]
         net = layers.max_pool(tf.nn.relu(net), pad=self.numerics.pool1_pad)  # [N, H/4, W/4, 64]
         for stage, block in enumerate(self.blocks, 2):
             for unit in range(1, block.units + 1):

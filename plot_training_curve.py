@@ -7,8 +7,9 @@ import sys
 import numpy as np
 from absl import flags
 
-from utils import errors
-from utils.output_files import save_figure
+from utils.system import command_line
+from utils.system.errors import UserError
+from utils.system.output_files import save_figure
 
 FLAGS = flags.FLAGS
 
@@ -34,7 +35,7 @@ def read_log(path):
       UserError: the file is missing or empty, a line is not `step, loss`, or no loss is finite.
     """
     if not os.path.exists(path):
-        raise errors.UserError("log '%s' does not exist: give --logfile the log of a training run." % path)
+        raise UserError("log '%s' does not exist: give --logfile the log of a training run." % path)
     points = []
     with open(path, encoding='utf-8', errors='replace') as file:
         for number, line in enumerate(file, 1):
@@ -42,16 +43,16 @@ def read_log(path):
                 continue
             point = parse_line(line)
             if point is None:
-                raise errors.UserError("log '%s', line %d is not `step, loss`: %r." % (
+                raise UserError("log '%s', line %d is not `step, loss`: %r." % (
                     path, number, line.strip()[:60]))
             while points and points[-1][0] >= point[0]:
                 points.pop()
             points.append(point)
     if not points:
-        raise errors.UserError("log '%s' is empty: wait until training has written a line." % path)
+        raise UserError("log '%s' is empty: wait until training has written a line." % path)
     steps, losses = zip(*points)
     if not np.isfinite(losses).any():
-        raise errors.UserError("log '%s' has no finite loss to draw: training has diverged." % path)
+        raise UserError("log '%s' has no finite loss to draw: training has diverged." % path)
     return np.array(steps), np.array(losses)
 
 
@@ -95,4 +96,4 @@ if __name__ == '__main__':
     flags.DEFINE_string('output', 'training_curve.png', 'Figure to write; its suffix picks the format.')
     flags.DEFINE_integer('smooth', None, 'Lines in the moving average; a fortieth of all lines if not given.',
                          lower_bound=1)
-    sys.exit(errors.run(main))
+    sys.exit(command_line.run(main))

@@ -1,6 +1,6 @@
 """Floating-point operations of the networks, counted from their convolutions: 2 for a multiply-add."""
 
-from utils import weight_names
+from utils.net.blocks import BLOCKS, convolutions
 
 ASPP_BRANCHES = 4
 
@@ -12,8 +12,8 @@ def forward(encoder_name, height, width, num_classes=21):
     """
     height, width = (height + 1) // 2, (width + 1) // 2
     total = first = depth = 0
-    for stage, unit, index, (kernel, _, channels, depth) in weight_names.convolutions(
-            weight_names.UNITS[encoder_name]):
+    for stage, unit, index, (kernel, _, channels, depth) in convolutions(
+            BLOCKS[encoder_name]):
         if unit == 1 and index == 0 and stage in (2, 3):  # after max pooling; the stride of the second block
             height, width = (height + 1) // 2, (width + 1) // 2
         operations = 2 * kernel * kernel * channels * depth * height * width

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import flops
-from utils import runtime
+from utils.system import runtime
 
 WARM_UP_SECONDS = 2.0
 MOST_STEPS = 200
@@ -209,7 +209,7 @@ def mixing_ops(tf, form, dilated_type, shape, rate):
 def mixed(form, dilated_type, inputs, rate, fix_w):
     """The product's or the reference's mixing of groups (smooth_GI) or of a map (smooth_SSC)."""
     if form == 'product':
-        from utils import dilated
+        from utils.net import dilated
         if dilated_type == 'smooth_GI':
             return dilated.mix_groups(inputs, fix_w)
         with mock.patch.object(dilated, 'regular', lambda inputs, kernel, rate: inputs):  # what follows the mixing
@@ -268,7 +268,7 @@ def write_pairs(folder, number, size):
 def colours(tf, sgemm, job):
     """Colour decoding of one prediction."""
     from utils import label_utils
-    from utils.palette import voc_colours
+    from utils.data.palette import voc_colours
     coarse = Image.fromarray(np.random.RandomState(0).randint(0, 21, [8, 8]).astype(np.uint8))
     mask = np.asarray(coarse.resize(job.size[::-1], Image.NEAREST))  # [h, w]
     if job.form == 'product':

@@ -19,8 +19,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
 from benchmarks import measure, run  # noqa: E402
-from utils import errors  # noqa: E402
-from utils.errors import UserError  # noqa: E402
+from utils.system import command_line  # noqa: E402
+from utils.system.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 TRACED = ('train', 'predict', 'mixing')
@@ -140,4 +140,4 @@ if __name__ == '__main__':
     flags.DEFINE_string('row', 'deeplab_train', 'a row of run.py that trains, predicts or mixes')
     flags.DEFINE_boolean('reference', False, 'the reference form instead of the product')
     flags.DEFINE_boolean('quick', False, 'tiny sizes, whose figures mean nothing')
-    sys.exit(errors.run(main))
+    sys.exit(command_line.run(main))

@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
-from utils import weight_names
+from utils.net.blocks import BLOCKS, convolutions
+from utils.weights import weight_names
 
 EPSILON = 1e-3
 RATES = {4: 2, 5: 4}  # of the 3x3 convolutions of a stage
@@ -36,7 +37,7 @@ def network(images, encoder_name, num_classes):
 def encode(images, encoder_name):
     """ResNet bottleneck v1 at output stride 8: [N, H, W, 3] -> [N, H/8, W/8, 2048]."""
     net = shortcut = branch = images
-    for stage, unit, index, shape in weight_names.convolutions(weight_names.UNITS[encoder_name]):
+    for stage, unit, index, shape in convolutions(BLOCKS[encoder_name]):
         names = weight_names.conv_scopes(encoder_name, stage, unit, index)
         stride = 2 if (stage, unit) == (3, 1) and index < 2 else 1
         if stage == 1:

@@ -25,8 +25,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 sys.path.insert(0, ROOT)
 
-from utils import errors, output_files  # noqa: E402
-from utils.errors import UserError  # noqa: E402
+from utils.system import command_line, output_files  # noqa: E402
+from utils.system.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 TIMEOUT = 900  # seconds of one process
@@ -314,4 +314,4 @@ if __name__ == '__main__':
     flags.DEFINE_enum('default_onednn', '', ['', '0', '1'], "TF_ENABLE_ONEDNN_OPTS of 'reference, default'; unset if "
                       'empty, while 0 shows what processors get on which TensorFlow leaves oneDNN off')
     flags.DEFINE_boolean('quick', False, 'tiny sizes, one step, one round: tries every row, its figures mean nothing')
-    sys.exit(errors.run(main))
+    sys.exit(command_line.run(main))

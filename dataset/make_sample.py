@@ -17,7 +17,9 @@ from tqdm import tqdm
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from utils import errors, palette  # noqa: E402
+from utils.data import palette  # noqa: E402
+from utils.system import command_line  # noqa: E402
+from utils.system.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 
@@ -443,7 +445,7 @@ def main():
         write_sample(temporary, FLAGS.seed)
         move_files(temporary, target)
     except OSError as error:
-        raise errors.UserError('--out_dir=%s cannot be written (%s): name a folder that can.' % (
+        raise UserError('--out_dir=%s cannot be written (%s): name a folder that can.' % (
             FLAGS.out_dir, error.strerror or error))
     finally:
         if temporary:
@@ -454,4 +456,4 @@ def main():
 if __name__ == '__main__':
     flags.DEFINE_string('out_dir', os.path.join(HERE, 'sample'), 'Folder to write the sample data set into.')
     flags.DEFINE_integer('seed', 0, 'Seed of the random scenes.', lower_bound=0, upper_bound=2 ** 32 - 1)
-    sys.exit(errors.run(main))
+    sys.exit(command_line.run(main))

@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from utils import runtime
+from utils.net.blocks import BLOCKS, resnet_blocks
+from utils.system import runtime
 
 runtime.prepare()
 
@@ -25,3 +26,14 @@ def settings():
         return types.SimpleNamespace(**values)
 
     return make
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """A 16th of the channels; a function from {encoder_name: units of its blocks} to fewer units."""
+    def shrink(units):
+        for encoder_name, counts in units.items():
+            monkeypatch.setitem(BLOCKS, encoder_name, resnet_blocks(counts, depth=16))
+
+    shrink({encoder_name: [block.units for block in blocks] for encoder_name, blocks in BLOCKS.items()})
+    return shrink

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from utils import checkpoint
+from utils.weights import checkpoints
 
 
 def value(name, shape, seed=0):
@@ -46,7 +46,7 @@ def assign(sess, variables, seed=0):
     named = {variable.op.name: variable for variable in variables}
     others = [v for v in tf.global_variables() + tf.local_variables() if v.op.name not in named]
     sess.run(tf.variables_initializer(others))
-    checkpoint.load_values(sess, named.values(), {
+    checkpoints.load_values(sess, named.values(), {
         name: value(name, variable.shape.as_list(), seed) for name, variable in named.items()})
 
 

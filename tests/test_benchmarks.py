@@ -13,8 +13,9 @@ import tensorflow.compat.v1 as tf
 from benchmarks import flops, measure, op_times, reference, run
 from model import Model
 from model_msc import Model_msc
-from utils import dilated, label_utils
-from utils.palette import voc_colours
+from utils import label_utils
+from utils.data.palette import voc_colours
+from utils.net import dilated
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

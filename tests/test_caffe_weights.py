@@ -5,16 +5,16 @@ import struct
 import numpy as np
 import pytest
 
-from utils import caffe_weights, checkpoint, weight_files, weight_names
-from utils.errors import UserError
+from utils.net.blocks import BLOCKS, convolutions, resnet_blocks
+from utils.system.errors import UserError
+from utils.weights import caffe_weights, pretrained, weight_files, weight_names
 
 NUM_CLASSES = 3
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small(narrow):
     """All names of the encoder, but channels of conv1 and the blocks a 16th of theirs."""
-    monkeypatch.setattr(weight_names, 'WIDTH', 4)
 
 
 def add_blob(blobs, array, legacy=False, double=False):
@@ -44,14 +44,14 @@ def write_layers(path, layers, version=1, suffix=b'', **blob_options):
 def network_layers(rng, units=(3, 4, 23, 3), factor=2.0):
     """The layers of a deeplab network as the authors' files have them, with random numbers."""
     layers = []
-    for stage, unit, index, (height, width, inputs, outputs) in weight_names.convolutions(units):
+    for stage, unit, index, (height, width, inputs, outputs) in convolutions(resnet_blocks(units, depth=16)):
         conv, batch_norm = weight_names.conv_scopes('deeplab', stage, unit, index)
         layers += [(conv, 'Convolution', [rng.randn(outputs, inputs, height, width)]),
                    (batch_norm, 'BatchNorm', [rng.randn(outputs), rng.rand(outputs), [factor]]),
                    (batch_norm.replace('bn', 'scale', 1), 'Scale', [rng.randn(outputs), rng.randn(outputs)]),
                    (conv + '_relu', 'ReLU', [])]
     for scope in weight_names.decoder_scopes('deeplab'):
-        layers.append((scope, 'Convolution', [rng.randn(NUM_CLASSES, 32 * weight_names.WIDTH, 3, 3),
+        layers.append((scope, 'Convolution', [rng.randn(NUM_CLASSES, BLOCKS['deeplab'][3].depth, 3, 3),
                                               rng.randn(NUM_CLASSES)]))
     return layers
 
@@ -92,8 +92,8 @@ def test_network_of_the_authors(tmpdir, options):
     assert_arrays_equal({name: weights.read(name) for name in weights.shapes}, expected_weights(layers))
     assert weight_names.fits(weights.shapes, 'deeplab')
     assert weight_names.num_classes_of(weights.shapes) == NUM_CLASSES
-    weights = checkpoint.open_pretrained(path, 'deeplab')
-    phrase = checkpoint.choose_pretrained(weights.shapes, weights, 'deeplab', restore_decoder=True)[1]
+    weights = pretrained.open_pretrained(path, 'deeplab')
+    phrase = pretrained.choose_pretrained(weights.shapes, weights, 'deeplab', restore_decoder=True)[1]
     assert phrase == 'restored 520 encoder and 8 decoder variables from %s (a Caffe model)' % path
 
 
@@ -178,7 +178,7 @@ def test_wrong_and_damaged_models_are_told(tmpdir):
     ]
     for path, words in cases:
         with pytest.raises(UserError) as info:
-            checkpoint.open_pretrained(path, 'deeplab')
+            pretrained.open_pretrained(path, 'deeplab')
         assert path in str(info.value) and words in str(info.value), info.value
 
 
@@ -196,4 +196,4 @@ def test_data_that_does_not_fill_its_shape(tmpdir):
 def test_another_encoder_is_told_which_fits(tmpdir):
     path = write_layers(tmpdir.join('x.caffemodel'), network_layers(np.random.RandomState(0)))
     with pytest.raises(UserError, match='the file fits --encoder_name=deeplab --num_classes=3'):
-        checkpoint.open_pretrained(path, 'res101')
+        pretrained.open_pretrained(path, 'res101')

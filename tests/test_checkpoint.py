@@ -10,28 +10,29 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from utils import checkpoint, weight_names
-from utils.errors import UserError
+from utils import checkpoint
+from utils.net.blocks import BLOCKS
+from utils.system.errors import UserError
+from utils.weights import checkpoints, pretrained, weight_names
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ENCODERS = ['deeplab', 'res101', 'res50']
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(narrow):
     """Fewer units and a 16th of the channels: 145 variables for the encoders deeplab and res101, 100 for res50."""
-    monkeypatch.setattr(weight_names, 'WIDTH', 4)
-    monkeypatch.setattr(weight_names, 'UNITS', {'deeplab': (1, 2, 3, 2), 'res101': (1, 2, 3, 2), 'res50': (1, 1, 2, 1)})
+    narrow({'deeplab': (1, 2, 3, 2), 'res101': (1, 2, 3, 2), 'res50': (1, 1, 2, 1)})
 
 
 def model_shapes(encoder_name, num_classes=3, fix_w=None):
     """{name: shape} of a network; fix_w is the shape of one for each 3x3 convolution of the last block."""
     shapes = dict(weight_names.encoder_shapes(encoder_name))
     for scope in weight_names.decoder_scopes(encoder_name):
-        shapes[scope + '/weights'] = (3, 3, 32 * weight_names.WIDTH, num_classes)
+        shapes[scope + '/weights'] = (3, 3, BLOCKS[encoder_name][3].depth, num_classes)
         shapes[scope + '/biases'] = (num_classes,)
     if fix_w:
-        for unit in range(1, weight_names.UNITS[encoder_name][3] + 1):
+        for unit in range(1, BLOCKS[encoder_name][3].units + 1):
             shapes[weight_names.conv_scopes(encoder_name, 5, unit, 2)[0] + '/fix_w'] = fix_w
     return shapes
 
@@ -52,7 +53,7 @@ def write_checkpoint(prefix, values, version=tf.train.SaverDef.V2):
         variables = [tf.get_variable(name, initializer=tf.zeros_initializer(), shape=np.shape(value),
                                      use_resource=False, dtype=tf.as_dtype(np.asarray(value).dtype))
                      for name, value in values.items()]
-        checkpoint.load_values(sess, variables, values)
+        checkpoints.load_values(sess, variables, values)
         tf.train.Saver(variables, write_version=version).save(sess, str(prefix), write_state=False)
     return str(prefix)
 
@@ -69,15 +70,15 @@ def run_in_network(shapes, function, use_resource=False):
         return result, dict(zip(shapes, sess.run(variables)))
 
 
-def pretrained(shapes, path, encoder_name, restore_decoder=False, use_resource=False):
+def start_from(shapes, path, encoder_name, restore_decoder=False, use_resource=False):
     def restore(sess, variables):
-        return checkpoint.restore_pretrained(
-            sess, variables, checkpoint.open_pretrained(str(path), encoder_name), encoder_name, restore_decoder)
+        return pretrained.restore_pretrained(
+            sess, variables, pretrained.open_pretrained(str(path), encoder_name), encoder_name, restore_decoder)
     return run_in_network(shapes, restore, use_resource)
 
 
 def restored(shapes, prefix, use_resource=False):
-    return run_in_network(shapes, lambda sess, variables: checkpoint.restore_checkpoint(sess, variables, prefix),
+    return run_in_network(shapes, lambda sess, variables: checkpoints.restore_checkpoint(sess, variables, prefix),
                           use_resource)
 
 
@@ -140,10 +141,10 @@ def test_steps_of_complete_checkpoints_only(tmpdir):
         'model.ckpt-9.index', 'model.ckpt-9.data-00000-of-00002',
         'other.ckpt-3.index', 'other.ckpt-3.data-00000-of-00001',
         'model.ckpt-11.index.tempstate1', 'model.ckpt-11.data-00000-of-00001.tempstate1')
-    assert checkpoint.checkpoint_steps(str(tmpdir)) == [5, 100]
-    assert checkpoint.checkpoint_steps(str(tmpdir.join('nowhere'))) == []
-    assert checkpoint.find_checkpoint(str(tmpdir)) == str(tmpdir.join('model.ckpt-100'))
-    assert checkpoint.find_checkpoint(str(tmpdir), 5) == str(tmpdir.join('model.ckpt-5'))
+    assert checkpoints.checkpoint_steps(str(tmpdir)) == [5, 100]
+    assert checkpoints.checkpoint_steps(str(tmpdir.join('nowhere'))) == []
+    assert checkpoints.find_checkpoint(str(tmpdir)) == str(tmpdir.join('model.ckpt-100'))
+    assert checkpoints.find_checkpoint(str(tmpdir), 5) == str(tmpdir.join('model.ckpt-5'))
 
 
 def test_newest_is_what_the_state_file_names(tmpdir):
@@ -151,25 +152,25 @@ def test_newest_is_what_the_state_file_names(tmpdir):
                                 for part in ('index', 'data-00000-of-00001')])
     state = 'model_checkpoint_path: "%s"\n'
     tmpdir.join('checkpoint').write(state % 'model.ckpt-2')
-    assert checkpoint.find_checkpoint(str(tmpdir)).endswith('model.ckpt-2')
+    assert checkpoints.find_checkpoint(str(tmpdir)).endswith('model.ckpt-2')
     tmpdir.join('checkpoint').write(state % '/an/old/place/model.ckpt-1')
-    assert checkpoint.find_checkpoint(str(tmpdir)) == str(tmpdir.join('model.ckpt-1'))
+    assert checkpoints.find_checkpoint(str(tmpdir)) == str(tmpdir.join('model.ckpt-1'))
     tmpdir.join('checkpoint').write(state % 'model.ckpt-9')
-    assert checkpoint.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
+    assert checkpoints.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
     tmpdir.join('checkpoint').write('no state at all')
-    assert checkpoint.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
+    assert checkpoints.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
 
 
 def test_what_is_not_there_is_told(tmpdir):
     with pytest.raises(UserError) as info:
-        checkpoint.find_checkpoint(str(tmpdir.join('nowhere')))
+        checkpoints.find_checkpoint(str(tmpdir.join('nowhere')))
     assert_sentence(info.value, 'nowhere', '--modeldir')
     with pytest.raises(UserError) as info:
-        checkpoint.find_checkpoint(str(tmpdir))
+        checkpoints.find_checkpoint(str(tmpdir))
     assert_sentence(info.value, str(tmpdir), '--modeldir')
     touch_checkpoints(tmpdir, 'model.ckpt-5.index', 'model.ckpt-5.data-00000-of-00001')
     with pytest.raises(UserError) as info:
-        checkpoint.find_checkpoint(str(tmpdir), 20000, flag='test_step')
+        checkpoints.find_checkpoint(str(tmpdir), 20000, flag='test_step')
     assert_sentence(info.value, '--test_step', '20000', '5')
 
 
@@ -239,7 +240,7 @@ def test_damaged_checkpoints_are_named(small, tmpdir, how):
     shapes = model_shapes('res50')
     prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), random_values(shapes))
     damage(prefix, how)
-    for result, _ in (restored(shapes, prefix), pretrained(shapes, prefix, 'res50', restore_decoder=True)):
+    for result, _ in (restored(shapes, prefix), start_from(shapes, prefix, 'res50', restore_decoder=True)):
         assert_sentence(result, prefix, 'damaged or incomplete')
 
 
@@ -251,24 +252,24 @@ def test_pretrained_takes_the_encoder_only(small, tmpdir, encoder_name, use_reso
     shapes = model_shapes(encoder_name)
     values = random_values(shapes)
     prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
-    phrase, found = pretrained(shapes, prefix, encoder_name, use_resource=use_resource)
+    phrase, found = start_from(shapes, prefix, encoder_name, use_resource=use_resource)
     encoder = weight_names.encoder_shapes(encoder_name)
     assert_names_equal(found, values, encoder)
     assert_untouched({name: found[name] for name in shapes if name not in encoder})
     assert phrase == ('restored %d encoder variables from %s (a TensorFlow checkpoint); '
                       '8 decoder variables keep their initial values' % (len(encoder), prefix))
-    assert checkpoint.open_pretrained(prefix, encoder_name).compat is None
+    assert pretrained.open_pretrained(prefix, encoder_name).compat is None
 
 
 def test_restore_decoder(small, tmpdir):
     shapes = model_shapes('deeplab', 3)
     values = random_values(shapes)
     prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
-    phrase, found = pretrained(shapes, prefix, 'deeplab', restore_decoder=True)
+    phrase, found = start_from(shapes, prefix, 'deeplab', restore_decoder=True)
     assert_names_equal(found, values, shapes)
     assert '145 encoder and 8 decoder variables' in phrase and 'initial' not in phrase
 
-    phrase, found = pretrained(model_shapes('deeplab', 5), prefix, 'deeplab', restore_decoder=True)
+    phrase, found = start_from(model_shapes('deeplab', 5), prefix, 'deeplab', restore_decoder=True)
     assert_names_equal(found, values, weight_names.encoder_shapes('deeplab'))
     assert (found['fc1_voc12_c0/weights'] == 7).all()
     assert '8 decoder variables keep' in phrase and 'a decoder of 3 classes' in phrase
@@ -278,18 +279,18 @@ def test_fix_w_of_pretrained_weights(small, tmpdir):
     regular, smooth = model_shapes('res50'), model_shapes('res50', fix_w=(16, 16))
     names = [name for name in smooth if name.endswith('fix_w')]
     plain = write_checkpoint(tmpdir.join('plain'), random_values(regular))
-    phrase, found = pretrained(smooth, plain, 'res50')
+    phrase, found = start_from(smooth, plain, 'res50')
     assert '1 fix_w and 8 decoder variables keep their initial values' in phrase
     assert_untouched({name: found[name] for name in names})
 
     values = random_values(smooth)
     prefix = write_checkpoint(tmpdir.join('smooth'), values)
-    phrase, found = pretrained(smooth, prefix, 'res50')
+    phrase, found = start_from(smooth, prefix, 'res50')
     assert_names_equal(found, values, names)
     assert 'restored 100 encoder and 1 fix_w variables' in phrase
-    phrase, _ = pretrained(regular, prefix, 'res50')
+    phrase, _ = start_from(regular, prefix, 'res50')
     assert 'fix_w, of --dilated_type=smooth_GI, are left out' in phrase
-    phrase, found = pretrained(model_shapes('res50', fix_w=(7, 7, 1, 1, 1)), prefix, 'res50')
+    phrase, found = start_from(model_shapes('res50', fix_w=(7, 7, 1, 1, 1)), prefix, 'res50')
     assert_untouched({name: found[name] for name in names})
     assert '1 fix_w and 8 decoder variables keep' in phrase
 
@@ -303,11 +304,11 @@ def test_slims_published_checkpoints(small, tmpdir, version):
               'mean_rgb': np.zeros(3, np.float32), 'global_step': np.int64(0)}
     path = write_checkpoint(tmpdir.join('resnet_v1_101.ckpt'), dict(values, **extras), version)
     assert os.path.exists(path) == (version == tf.train.SaverDef.V1)
-    phrase, found = pretrained(model_shapes('res101'), path, 'res101')
+    phrase, found = start_from(model_shapes('res101'), path, 'res101')
     assert phrase.startswith('restored 145 encoder variables from ' + path)
     assert_names_equal(found, values, values)
-    assert checkpoint.open_pretrained(path, 'res101').compat == 'slim'
-    result, found = pretrained(model_shapes('res50'), path, 'res50')
+    assert pretrained.open_pretrained(path, 'res101').compat == 'slim'
+    result, found = start_from(model_shapes('res50'), path, 'res50')
     assert_sentence(result, path, '100 of 100 variables are missing', '140 are extra', '--encoder_name=res101')
     assert_untouched(found)
 
@@ -319,11 +320,11 @@ def test_ways_to_name_a_checkpoint(small, tmpdir, monkeypatch):
     monkeypatch.setenv('HOME', str(tmpdir))
     for path in (prefix, prefix + '.index', prefix + '.meta', prefix + '.data-00000-of-00001', str(tmpdir),
                  '~/model.ckpt-20'):
-        phrase, found = pretrained(shapes, path, 'res50')
+        phrase, found = start_from(shapes, path, 'res50')
         assert prefix in phrase
         assert_names_equal(found, values, weight_names.encoder_shapes('res50'))
     shutil.move(prefix + '.index', prefix + '.hidden')
-    result, _ = pretrained(shapes, tmpdir, 'res50')
+    result, _ = start_from(shapes, tmpdir, 'res50')
     assert_sentence(result, str(tmpdir), 'no complete checkpoint', 'caffemodel')
 
 
@@ -334,7 +335,7 @@ def test_a_mismatch_restores_nothing(small, tmpdir):
     values['bn5b_branch2c/gamma'] = np.zeros(3, np.float32)
     values['res4b3_branch2a/weights'] = np.zeros(3, np.float32)
     prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
-    result, found = pretrained(shapes, prefix, 'deeplab')
+    result, found = start_from(shapes, prefix, 'deeplab')
     assert_sentence(result, prefix, '1 of 145 variables are missing (res4b2_branch2c/weights)',
                     'bn5b_branch2c/gamma: 3 in the file, 128 in the network',
                     '1 are extra (res4b3_branch2a/weights)', 'not the whole of that encoder')
@@ -346,7 +347,7 @@ def test_values_that_are_not_finite(small, tmpdir):
     values = random_values(shapes)
     values['resnet_v1_50/conv1/weights'][0, 0, 0, 0] = np.nan
     prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
-    result, found = pretrained(shapes, prefix, 'res50')
+    result, found = start_from(shapes, prefix, 'res50')
     assert_sentence(result, prefix, 'not finite', 'resnet_v1_50/conv1/weights')
     assert_untouched(found)
 
@@ -357,16 +358,16 @@ def test_files_of_no_known_kind(tmpdir, content):
     path = tmpdir.join('weights.caffemodel')
     path.write_binary(content)
     with pytest.raises(UserError) as info:
-        checkpoint.open_pretrained(str(path), 'res50')
+        pretrained.open_pretrained(str(path), 'res50')
     assert_sentence(info.value, str(path), 'known kind', 'TensorFlow checkpoint', 'caffemodel', '.h5')
 
 
 def test_missing_file_and_unknown_encoder(tmpdir):
     with pytest.raises(UserError) as info:
-        checkpoint.open_pretrained(str(tmpdir.join('x.ckpt')), 'res50')
+        pretrained.open_pretrained(str(tmpdir.join('x.ckpt')), 'res50')
     assert_sentence(info.value, 'x.ckpt', 'no such weights file')
     with pytest.raises(ValueError, match='deeplab, res101, res50'):
-        checkpoint.open_pretrained(str(tmpdir), 'res152')
+        pretrained.open_pretrained(str(tmpdir), 'res152')
 
 
 # The command line.

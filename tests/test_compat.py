@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from utils import compat, layers
-from utils.errors import UserError
+from utils.net import compat, layers
+from utils.system.errors import UserError
 
 
 def test_channel_order_turns_the_modes_mean():

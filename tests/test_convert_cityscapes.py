@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from utils.cityscapes_labels import CLASSES
-from utils.data_lists import check_files_exist, read_labeled_image_list
+from utils.data.cityscapes_labels import CLASSES
+from utils.data.data_lists import check_files_exist, read_labeled_image_list
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -11,8 +11,8 @@ import scipy.io
 import scipy.sparse
 from PIL import Image
 
-from utils.data_lists import check_files_exist, read_labeled_image_list
-from utils.palette import voc_colours
+from utils.data.data_lists import check_files_exist, read_labeled_image_list
+from utils.data.palette import voc_colours
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data_check import check_pairs, count_labels, map_with_progress, print_report, raise_on_problems
-from utils.errors import UserError
-from utils.palette import load_palette, voc_colours
+from utils.data.data_check import check_pairs, count_labels, map_with_progress, print_report, raise_on_problems
+from utils.data.palette import load_palette, voc_colours
+from utils.system.errors import UserError
 
 
 def pair(folder, name, label, size=None):

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from utils.data_lists import check_files_exist, output_names, read_labeled_image_list, warn, write_list
-from utils.errors import UserError
-from utils.palette import load_palette
+from utils.data.data_lists import check_files_exist, output_names, read_labeled_image_list, warn, write_list
+from utils.data.palette import load_palette
+from utils.system.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -5,7 +5,7 @@ import pytest
 import recipe
 import tensorflow.compat.v1 as tf
 
-from utils import dilated
+from utils.net import dilated
 
 RANDOM = np.random.RandomState(0)
 

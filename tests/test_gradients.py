@@ -5,8 +5,10 @@ import pytest
 import recipe
 import tensorflow.compat.v1 as tf
 
-from network import Block, DilatedResNet
-from utils import checkpoint, losses
+from network import DilatedResNet
+from utils.net.blocks import Block
+from utils.training import losses
+from utils.weights import checkpoints
 
 TINY = [Block(8, 1, 1, 1), Block(16, 2, 2, 1), Block(32, 2, 1, 2), Block(64, 1, 1, 4)]
 
@@ -38,11 +40,11 @@ def test_gradients(encoder_name, dilated_type, train_bn, monkeypatch):
                 step = relative * max(np.linalg.norm(value), 1) / np.linalg.norm(direction)
                 ends = []
                 for sign in (1, -1):
-                    checkpoint.load_values(sess, [variable], {variable.op.name: value + sign * step * direction})
+                    checkpoints.load_values(sess, [variable], {variable.op.name: value + sign * step * direction})
                     ends.append(float(sess.run(loss)))
                 errors.append(abs((ends[0] - ends[1]) / (2 * step) - wanted)
                               / (abs(wanted) + 1e-6 / step))
-            checkpoint.load_values(sess, [variable], {variable.op.name: value})
+            checkpoints.load_values(sess, [variable], {variable.op.name: value})
             assert min(errors) <= 0.08, (variable.op.name, errors)
     assert leaves == {'weights', 'biases'} | ({'gamma', 'beta'} if train_bn else set()) | (
         {'fix_w'} if dilated_type.startswith('smooth') else set())

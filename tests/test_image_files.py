@@ -11,9 +11,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
-from utils.errors import UserError
-from utils.image_files import load_image, load_label
-from utils.palette import Palette, load_palette, voc_colours
+from utils.data.image_files import load_image, load_label
+from utils.data.palette import Palette, load_palette, voc_colours
+from utils.system.errors import UserError
 
 SIZES = [(1, 1), (9, 17), (40, 33), (64, 48)]
 

@@ -8,8 +8,8 @@ import tensorflow.compat.v1 as tf
 from PIL import Image
 
 from utils import image_reader
-from utils.errors import UserError
 from utils.image_reader import ImageReader
+from utils.system.errors import UserError
 
 MEAN = (10.0, 20.0, 30.0)
 

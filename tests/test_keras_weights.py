@@ -12,8 +12,9 @@ import recipe
 import tensorflow.compat.v1 as tf
 
 import network
-from utils import checkpoint, keras_weights, weight_files, weight_names
-from utils.errors import UserError
+from utils.net.blocks import BLOCKS, convolutions, resnet_blocks
+from utils.system.errors import UserError
+from utils.weights import checkpoints, keras_weights, pretrained, weight_files, weight_names
 
 # In a process of its own, as Keras 3 wants eager mode, which other tests may have turned off.
 WRITE_WITH_KERAS = '''
@@ -55,7 +56,7 @@ def write_legacy(path, units, arrays=None):
     rng = np.random.RandomState(0)
     written = {}
     with h5py.File(str(path), 'w') as file:
-        for stage, unit, index, shape in weight_names.convolutions(units):
+        for stage, unit, index, shape in convolutions(resnet_blocks(units, depth=16)):
             layer = 'conv1' if stage == 1 else 'conv%d_block%d_%d' % (stage, unit, index)
             for kind, leaf in (('conv', 'kernel'), ('conv', 'bias'), ('bn', 'gamma'), ('bn', 'beta'),
                                ('bn', 'moving_mean'), ('bn', 'moving_variance')):
@@ -71,7 +72,7 @@ def write_legacy(path, units, arrays=None):
 def assert_weights_are(weights, layers, encoder_name):
     """Checks a WeightsFile against {(Keras' layer, leaf): array}, biases folded into the means."""
     assert sorted(weights.shapes) == sorted(weight_names.encoder_shapes(encoder_name))
-    for stage, unit, index, _ in weight_names.convolutions(weight_names.UNITS[encoder_name]):
+    for stage, unit, index, _ in convolutions(BLOCKS[encoder_name]):
         layer = 'conv1' if stage == 1 else 'conv%d_block%d_%d' % (stage, unit, index)
         conv, batch_norm = weight_names.conv_scopes(encoder_name, stage, unit, index)
         expected = {conv + '/weights': layers[layer + '_conv', 'kernel']}
@@ -101,16 +102,15 @@ def test_features_are_keras_own(written_by_keras):
     weights = weight_files.open_weights(str(written_by_keras.listdir(lambda path: path.ext == '.h5')[0]))
     with np.load(str(written_by_keras.join('features.npz'))) as golden, tf.Graph().as_default(), tf.Session() as sess:
         net = network.DilatedResNet(tf.constant(golden['image']), 2, False, 'res50', compat='caffe',
-                                    blocks=network.BLOCKS['res50'][:2])
+                                    blocks=BLOCKS['res50'][:2])
         sess.run(tf.global_variables_initializer())
         encoder = {v.op.name: weights.read(v.op.name) for v in net.variables if v.op.name in weights.shapes}
         assert len(encoder) == 5 * (1 + 10 + 13)
-        checkpoint.load_values(sess, net.variables, encoder)
+        checkpoints.load_values(sess, net.variables, encoder)
         assert recipe.relative_error(sess.run(net.encoding), golden['features']) <= 1e-4
 
 
-def test_the_keras_model_that_deeplab_and_res101_share(tmpdir, monkeypatch):
-    monkeypatch.setattr(weight_names, 'WIDTH', 4)
+def test_the_keras_model_that_deeplab_and_res101_share(tmpdir, narrow):
     path = tmpdir.join('no_suffix')
     layers = write_legacy(path, (3, 4, 23, 3), {
         'predictions/predictions/kernel:0': np.ones((3, 4)), 'top_level_model_weights/x': np.ones(1),
@@ -119,11 +119,11 @@ def test_the_keras_model_that_deeplab_and_res101_share(tmpdir, monkeypatch):
     for encoder_name in ('res101', 'deeplab'):
         assert_weights_are(weight_files.open_weights(str(path), encoder_name), layers, encoder_name)
         shapes = weight_names.encoder_shapes(encoder_name)
-        weights = checkpoint.open_pretrained(str(path), encoder_name)
-        phrase = checkpoint.choose_pretrained(shapes, weights, encoder_name)[1]
+        weights = pretrained.open_pretrained(str(path), encoder_name)
+        phrase = pretrained.choose_pretrained(shapes, weights, encoder_name)[1]
         assert phrase == 'restored 520 encoder variables from %s (Keras weights)' % path
     with pytest.raises(UserError) as info:
-        checkpoint.open_pretrained(str(path), 'res50')
+        pretrained.open_pretrained(str(path), 'res50')
     assert '265 of 265 variables are missing' in str(info.value)
     assert 'the file fits --encoder_name=res101' in str(info.value)
 
@@ -140,8 +140,7 @@ def test_folded_biases_keep_the_function():
     np.testing.assert_allclose(after, before, rtol=1e-12)
 
 
-def test_other_models_are_told(tmpdir, monkeypatch):
-    monkeypatch.setattr(weight_names, 'WIDTH', 4)
+def test_other_models_are_told(tmpdir, narrow):
     deep, vgg, cut, renamed = (str(tmpdir.join(name)) for name in ('deep', 'vgg', 'cut', 'renamed'))
     write_legacy(deep, (3, 8, 36, 3))
     with h5py.File(vgg, 'w') as file:
@@ -154,7 +153,7 @@ def test_other_models_are_told(tmpdir, monkeypatch):
     for path, words in ((deep, '255 are extra'), (vgg, 'without the layers of a Keras ResNet'),
                         (cut, 'damaged or incomplete'), (renamed, '4 of 520 variables are missing')):
         with pytest.raises(UserError) as info:
-            checkpoint.open_pretrained(path, 'deeplab')
+            pretrained.open_pretrained(path, 'deeplab')
         assert path in str(info.value) and words in str(info.value) and '\n' not in str(info.value)
 
 
@@ -177,23 +176,22 @@ def serve(tmpdir, monkeypatch, path):
     return tmpdir.join('home', 'models', file_name)
 
 
-def test_imagenet_is_fetched_once_into_keras_cache(tmpdir, monkeypatch):
-    monkeypatch.setattr(weight_names, 'WIDTH', 4)
+def test_imagenet_is_fetched_once_into_keras_cache(tmpdir, narrow, monkeypatch):
     source = tmpdir.join('source.h5')
     layers = write_legacy(source, (3, 4, 23, 3))
     cached = serve(tmpdir, monkeypatch, source)
-    assert_weights_are(checkpoint.open_pretrained('imagenet', 'deeplab'), layers, 'deeplab')
+    assert_weights_are(pretrained.open_pretrained('imagenet', 'deeplab'), layers, 'deeplab')
     assert cached.read_binary() == source.read_binary()
     source.remove()
-    assert_weights_are(checkpoint.open_pretrained('imagenet', 'res101'), layers, 'res101')
-    assert checkpoint.open_pretrained('imagenet', 'res101').compat == 'caffe'
+    assert_weights_are(pretrained.open_pretrained('imagenet', 'res101'), layers, 'res101')
+    assert pretrained.open_pretrained('imagenet', 'res101').compat == 'caffe'
 
 
 def test_imagenet_without_a_network(tmpdir, monkeypatch):
     source = tmpdir.join('source.h5')
     cached = serve(tmpdir, monkeypatch, source)
     with pytest.raises(UserError) as info:
-        checkpoint.open_pretrained('imagenet', 'deeplab')
+        pretrained.open_pretrained('imagenet', 'deeplab')
     text = str(info.value)
     assert '\n' not in text and 'file://%s could not be fetched' % source in text
     assert 'put that file at %s' % cached in text

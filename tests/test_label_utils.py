@@ -5,8 +5,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
+from utils.data.palette import Palette, load_palette, voc_colours
 from utils.label_utils import decode_labels, inv_preprocess, overlay, prepare_label
-from utils.palette import Palette, load_palette, voc_colours
 
 VOID = (224, 224, 192)
 

@@ -8,8 +8,8 @@ import tensorflow.compat.v1 as tf
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from utils import metrics
-from utils.errors import UserError
+from utils.prediction import metrics
+from utils.system.errors import UserError
 
 TOTALS = ('pixel_accuracy', 'mean_accuracy', 'mean_iou', 'frequency_weighted_iou')
 

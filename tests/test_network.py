@@ -9,7 +9,7 @@ import recipe
 import tensorflow.compat.v1 as tf
 
 import network
-from utils import dilated
+from utils.net import dilated
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 SIZES = [(2, 65, 65), (1, 72, 57)]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from utils import cityscapes_labels
-from utils.errors import UserError
-from utils.palette import VOC_NAMES, load_palette, voc_colours
+from utils.data import cityscapes_labels
+from utils.data.palette import VOC_NAMES, load_palette, voc_colours
+from utils.system.errors import UserError
 
 # The table of VOC 2012's development kit: the 21 classes and void, entry 255.
 VOC_TABLE = [

@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from model import Model
 from model_msc import Model_msc, scaled_size
-from utils import losses, optimizer
+from utils.training import losses, optimizer
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 

@@ -6,8 +6,8 @@ import contextlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from utils import data_check, image_files
-from utils.errors import UserError
+from utils.data import data_check, image_files
+from utils.system.errors import UserError
 
 DEVICE = '/cpu:0'  # of the reader's ops: on a GPU each would cost a copy of the image there and back
 

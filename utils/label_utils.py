@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.palette import MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
+from utils.data.palette import MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
 
 
 def prepare_label(label, new_size, align_corners=False):

@@ -8,8 +8,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from utils.errors import UserError
-from utils.palette import MAX_CLASSES, VOID_COLOUR
+from utils.data.palette import MAX_CLASSES, VOID_COLOUR
+from utils.system.errors import UserError
 
 # The label value of pixels that a colour-coded label leaves without a class.
 VOID = 255

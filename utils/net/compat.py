@@ -2,7 +2,7 @@
 
 import collections
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 Numerics = collections.namedtuple('Numerics', [
     'epsilon',         # batch norm's epsilon

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 # (name, label id, colour), in the order of the train ids 0..18.
 # Source: cityscapesscripts.helpers.labels, https://github.com/mcordts/cityscapesScripts

@@ -5,8 +5,8 @@ import os
 import re
 import sys
 
-from utils import output_files
-from utils.errors import UserError
+from utils.system import output_files
+from utils.system.errors import UserError
 
 # An apostrophe inside a word belongs to the path, which the shell's rules (shlex) would not allow.
 _FIELD = re.compile(r' *("[^"]*"|\'[^\']*\'|[^ "\'][^ ]*)(?= |$)')

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 FIGURE_FORMATS = ('eps', 'jpg', 'pdf', 'png', 'svg')
 

@@ -4,7 +4,7 @@ import functools
 
 import tensorflow.compat.v1 as tf
 
-from utils import runtime
+from utils.system import runtime
 
 
 @functools.lru_cache(maxsize=None)

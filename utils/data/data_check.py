@@ -6,8 +6,8 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 from tqdm import tqdm
 
-from utils.errors import UserError
-from utils.image_files import load_image, load_label
+from utils.data.image_files import load_image, load_label
+from utils.system.errors import UserError
 
 # num_images: images read; num_labels: labels read; sizes: Counter of (height, width);
 # histogram: int64 [num_classes], pixels of each class; ignored: pixels of ignore_label;

@@ -1,12 +1,10 @@
-"""A mistake the user can mend, and the one place where it becomes a sentence and an exit code."""
+"""The command line: flags parsed, and a mistake turned into one sentence and an exit code."""
 
 import sys
 
 from absl import app, flags
 
-
-class UserError(ValueError):
-    """A bad input; its message is one sentence that names the file or flag and the remedy."""
+from utils.system.errors import UserError
 
 
 def own_flags():

@@ -3,33 +3,11 @@
 import re
 from collections import Counter, OrderedDict
 
-WIDTH = 64  # channels of conv1; the four blocks have 4, 8, 16 and 32 times as many
-UNITS = {'deeplab': (3, 4, 23, 3), 'res101': (3, 4, 23, 3), 'res50': (3, 4, 6, 3)}
+from utils.net.blocks import BLOCKS, convolutions
+
 SLIM_SCOPES = {'res101': 'resnet_v1_101', 'res50': 'resnet_v1_50'}
 BATCH_NORM = ('gamma', 'beta', 'moving_mean', 'moving_variance')
 MODEL_LEAVES = BATCH_NORM + ('weights', 'biases', 'fix_w')
-
-
-def convolutions(units):
-    """Yields (stage, unit, index, kernel shape) of each convolution of a ResNet.
-
-    Args:
-      units: numbers of bottleneck units of the four blocks, e.g. (3, 4, 23, 3).
-
-    Stage 1 is conv1 alone, stages 2 to 5 are the blocks; units count from 1; index 0 is the unit's shortcut
-    and 1, 2, 3 are its bottleneck convolutions.
-    """
-    yield 1, 1, 1, (7, 7, 3, WIDTH)
-    channels = WIDTH
-    for stage, count in enumerate(units, 2):
-        depth = WIDTH * 2 ** stage
-        for unit in range(1, count + 1):
-            if unit == 1:
-                yield stage, unit, 0, (1, 1, channels, depth)
-            yield stage, unit, 1, (1, 1, channels, depth // 4)
-            yield stage, unit, 2, (3, 3, depth // 4, depth // 4)
-            yield stage, unit, 3, (1, 1, depth // 4, depth)
-            channels = depth
 
 
 def conv_scopes(encoder_name, stage, unit, index):
@@ -55,7 +33,7 @@ def conv_scopes(encoder_name, stage, unit, index):
 def encoder_shapes(encoder_name):
     """Ordered {variable name: shape tuple} of an encoder, without fix_w (smoothed dilated convolutions)."""
     shapes = OrderedDict()
-    for stage, unit, index, shape in convolutions(UNITS[encoder_name]):
+    for stage, unit, index, shape in convolutions(BLOCKS[encoder_name]):
         weights, batch_norm = conv_scopes(encoder_name, stage, unit, index)
         shapes[weights + '/weights'] = shape
         for leaf in BATCH_NORM:
@@ -69,7 +47,7 @@ def fold_biases(weights, encoder_name):
     Args:
       weights: {variable name: array}, changed in place.
     """
-    for stage, unit, index, _ in convolutions(UNITS[encoder_name]):
+    for stage, unit, index, _ in convolutions(BLOCKS[encoder_name]):
         conv, batch_norm = conv_scopes(encoder_name, stage, unit, index)
         biases, mean = conv + '/biases', batch_norm + '/moving_mean'
         if biases in weights and mean in weights:
@@ -105,7 +83,7 @@ def is_model(name):
 
 def encoder_of(shapes):
     """The encoder_name to whose names most of {name: shape} belong, or None."""
-    counts = Counter({encoder: len(set(encoder_shapes(encoder)) & set(shapes)) for encoder in UNITS})
+    counts = Counter({encoder: len(set(encoder_shapes(encoder)) & set(shapes)) for encoder in BLOCKS})
     encoder, count = counts.most_common(1)[0]
     return encoder if count else None
 
@@ -119,7 +97,7 @@ def fits(shapes, encoder_name):
 
 def num_classes_of(shapes):
     """Classes of the ASPP decoder in {name: shape}, or None without one."""
-    for encoder in UNITS:
+    for encoder in BLOCKS:
         shape = shapes.get(decoder_scopes(encoder)[0] + '/weights')
         if shape:
             return shape[-1]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.output_files import save_figure
+from utils.system.output_files import save_figure
 
 
 def confusion_matrix(label, prediction, num_classes, ignore_label=255):

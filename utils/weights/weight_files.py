@@ -6,8 +6,8 @@ from collections import namedtuple
 
 import tensorflow.compat.v1 as tf
 
-from utils import caffe_weights, keras_weights
-from utils.errors import UserError
+from utils.system.errors import UserError
+from utils.weights import caffe_weights, keras_weights
 
 ACCEPTED = ('a TensorFlow checkpoint (its full prefix such as model/model.ckpt-20000, or its directory), '
             "a Caffe .caffemodel or Keras' ResNet50 or ResNet101 .h5")

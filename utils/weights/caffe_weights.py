@@ -8,7 +8,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from utils.weight_names import fold_biases
+from utils.weights.weight_names import fold_biases
 
 # The part of Caffe's caffe.proto that holds weights: message -> [(field, number, type)]. A type with a capital
 # is a message, * marks repeated and + repeated packed fields.

@@ -5,8 +5,8 @@ from collections import namedtuple
 
 import numpy as np
 
-from utils import cityscapes_labels
-from utils.errors import UserError
+from utils.data import cityscapes_labels
+from utils.system.errors import UserError
 
 MAX_CLASSES = 256
 

@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from utils import weight_names
-from utils.errors import UserError
+from utils.net.blocks import BLOCKS
+from utils.system.errors import UserError
+from utils.weights import weight_names
 
 LEAVES = {'kernel': 'weights', 'bias': 'biases'}
 LEAVES.update((leaf, leaf) for leaf in weight_names.BATCH_NORM)
@@ -74,8 +75,8 @@ def read_keras(path, encoder_name=None):
                         'conv2_block1_1_conv and so on): give the weights of keras.applications.ResNet50 or '
                         'ResNet101.' % path)
     units = max([unit for stage, unit, _, _, _ in found if stage == 4] or [0])
-    nearest = 'res101' if units > weight_names.UNITS['res50'][2] else 'res50'
-    if encoder_name is None or weight_names.UNITS[encoder_name] != weight_names.UNITS[nearest]:
+    nearest = 'res101' if units > BLOCKS['res50'][2].units else 'res50'
+    if encoder_name is None or BLOCKS[encoder_name] != BLOCKS[nearest]:
         encoder_name = nearest
     weights = OrderedDict()
     for (stage, unit, index, kind, leaf), array in sorted(found.items()):

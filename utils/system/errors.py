@@ -1,0 +1,41 @@
+"""A mistake that the user can fix, and how text that is not ours appears in the sentence about it."""
+
+import os
+import re
+
+MOST_QUOTED = 80
+MOST_REASON = 200
+
+
+class UserError(ValueError):
+    """A bad input; its message is one sentence that names the file or flag and the remedy."""
+
+
+def printable(text):
+    """The text with everything that a terminal would not show as a character escaped: \\x1b, \\n, \\udc80."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
+def quoted(path):
+    """A path, or other text from a file, in at most MOST_QUOTED printable characters.
+
+    What is too long keeps its end, which tells the files of one folder apart.
+    """
+    text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
+    shown = printable(text[-MOST_QUOTED:])
+    cut = len(text) > MOST_QUOTED or len(shown) > MOST_QUOTED
+    return '...' + shown[3 - MOST_QUOTED:] if cut else shown
+
+
+def reason(error):
+    """Why an operation failed, in at most MOST_REASON printable characters.
+
+    An OSError's own words; from TensorFlow's report, in which the op's name, the place that made it and hints
+    surround the reason, the reason alone.
+    """
+    text = getattr(error, 'strerror', None) or getattr(error, 'message', None) or str(error) or type(error).__name__
+    text = re.sub(r'(?s)^Graph execution error:.*?\nNode: [^\n]*\n', '', str(text))
+    text = re.sub(r'(?s)^\d+ root error\(s\) found\.\s*\(0\) [^:]+: ', '', text)
+    text = re.split(r'\s*\[\[|\nHint:|\n\nOriginal stack trace|\n\s*\(1\) ', text)[0]
+    text = re.sub(r'^Graph execution error:\s*', '', text)
+    return printable(' '.join(text.split()).rstrip('.'))[:MOST_REASON]

@@ -1,0 +1,1 @@
+"""What a training run needs: the loop, the loss, the update and the folder that keeps its checkpoints."""

@@ -1,0 +1,1 @@
+"""Weights files of every family: opening, naming, choosing and restoring them."""

@@ -1,0 +1,92 @@
+"""Finds the complete checkpoints of a folder and restores networks from them."""
+
+import os
+import re
+
+import tensorflow.compat.v1 as tf
+
+from utils.system.errors import UserError
+from utils.weights import fitting, weight_files, weight_names
+
+
+def checkpoint_steps(modeldir):
+    """Sorted steps of the complete checkpoints model.ckpt-N in a directory; [] without such a directory."""
+    names = set(os.listdir(modeldir)) if os.path.isdir(modeldir) else set()
+    steps = []
+    for name in names:
+        match = re.match(r'model\.ckpt-(\d+)\.data-00000-of-(\d{5})$', name)
+        if match:
+            prefix, shards = 'model.ckpt-' + match.group(1), int(match.group(2))
+            parts = ['%s.data-%05d-of-%05d' % (prefix, i, shards) for i in range(shards)]
+            if names.issuperset(parts + [prefix + '.index']):
+                steps.append(int(match.group(1)))
+    return sorted(set(steps))
+
+
+def find_checkpoint(modeldir, step=None, flag='valid_step'):
+    """The prefix modeldir/model.ckpt-N of a complete checkpoint.
+
+    Args:
+      modeldir: a directory.
+      step: N; None takes the one that the directory's 'checkpoint' file names, else the highest.
+      flag: the flag that the step came from, for the message.
+
+    Raises:
+      UserError: no such directory, no checkpoint in it, or none of that step.
+    """
+    if not os.path.isdir(modeldir):
+        raise UserError('there is no directory %s: train first, or name the directory of the checkpoints '
+                        'with --modeldir.' % modeldir)
+    steps = checkpoint_steps(modeldir)
+    if not steps:
+        raise UserError('%s holds no complete checkpoint model.ckpt-N: train first, or name the directory of '
+                        'the checkpoints with --modeldir.' % modeldir)
+    if step is None:
+        state = tf.train.get_checkpoint_state(modeldir)
+        # The last component alone: the path inside is an old one where the directory was moved or copied.
+        newest = os.path.basename(state.model_checkpoint_path) if state else ''
+        step = next((n for n in steps if newest == 'model.ckpt-%d' % n), steps[-1])
+    if step not in steps:
+        raise UserError('%s holds no complete checkpoint of step %d: set --%s to one of %s.' % (
+            modeldir, step, flag, ', '.join(map(str, steps))))
+    return os.path.join(modeldir, 'model.ckpt-%d' % step)
+
+
+def newest_in(path):
+    """The newest checkpoint of a directory; any other path as it is."""
+    path = os.path.expanduser(path)
+    if not os.path.isdir(path):
+        return path
+    if not checkpoint_steps(path):
+        raise UserError('the directory %s holds no complete checkpoint model.ckpt-N: give %s.' % (
+            path, weight_files.ACCEPTED))
+    return find_checkpoint(path)
+
+
+def restore_checkpoint(sess, variables, prefix):
+    """Restores all given variables by name from a TensorFlow checkpoint.
+
+    Variables that only the file has (momentum, global_step) do not matter, except for smoothed dilated
+    convolutions: without their fix_w the network would compute something else.
+
+    Raises:
+      UserError: a variable is missing or has another shape, or the file is damaged.
+    """
+    wanted = fitting.variable_shapes(variables)
+    found = weight_files.open_checkpoint(prefix).shapes
+    extra = [name for name in found if name.endswith('/fix_w') and name not in wanted]
+    problems = fitting.mismatches(wanted, found, extra if weight_names.encoder_of(wanted) else ())
+    if problems:
+        raise UserError('%s does not fit the network: %s.' % (
+            prefix, '; '.join(problems + fitting.hints(wanted, found))))
+    try:
+        tf.train.Saver(variables).restore(sess, prefix)
+    except (tf.errors.OpError, ValueError) as error:
+        raise weight_files.damaged(prefix, error)
+
+
+def load_values(sess, variables, values):
+    """Sets the variables named in {name: array} in one run; adds nothing to the graph, like Variable.load."""
+    chosen = [variable for variable in variables if variable.op.name in values]
+    sess.run([variable.initializer for variable in chosen],
+             {variable.initializer.inputs[1]: values[variable.op.name] for variable in chosen})

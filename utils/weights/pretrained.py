@@ -1,0 +1,104 @@
+"""Starts a network from pre-trained weights: which file, what of it fits, what keeps its initial values."""
+
+import numpy as np
+
+from utils.net import blocks
+from utils.system.errors import UserError
+from utils.weights import checkpoints, fitting, keras_weights, weight_files, weight_names
+
+
+def open_pretrained(pretrain_file, encoder_name):
+    """The WeightsFile that --pretrain_file names: a file, a directory for its newest checkpoint, or 'imagenet'.
+
+    Raises:
+      UserError: missing, damaged or not the weights of this encoder.
+    """
+    if encoder_name not in blocks.BLOCKS:
+        raise ValueError('unknown encoder_name %r; valid: %s' % (
+            encoder_name, ', '.join(sorted(blocks.BLOCKS))))
+    if pretrain_file == 'imagenet':
+        path = keras_weights.fetch_imagenet(encoder_name)
+    else:
+        path = checkpoints.newest_in(pretrain_file)
+    weights = weight_files.open_weights(path, encoder_name)
+    choose_pretrained(weight_names.encoder_shapes(encoder_name), weights, encoder_name)
+    return weights
+
+
+def split(shapes, encoder_name):
+    """{name: shape} of a network's variables as those of its encoder, its fix_w and its decoder."""
+    encoder, fix_w, decoder = {}, {}, {}
+    for name, shape in shapes.items():
+        if name.endswith('/fix_w'):
+            fix_w[name] = shape
+        elif weight_names.in_encoder(name, encoder_name) and weight_names.is_model(name):
+            encoder[name] = shape
+        elif weight_names.is_model(name):
+            decoder[name] = shape
+    return encoder, fix_w, decoder
+
+
+def count(encoder, fix_w, decoder, chosen):
+    """'520 encoder and 8 decoder variables', of those that are chosen."""
+    counts = [(len([name for name in part if chosen(name)]), kind)
+              for part, kind in ((encoder, 'encoder'), (fix_w, 'fix_w'), (decoder, 'decoder'))]
+    return ' and '.join('%d %s' % pair for pair in counts if pair[0]) + ' variables'
+
+
+def choose_pretrained(wanted, weights, encoder_name, restore_decoder=False):
+    """Decides what to take from a weights file for a network about to be trained.
+
+    Args:
+      wanted: {name: shape} of the network's variables; others than weights, batch norm and fix_w do not matter.
+      weights: a WeightsFile.
+
+    Returns:
+      (names to restore, a phrase for the log).
+
+    Raises:
+      UserError: the file lacks a part of the encoder, or has it in another shape or with further units.
+    """
+    found = weights.shapes
+    encoder, fix_w, decoder = split(wanted, encoder_name)
+    extra = [name for name in found if weight_names.is_unit(name) and name not in wanted]
+    problems = fitting.mismatches(encoder, found, extra)
+    if problems:
+        raise UserError('%s (%s) does not fit --encoder_name=%s: %s.' % (
+            weights.path, weights.kind, encoder_name, '; '.join(problems + fitting.hints(wanted, found))))
+    taken = set(encoder)
+    for part in (fix_w, decoder if restore_decoder else {}):
+        taken.update(name for name, shape in part.items() if found.get(name) == shape)
+    phrase = 'restored %s from %s (%s)' % (
+        count(encoder, fix_w, decoder, taken.__contains__), weights.path, weights.kind)
+    if len(taken) < len(encoder) + len(fix_w) + len(decoder):
+        kept = count(encoder, fix_w, decoder, lambda name: name not in taken)
+        phrase += '; %s keep their initial values' % kept
+    classes = weight_names.num_classes_of(found)
+    if restore_decoder and not taken.intersection(decoder):
+        phrase += '; the file has %s' % ('a decoder of %d classes' % classes if classes else 'no decoder')
+    if any(name.endswith('/fix_w') and name not in taken for name in found):
+        phrase += '; its fix_w, of --dilated_type=%s, are left out' % weight_names.dilated_type_of(found)
+    return taken, phrase
+
+
+def restore_pretrained(sess, variables, weights, encoder_name, restore_decoder=False):
+    """Starts a network from pre-trained weights: the encoder and, if asked for, the decoder where shapes fit.
+
+    Args:
+      variables: the network's variables (weights, biases, batch norm, fix_w).
+      weights: the WeightsFile that open_pretrained returns.
+
+    Returns:
+      A phrase for the log: what was restored from what, and what keeps its initial values.
+
+    Raises:
+      UserError: damaged, or not the weights of this encoder; nothing has been restored then.
+    """
+    taken, sentence = choose_pretrained(fitting.variable_shapes(variables), weights, encoder_name, restore_decoder)
+    values = {name: weights.read(name) for name in taken}
+    broken = [name for name in values if not np.isfinite(values[name]).all()]
+    if broken:
+        raise UserError('%s holds values that are not finite (%s): it is of no use.' % (
+            weights.path, fitting.some(broken)))
+    checkpoints.load_values(sess, variables, values)
+    return sentence
