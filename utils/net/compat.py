@@ -1,8 +1,12 @@
 """Where the original, the paper's Caffe graph and TF-slim compute differently, as one table of settings."""
 
 import collections
+import math
 
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted
+
+# What the network's input is: channel_order 'bgr' or 'rgb', and img_mean, three floats in that order, subtracted.
+Input = collections.namedtuple('Input', 'channel_order img_mean')
 
 Numerics = collections.namedtuple('Numerics', [
     'epsilon',         # batch norm's epsilon
@@ -13,23 +17,21 @@ Numerics = collections.namedtuple('Numerics', [
     'gaussian_aspp',   # ASPP starts from N(0, 0.01) and zero biases (True) or Glorot's uniform for both (False)
     'scales',          # the random scales to choose from, None for uniform in [0.5, 1.5]
     'test_multiple',   # test images are padded to a multiple of this plus 1, None for as they are
-    'channel_order',   # of the network's input
-    'img_mean',        # subtracted from the input, in channel_order
+    'input',           # an Input
 ])
 
 COMPAT = {
     'original': Numerics(
         epsilon=1e-3, conv1_pad=None, pool1_pad=None, align_corners=False, gaussian_aspp=False,
-        scales=None, test_multiple=None, channel_order='bgr', img_mean=(104.00698793, 116.66876762, 122.67891434)),
+        scales=None, test_multiple=None, input=Input('bgr', (104.00698793, 116.66876762, 122.67891434))),
     # pool1 pads 1 and rounds its size up: one more row of zeros below does that for even sizes and, as the
     # window is then VALID, nothing for odd ones. The map is not negative there, so zeros never win.
     'caffe': Numerics(
         epsilon=1e-5, conv1_pad=(3, 3), pool1_pad=(1, 2), align_corners=True, gaussian_aspp=True,
-        scales=(0.5, 0.75, 1.0, 1.25, 1.5), test_multiple=8, channel_order='bgr',
-        img_mean=(104.008, 116.669, 122.675)),
+        scales=(0.5, 0.75, 1.0, 1.25, 1.5), test_multiple=8, input=Input('bgr', (104.008, 116.669, 122.675))),
     'slim': Numerics(
         epsilon=1e-5, conv1_pad=(3, 3), pool1_pad=None, align_corners=False, gaussian_aspp=False,
-        scales=None, test_multiple=None, channel_order='rgb', img_mean=(123.68, 116.78, 103.94)),
+        scales=None, test_multiple=None, input=Input('rgb', (123.68, 116.78, 103.94))),
 }
 
 
@@ -40,25 +42,25 @@ def numerics(compat):
     return COMPAT[compat]
 
 
-def with_input(settings, channel_order=None, img_mean=None):
-    """Numerics for another channel order or mean than the mode's own.
+def chosen_input(default, channel_order=None, img_mean=None):
+    """The Input that flags choose.
 
     Args:
-      settings: a Numerics.
-      channel_order: 'bgr' or 'rgb'; the mode's mean follows it. None keeps the mode's.
-      img_mean: three numbers in the channel order, or None for the mode's.
+      default: the Input of a mode or of a weights file.
+      channel_order: 'bgr' or 'rgb'; the default's mean follows it. None keeps the default's.
+      img_mean: three numbers in the channel order, or None for the default's.
 
     Raises:
-      UserError: img_mean is not three numbers.
+      UserError: img_mean is not three finite numbers.
     """
-    if channel_order and channel_order != settings.channel_order:
-        settings = settings._replace(channel_order=channel_order, img_mean=settings.img_mean[::-1])
+    if channel_order and channel_order != default.channel_order:
+        default = Input(channel_order, default.img_mean[::-1])
     if img_mean:
         try:
             mean = tuple(float(value) for value in img_mean)
         except ValueError:
             mean = ()
-        if len(mean) != 3:
-            raise UserError('--img_mean=%s: give three numbers, such as 104,117,123.' % ','.join(img_mean))
-        settings = settings._replace(img_mean=mean)
-    return settings
+        if len(mean) != 3 or not all(map(math.isfinite, mean)):
+            raise UserError('--img_mean=%s: give three numbers, such as 104,117,123.' % quoted(','.join(img_mean)))
+        default = default._replace(img_mean=mean)
+    return default
