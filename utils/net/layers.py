@@ -11,6 +11,12 @@ def variable(name, shape, initializer=None, trainable=True):
                            trainable=trainable, use_resource=True)
 
 
+# How batch norm acts. frozen: by the moving averages, folded into the convolution wherever it is used. trained: by the
+# statistics of the batch, gamma and beta being trainable. folded: as frozen, but fold_ops() folds it into the
+# variables once, after they got their values and before any use; such a network is not to be saved.
+BATCH_NORM = ('frozen', 'trained', 'folded')
+
+
 class ConvBN(object):
     """A convolution without bias and its batch norm, for as many inputs as share them.
 
@@ -19,30 +25,28 @@ class ConvBN(object):
     uses the statistics of the batch and keeps them for the moving averages.
     """
 
-    def __init__(self, conv_name, bn_name, shape, convolve, epsilon, trainable_bn, batch_statistics, zero_gamma,
-                 fold_in_place=False):
+    def __init__(self, scopes, shape, convolve, batch_norm, epsilon, zero_gamma=False):
         """Builds weights `shape` [k, k, C, D] and gamma, beta, moving_mean and moving_variance [D].
 
         Args:
+          scopes: of the weights and of the batch norm.
           convolve: a function of inputs [N, h, w, C] and kernel [k, k, C, D].
-          trainable_bn: whether gamma and beta are trainable.
-          batch_statistics: normalise by the batch instead of the moving averages.
+          batch_norm: one of BATCH_NORM.
           zero_gamma: gamma starts at 0 instead of 1.
-          fold_in_place: see fold_ops; not with batch_statistics.
         """
-        depth = shape[3:]
+        depth, trained = shape[3:], batch_norm == 'trained'
         zeros, ones = tf.initializers.zeros(), tf.initializers.ones()
-        self.weights = variable(conv_name + '/weights', shape)
-        self.gamma = variable(bn_name + '/gamma', depth, zeros if zero_gamma else ones, trainable_bn)
-        self.beta = variable(bn_name + '/beta', depth, zeros, trainable_bn)
-        self.moving_mean = variable(bn_name + '/moving_mean', depth, zeros, trainable=False)
-        self.moving_variance = variable(bn_name + '/moving_variance', depth, ones, trainable=False)
+        self.weights = variable(scopes[0] + '/weights', shape)
+        self.gamma = variable(scopes[1] + '/gamma', depth, zeros if zero_gamma else ones, trained)
+        self.beta = variable(scopes[1] + '/beta', depth, zeros, trained)
+        self.moving_mean = variable(scopes[1] + '/moving_mean', depth, zeros, trainable=False)
+        self.moving_variance = variable(scopes[1] + '/moving_variance', depth, ones, trainable=False)
         self.variables = [self.weights, self.gamma, self.beta, self.moving_mean, self.moving_variance]
-        self._convolve, self._epsilon, self._batch_statistics = convolve, epsilon, batch_statistics
+        self._convolve, self._epsilon, self._batch_norm = convolve, epsilon, batch_norm
         self._seen = []  # (mean, variance) of every batch that went through
-        if fold_in_place:
+        if batch_norm == 'folded':
             self._kernel, self._bias = self.weights, self.beta
-        elif not batch_statistics:
+        elif batch_norm == 'frozen':
             self._kernel, self._bias = self._fold()
 
     def _fold(self):
@@ -51,17 +55,16 @@ class ConvBN(object):
         return self.weights * scale, self.beta - self.moving_mean * scale
 
     def fold_ops(self):
-        """Ops that put the folded kernel and bias into the variables weights and beta.
+        """Ops that put the folded kernel and bias into the variables weights and beta, for 'folded'.
 
-        With fold_in_place they must run once after the variables were restored; every later step is spared the
-        folding and the memory of its result.
+        Every later step is spared the folding and the memory of its result.
         """
         kernel, bias = self._fold()
         return [tf.assign(self.weights, kernel), tf.assign(self.beta, bias)]
 
     def __call__(self, inputs):
         """[N, h, w, C] -> [N, h', w', D]."""
-        if not self._batch_statistics:
+        if self._batch_norm != 'trained':
             return tf.nn.bias_add(self._convolve(inputs, self._kernel), self._bias)
         outputs, mean, variance = tf.nn.fused_batch_norm(
             self._convolve(inputs, self.weights), self.gamma, self.beta, epsilon=self._epsilon)[:3]
@@ -80,6 +83,12 @@ def conv2d(inputs, kernel, stride=1, pad=None):
     if pad is None:
         return tf.nn.conv2d(inputs, kernel, strides=[1, stride, stride, 1], padding='SAME')
     return tf.nn.conv2d(pad_map(inputs, pad), kernel, strides=[1, stride, stride, 1], padding='VALID')
+
+
+def share_filter(inputs, shared):
+    """SAME convolution of every channel by one filter of odd size: [N, h, w, C], [s, s] -> [N, h, w, C]."""
+    filters = tf.tile(shared[:, :, tf.newaxis, tf.newaxis], [1, 1, inputs.shape[3], 1])
+    return tf.nn.depthwise_conv2d(inputs, filters, [1, 1, 1, 1], 'SAME')
 
 
 def max_pool(inputs, size=3, stride=2, pad=None):
@@ -103,6 +112,11 @@ def pad_to_multiple(images, multiple):
     padded = tf.pad(images, tf.stack([[0, 0], [0, pad[0]], [0, pad[1]], [0, 0]]))
     padded.set_shape([images.shape[0], None, None, images.shape[3]])
     return padded
+
+
+def crop_to(maps, size):
+    """The upper left [N, size[0], size[1], C] of [N, H, W, C]."""
+    return maps[:, :size[0], :size[1]]
 
 
 def resize(inputs, size, align_corners):

@@ -2,7 +2,24 @@
 
 import tensorflow.compat.v1 as tf
 
-from utils import label_utils
+
+def prepare_label(label, new_size, align_corners=False):
+    """Resizes labels to the size of the logits by nearest neighbour.
+
+    The source index is floor(i * in / out), TensorFlow's legacy rule and the original's; with align_corners it
+    is round(i * (in - 1) / (out - 1)), which for 8k+1 pixels and k+1 logits is Caffe's label[::8].
+
+    Args:
+      label: integer tensor [N, H, W, 1].
+      new_size: (h, w), numbers or an int32 tensor [2].
+      align_corners: which rule.
+
+    Returns:
+      int32 tensor [N, h, w].
+    """
+    label = tf.cast(label, tf.int32)
+    label = tf.image.resize_nearest_neighbor(label, new_size, align_corners)  # [N, h, w, 1]
+    return tf.squeeze(label, axis=[3])  # [N, h, w]
 
 
 def cross_entropy(logits, label, num_classes, ignore_label, align_corners=False):
@@ -11,12 +28,12 @@ def cross_entropy(logits, label, num_classes, ignore_label, align_corners=False)
     Args:
       logits: [N, h, w, num_classes].
       label: integer [N, H, W, 1]. ignore_label and values outside 0..num_classes-1 do not count.
-      align_corners: how the label shrinks to the logits' size, see label_utils.prepare_label.
+      align_corners: how the label shrinks to the logits' size, see prepare_label.
 
     Returns:
       A scalar.
     """
-    small = label_utils.prepare_label(label, tf.shape(logits)[1:3], align_corners)  # [N, h, w]
+    small = prepare_label(label, tf.shape(logits)[1:3], align_corners)  # [N, h, w]
     valid = (small >= 0) & (small < num_classes) & tf.not_equal(small, ignore_label)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels=tf.where(valid, small, tf.zeros_like(small)), logits=logits)  # [N, h, w]

@@ -4,7 +4,15 @@ import collections
 
 import tensorflow.compat.v1 as tf
 
-# one update is every run of `accumulate`, grad_update_every times, and then one of `apply`
+# momentum: of the velocity v = momentum * v + gradient; variable -= rate * v.
+# grad_update_every: how many gradients are averaged for one update.
+# weight_decay: the gradient of a variable that decays is raised by weight_decay * variable.
+# loss_scale: gradients are those of the loss times this, divided by it, so that float16 holds small ones.
+Settings = collections.namedtuple('Settings', 'momentum grad_update_every weight_decay loss_scale')
+Settings.__new__.__defaults__ = (1, 0.0, 1.0)
+
+# One update is `accumulate`, run grad_update_every times, and then `apply`; with grad_update_every 1 `accumulate` is
+# None. slots: the variables of the momentum. The sums of gradients are local variables, to be initialised.
 Update = collections.namedtuple('Update', 'accumulate apply slots')
 
 DECODER_WEIGHTS_RATE = 10.0
@@ -25,47 +33,53 @@ def rate_groups(net):
     return [(encoder, 1.0), (list(weights), DECODER_WEIGHTS_RATE), (list(biases), DECODER_BIASES_RATE)]
 
 
-def build_update(loss, groups, learning_rate, momentum, grad_update_every=1, update_ops=(), loss_scale=1.0,
-                 weight_decay=0.0, decayed=()):
+def build_update(loss, groups, learning_rate, settings, update_ops=(), decayed=()):
     """Ops that lower the loss and, with weight_decay, half the sum of squares of some variables.
 
     Args:
       loss: scalar tensor, without the weight decay.
       groups: a list of (variables, multiplier of the rate).
       learning_rate: scalar tensor.
-      momentum: of the velocity v = momentum * v + gradient; variable -= rate * v.
-      grad_update_every: how many gradients are averaged per update.
+      settings: a Settings.
       update_ops: ops to run with every gradient (batch norm's averages).
-      loss_scale: the gradients are those of the loss times this, divided by it, so that float16 holds small ones.
-      weight_decay: the gradients of the variables `decayed` are raised by weight_decay * variable.
+      decayed: the variables that decay.
 
     Returns:
-      An Update. With grad_update_every 1 the gradient goes straight into `apply` and `accumulate` is None.
+      An Update.
     """
     variables = [v for members, _ in groups for v in members]
-    if loss_scale == 1.0:
-        gradients = tf.gradients(loss, variables)
-    else:
-        gradients = [gradient / loss_scale for gradient in tf.gradients(loss * loss_scale, variables)]
-    accumulate, after = None, []
-    if grad_update_every > 1:
-        sums = [tf.get_variable(v.op.name + '/gradient_sum', v.shape, initializer=tf.initializers.zeros(),
-                                trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES], use_resource=True)
-                for v in variables]
-        adds = [tf.assign_add(s, g / grad_update_every) for s, g in zip(sums, gradients)]
+    gradients = scaled_gradients(loss, variables, settings.loss_scale)
+    accumulate, zero = None, []
+    if settings.grad_update_every > 1:
+        sums = gradient_sums(variables)
+        adds = [tf.assign_add(s, g / settings.grad_update_every) for s, g in zip(sums, gradients)]
         accumulate = tf.group(*(adds + list(update_ops)))
-        gradients, update_ops, after = [s.read_value() for s in sums], (), sums
+        gradients, update_ops, zero = [s.read_value() for s in sums], (), sums
     by_variable = dict(zip([v.op.name for v in variables], gradients))
     for v in decayed:
-        by_variable[v.op.name] = decay(v, by_variable[v.op.name], weight_decay)
+        by_variable[v.op.name] = decay(v, by_variable[v.op.name], settings.weight_decay)
     apply_ops, slots = [], []
     for members, multiplier in groups:
-        optimizer = tf.train.MomentumOptimizer(learning_rate * multiplier, momentum)
+        optimizer = tf.train.MomentumOptimizer(learning_rate * multiplier, settings.momentum)
         apply_ops.append(optimizer.apply_gradients([(by_variable[v.op.name], v) for v in members]))
         slots += [optimizer.get_slot(v, 'momentum') for v in members]
     with tf.control_dependencies(apply_ops):
-        zeroed = [tf.assign(s, tf.zeros_like(s)) for s in after]
+        zeroed = [tf.assign(s, tf.zeros_like(s)) for s in zero]
     return Update(accumulate, tf.group(*(apply_ops + list(update_ops) + zeroed)), slots)
+
+
+def scaled_gradients(loss, variables, loss_scale):
+    """The gradients of the loss, computed at loss_scale times their size."""
+    if loss_scale == 1.0:
+        return tf.gradients(loss, variables)
+    return [gradient / loss_scale for gradient in tf.gradients(loss * loss_scale, variables)]
+
+
+def gradient_sums(variables):
+    """A variable for the sum of each one's gradients, zero once its initializer has run."""
+    return [tf.get_variable(v.op.name + '/gradient_sum', v.shape, initializer=tf.initializers.zeros(),
+                            trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES], use_resource=True)
+            for v in variables]
 
 
 def decay(variable, gradient, weight_decay):
