@@ -16,15 +16,13 @@ from absl import flags
 from PIL import Image, ImageDraw
 
 from utils.data import data_check, image_files
-from utils.system import command_line, output_files
 from utils.data.cityscapes_labels import frame_key
 from utils.data.data_lists import warn, write_list
+from utils.data.palette import IGNORE_LABEL, MAX_CLASSES, load_classes
+from utils.system import command_line, output_files
 from utils.system.errors import UserError
-from utils.data.palette import MAX_CLASSES
 
 FLAGS = flags.FLAGS
-
-IGNORE = 255
 
 # list: (split, folder of the labels, images of the complete data set)
 LISTS = {
@@ -112,7 +110,7 @@ def make_labels(root, labels):
     results = data_check.map_with_progress(make, missing, os.cpu_count() or 1, 'labels', 'file')
     problems = [problem for problem in results if problem]
     if problems:
-        raise UserError('%d labels could not be made, so no list was written; run again when they are mended: %s' % (
+        raise UserError('%d labels could not be made, so no list was written; run again when they are fixed: %s' % (
             len(problems), ' '.join(problems[:3])))
     print('%d *_labelTrainIds.png written, %d were there' % (len(missing), len(labels) - len(missing)))
 
@@ -124,7 +122,7 @@ def load_label_table():
     except ImportError:
         raise UserError('*_labelTrainIds.png are missing and making them takes the label table of a package: '
                         'pip install cityscapesscripts, and run again.')
-    return {label.name: (label.id, label.trainId if 0 <= label.trainId < IGNORE else IGNORE) for label in labels}
+    return {label.name: (label.id, label.trainId if 0 <= label.trainId < IGNORE_LABEL else IGNORE_LABEL) for label in labels}
 
 
 def from_label_ids(path, table):
@@ -132,7 +130,7 @@ def from_label_ids(path, table):
     train_id_of = np.full(MAX_CLASSES, -1, np.int16)
     for label_id, train_id in table.values():
         train_id_of[label_id] = train_id  # license plate, -1, is 255 in the files
-    label = image_files.load_label(path)
+    label = image_files.load_label(path, load_classes(MAX_CLASSES))
     if label.dtype != np.uint8 or train_id_of[label].min() < 0:
         raise UserError('%s: not all of its values are label ids of Cityscapes; get the file anew.' % path)
     return train_id_of[label].astype(np.uint8)
@@ -143,7 +141,7 @@ def draw(path, table):
     try:
         with open(path, encoding='utf-8') as file:
             annotation = json.load(file)
-        label = Image.new('L', (annotation['imgWidth'], annotation['imgHeight']), IGNORE)
+        label = Image.new('L', (annotation['imgWidth'], annotation['imgHeight']), IGNORE_LABEL)
         canvas = ImageDraw.Draw(label)
         for item in annotation['objects']:
             name = item['label']

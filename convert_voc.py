@@ -15,7 +15,7 @@ from PIL import Image
 
 from utils.data import data_check, image_files
 from utils.data.data_lists import warn, write_list
-from utils.data.palette import VOC_NAMES, load_palette
+from utils.data.palette import IGNORE_LABEL, VOC_NAMES, load_classes
 from utils.system import command_line, output_files
 from utils.system.errors import UserError
 
@@ -89,14 +89,14 @@ def read_sbd_ids(sbd_dir):
 
 def convert_labels(sources, label_dir):
     """Writes the index PNG of each label that label_dir does not hold yet."""
-    palette = load_palette('voc', len(VOC_NAMES))
+    classes = load_classes(len(VOC_NAMES), IGNORE_LABEL, 'voc')
 
     def convert(key):
         target = os.path.join(label_dir, key + '.png')
         if is_index_png(target):
             return False, None
         try:
-            label = read_label(sources[key], palette)
+            label = read_label(sources[key], classes)
         except UserError as error:
             return False, str(error)
         output_files.save_image(label, target)
@@ -105,7 +105,7 @@ def convert_labels(sources, label_dir):
     results = list(data_check.map_with_progress(convert, sorted(sources), os.cpu_count() or 1, 'labels', 'file'))
     problems = [problem for _, problem in results if problem]
     if problems:
-        raise UserError('%d labels could not be converted, so no list was written; run again when they are mended: '
+        raise UserError('%d labels could not be converted, so no list was written; run again when they are fixed: '
                         '%s' % (len(problems), ' '.join(problems[:3])))
     made = sum(done for done, _ in results)
     print('%s: %d labels written, %d were there' % (label_dir, made, len(results) - made))
@@ -121,10 +121,10 @@ def is_index_png(path):
         return False
 
 
-def read_label(path, palette):
+def read_label(path, classes):
     """uint8 [h, w], class indices and 255 for void, from VOC's PNG or SBD's .mat."""
-    label = read_mat(path) if path.endswith('.mat') else image_files.load_label(path, palette)
-    strange = data_check.count_labels(label, len(VOC_NAMES), image_files.VOID)[2]
+    label = read_mat(path) if path.endswith('.mat') else image_files.load_label(path, classes)
+    strange = data_check.count_labels(label, classes)[2]
     if strange:
         raise UserError("%s: holds %s, which is no class of VOC's; get the file anew." % (path, strange[:5]))
     return label.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Reads every file of a list and tells what would make training fail or go wrong."""
+"""Reads every file of a list and reports what would make training fail or go wrong."""
 
 import collections
 from multiprocessing.pool import ThreadPool
@@ -6,44 +6,46 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.image_files import load_image, load_label
-from utils.system.errors import UserError
+from utils.data.image_files import load_image, read_label, show_colours
+from utils.system.errors import UserError, quoted
 
 # num_images: images read; num_labels: labels read; sizes: Counter of (height, width);
 # histogram: int64 [num_classes], pixels of each class; ignored: pixels of ignore_label;
-# problems: sentences, in the order of the list.
-CheckResult = collections.namedtuple('CheckResult', 'num_images num_labels sizes histogram ignored problems')
+# problems, warnings: sentences on what would stop a run, and on what may be meant otherwise, in the order of the list.
+CheckResult = collections.namedtuple('CheckResult', 'num_images num_labels sizes histogram ignored problems warnings')
 
 
-def check_pairs(images, labels, num_classes, ignore_label, palette, num_threads=4, desc='check'):
+def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None):
     """Decodes all images and labels.
 
     Args:
       images, labels: lists of paths; a label is '' where an image has none.
-      num_classes: label values 0..num_classes-1 are classes.
-      ignore_label: the one label value that is ignored; it may be one of the classes' values.
-      palette: a Palette for colour-coded labels, or None.
+      classes: a Classes.
       num_threads: files read at a time.
       desc: what the progress bar on stderr says.
+      lines: the number of each pair's line in its list, which the sentences then name; or None.
 
     Returns:
       CheckResult.
     """
     def check(pair):
-        return _check_pair(pair[0], pair[1], num_classes, ignore_label, palette)
+        return _check_pair(pair[0], pair[1], classes)
 
-    sizes, problems = collections.Counter(), []
-    histogram = np.zeros(num_classes, np.int64)
+    sizes, problems, warnings = collections.Counter(), [], []
+    histogram = np.zeros(classes.num_classes, np.int64)
     ignored, num_labels = 0, 0
     pairs = list(zip(images, labels))
-    for size, counts, void, sentences in map_with_progress(check, pairs, num_threads, desc, 'image'):
+    results = map_with_progress(check, pairs, num_threads, desc, 'image')
+    for i, (size, counts, void, faults, remarks) in enumerate(results):
+        where = 'line %d: ' % lines[i] if lines else ''
         sizes.update([size] if size else [])
-        problems += sentences
+        problems += [where + sentence for sentence in faults]
+        warnings += [where + sentence for sentence in remarks]
         if counts is not None:
             num_labels += 1
             histogram += counts
             ignored += void
-    return CheckResult(sum(sizes.values()), num_labels, sizes, histogram, ignored, problems)
+    return CheckResult(sum(sizes.values()), num_labels, sizes, histogram, ignored, problems, warnings)
 
 
 def map_with_progress(function, items, num_threads, desc, unit):
@@ -56,28 +58,45 @@ def map_with_progress(function, items, num_threads, desc, unit):
         pool.join()
 
 
-def raise_on_problems(result, shown=3):
-    """Raises UserError with the number of problems and the first few, if the CheckResult has any."""
+def raise_on_problems(result, name='the data', shown=3):
+    """Raises UserError with the number of problems and the first few, if the CheckResult has any.
+
+    Args:
+      result: a CheckResult.
+      name: what the sentence calls its data.
+      shown: how many problems the sentence names.
+    """
     count = len(result.problems)
     if count:
-        raise UserError('the data has %d problem%s: %s%s' % (
-            count, 's' if count > 1 else '', ' '.join(result.problems[:shown]),
+        raise UserError('%s has %d problem%s: %s%s' % (
+            name, count, 's' if count > 1 else '', ' '.join(result.problems[:shown]),
             ' ... --option=check lists them all.' if count > shown else ''))
 
 
-def print_report(result, palette=None, shown=50):
-    """Prints a CheckResult as a table on stdout: counts, sizes, pixels of each class, problems."""
+def print_report(result, names=None):
+    """Prints a CheckResult as a table on stdout: counts, sizes, pixels of each class, problems and warnings.
+
+    Args:
+      result: a CheckResult.
+      names: the classes' names, or None.
+    """
     print('images %d, labels %d' % (result.num_images, result.num_labels))
     common = ['%dx%d (%d)' % (width, height, count) for (height, width), count in result.sizes.most_common(5)]
     print('sizes, width x height (images): %s%s' % (
         ', '.join(common) or '-', ', ... %d in all' % len(result.sizes) if len(result.sizes) > 5 else ''))
     if result.num_labels:
-        _print_histogram(result, palette.names if palette else None)
-    print('problems %d' % len(result.problems))
-    for problem in result.problems[:shown]:
-        print('  ' + problem)
-    if len(result.problems) > shown:
-        print('  ... and %d more' % (len(result.problems) - shown))
+        _print_histogram(result, names)
+    print_sentences('problems', result.problems)
+    print_sentences('warnings', result.warnings)
+
+
+def print_sentences(title, sentences, shown=50):
+    """Prints how many sentences there are, and the first of them, each on its line."""
+    print('%s %d' % (title, len(sentences)))
+    for sentence in sentences[:shown]:
+        print('  ' + sentence)
+    if len(sentences) > shown:
+        print('  ... and %d more' % (len(sentences) - shown))
 
 
 def _print_histogram(result, names):
@@ -91,55 +110,59 @@ def _print_histogram(result, names):
         print('%5s  %s  %15d  %6.2f%%' % (index, name.ljust(width), count, 100.0 * count / total))
 
 
-def _check_pair(image_path, label_path, num_classes, ignore_label, palette):
-    """((height, width) or None, int64 [num_classes] or None, ignored pixels, sentences) of one pair."""
+def _check_pair(image_path, label_path, classes):
+    """((height, width) or None, int64 [num_classes] or None, ignored pixels, problems, warnings) of one pair."""
     size, counts, ignored, problems = None, None, 0, []
     try:
         size = load_image(image_path).shape[:2]
     except UserError as error:
         problems.append(str(error))
     if not label_path:
-        return size, counts, ignored, problems
+        return size, counts, ignored, problems, []
     try:
-        label = load_label(label_path, palette)
+        label, unknown = read_label(label_path, classes)
     except UserError as error:
-        return size, counts, ignored, problems + [str(error)]
-    counts, ignored, sentences = inspect_label(image_path, size or label.shape, label_path, label, num_classes,
-                                               ignore_label)
-    problems += sentences
-    return size, counts, ignored, problems
+        return size, counts, ignored, problems + [str(error)], []
+    counts, ignored, sentences = inspect_label(image_path, size or label.shape, label_path, label, classes)
+    warnings = ['%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s).' % (
+        quoted(label_path), sum(pixels for pixels, _ in unknown), show_colours(unknown))] if unknown else []
+    return size, counts, ignored, problems + sentences, warnings
 
 
-def inspect_label(image_path, size, label_path, label, num_classes, ignore_label):
+def inspect_label(image_path, size, label_path, label, classes):
     """(int64 [num_classes] pixels of each class, pixels of ignore_label, sentences on what is wrong) of a label.
 
     Args:
+      image_path, label_path: for the sentences.
       size: (height, width) of the image.
       label: integer array [h, w].
+      classes: a Classes.
     """
     problems = []
     if label.shape != tuple(size):
         problems.append('%s is %dx%d and its label %s %dx%d (width x height): they must be the same size.' % (
-            image_path, size[1], size[0], label_path, label.shape[1], label.shape[0]))
-    counts, ignored, strange = count_labels(label, num_classes, ignore_label)
+            quoted(image_path), size[1], size[0], quoted(label_path), label.shape[1], label.shape[0]))
+    counts, ignored, strange = count_labels(label, classes)
     if strange:
         problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d: set these '
-                        'flags to the data or mend the label.' % (
-                            label_path, 's' if len(strange) > 1 else '', ' '.join(str(v) for v in strange[:5]),
-                            ' ...' if len(strange) > 5 else '', num_classes - 1, num_classes, ignore_label))
+                        'flags to the data or fix the label.' % (
+                            quoted(label_path), 's' if len(strange) > 1 else '', ' '.join(str(v) for v in strange[:5]),
+                            ' ...' if len(strange) > 5 else '', classes.num_classes - 1, classes.num_classes,
+                            classes.ignore_label))
     return counts, ignored, problems
 
 
-def count_labels(label, num_classes, ignore_label):
+def count_labels(label, classes):
     """Counts the pixels of each class.
 
     Args:
       label: integer array [h, w].
-      num_classes, ignore_label: as check_pairs.
+      classes: a Classes.
 
     Returns:
       (int64 [num_classes] pixels of each class, pixels of ignore_label, sorted list of all other values).
     """
+    num_classes, ignore_label = classes.num_classes, classes.ignore_label
     if label.dtype == np.uint8:
         pixels = np.bincount(label.ravel(), minlength=256)
         values = np.flatnonzero(pixels)

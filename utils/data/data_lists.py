@@ -5,13 +5,19 @@ import os
 import re
 import sys
 
+from utils.data.regular_files import find_regular, read_file
 from utils.system import output_files
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted
+
+# name: of the list, for messages; images, labels: paths, '' for an image without a label; lines: their numbers in the
+# list, from 1.
+Source = collections.namedtuple('Source', 'name images labels lines')
 
 # An apostrophe inside a word belongs to the path, which the shell's rules (shlex) would not allow.
 _FIELD = re.compile(r' *("[^"]*"|\'[^\']*\'|[^ "\'][^ ]*)(?= |$)')
+_UNUSUAL = re.compile('["\'#\t\0]')
 
-_REMEDY = 'check the list and --data_dir'
+MAX_LINE = 1 << 16
 
 
 def read_labeled_image_list(data_dir, data_list):
@@ -20,57 +26,70 @@ def read_labeled_image_list(data_dir, data_list):
     A line holds an image and its label, separated by spaces or a tab, or an image alone; paths with spaces
     are quoted or tab-separated; blank lines and # comments are skipped. A path is relative to data_dir, with
     or without a leading '/'; one that is absent there and present as an absolute path is taken as such.
-    Duplicate images are told on stderr.
+    Images listed twice are reported on stderr.
 
     Args:
       data_dir: the folder that holds the data; may be ''.
       data_list: the list's path.
 
     Returns:
-      (images, labels): two lists of equal length of paths; a label is '' where the line has none.
+      a Source.
 
     Raises:
-      UserError: the list is missing, empty or not UTF-8 text, or a line is malformed.
+      UserError: the list is missing, empty, no regular file or not UTF-8 text, or a line is malformed.
     """
-    images, labels, numbers = [], [], []
+    prefix = os.path.join(data_dir, '')
+    images, labels, numbers, slashed = [], [], [], {}
     for number, line in enumerate(_read_lines(data_list), 1):
-        where = 'list %s, line %d' % (data_list, number)
         try:
-            fields = _split_line(line.decode('utf-8').strip(' \t'))
-        except UnicodeDecodeError:
-            raise UserError('%s: not UTF-8 text; save the list as UTF-8.' % where)
+            fields = _split_line(line)
         except ValueError as error:
-            raise UserError('%s: %s.' % (where, error))
+            raise UserError('list %s, line %d: %s.' % (quoted(data_list), number, error))
         if not fields:
             continue
-        images.append(_full_path(data_dir, fields[0]))
-        labels.append(_full_path(data_dir, fields[1]) if len(fields) == 2 else '')
+        paths = [prefix + field.lstrip('/') for field in fields]
+        slashed.update((path, field) for path, field in zip(paths, fields) if field[:1] == '/')
+        images.append(paths[0])
+        labels.append(paths[1] if len(paths) == 2 else '')
         numbers.append(number)
     if not images:
-        raise UserError('list %s names no image: write one image and its label a line.' % data_list)
-    _tell_duplicates(data_list, images, numbers)
-    return images, labels
+        raise UserError('list %s names no image: write one image and its label a line.' % quoted(data_list))
+    outside = _outside(slashed)
+    if outside:
+        images, labels = ([outside.get(path, path) for path in paths] for paths in (images, labels))
+    _report_duplicates(data_list, images, numbers)
+    return Source(data_list, images, labels, numbers)
 
 
-def check_files_exist(images, labels, need_labels):
-    """Checks that every file of a list exists.
+def first_lines(source, count):
+    """The first lines of a Source."""
+    return Source(source.name, source.images[:count], source.labels[:count], source.lines[:count])
+
+
+def check_files_exist(source, need_labels):
+    """Checks that every file of a list is there and a regular one.
 
     Args:
-      images, labels: what read_labeled_image_list returns.
+      source: a Source.
       need_labels: whether an image without a label is an error.
 
     Raises:
-      UserError: names the first files that are missing, or the images that lack a label, and their count.
+      UserError: names the first files that are missing, or the images that lack a label, their lines and count.
     """
-    bare = [image for image, label in zip(images, labels) if not label]
+    bare = [image for image, label in zip(source.images, source.labels) if not label]
     if need_labels and bare:
-        raise UserError('%d of %d images have no label in the list (%s): write the label after the image on '
-                        'the same line.' % (len(bare), len(images), _first(bare)))
-    paths = list(dict.fromkeys(images + [label for label in labels if label]))
-    missing = [path for path in paths if not os.path.isfile(path)]
+        raise UserError('list %s: %d of %d images have no label (%s): write the label after the image on the same '
+                        'line.' % (quoted(source.name), len(bare), len(source.images), _first(bare)))
+    line_of = dict(zip(reversed(source.images), reversed(source.lines)))
+    for label, line in zip(source.labels, source.lines):
+        line_of.setdefault(label, line)
+    line_of.pop('', None)
+    missing = sorted((line_of[path], path) for path in set(line_of) - find_regular(line_of))
     if missing:
-        raise UserError('%d of %d files are missing (%s): %s, and quote paths with spaces.' % (
-            len(missing), len(paths), _first(missing), _REMEDY))
+        raise UserError('list %s: %d of %d files are missing or no regular files (%s): check the list and --data_dir, '
+                        'and quote paths with spaces.' % (
+                            quoted(source.name), len(missing), len(line_of),
+                            _first(['line %d: %s' % (line, quoted(path)) for line, path in missing])))
 
 
 def output_names(images):
@@ -117,21 +136,42 @@ def warn(sentence, items):
 
 
 def _read_lines(data_list):
+    """The lines of a list, as text."""
     try:
-        with open(data_list, 'rb') as file:
-            data = file.read()
+        data = read_file(data_list)
     except FileNotFoundError:
         raise UserError('list %s does not exist: make it with convert_voc.py or convert_cityscapes.py, or '
-                        'name yours with --data_list, --valid_data_list or --test_data_list.' % data_list)
+                        'name yours with --data_list, --valid_data_list or --test_data_list.' % quoted(data_list))
     except OSError as error:
-        raise UserError('list %s cannot be read: %s.' % (data_list, error.strerror))
-    if data.startswith(b'\xef\xbb\xbf'):
-        data = data[3:]
-    return data.splitlines()
+        raise UserError('list %s cannot be read: %s.' % (quoted(data_list), error.strerror))
+    try:
+        text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise UserError('list %s, line %d: not UTF-8 text; save the list as UTF-8.' % (
+            quoted(data_list), data.count(b'\n', 0, error.start) + 1))
+    return text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
 
 
 def _split_line(line):
-    """The fields of a line: [], [image] or [image, label]; ValueError tells what is wrong."""
+    """The fields of a line: [], [image] or [image, label]; ValueError says what is wrong."""
+    if len(line) > MAX_LINE:
+        raise ValueError('%d characters are not an image and its label; name a text file' % len(line))
+    if _UNUSUAL.search(line) is None:
+        fields = line.split(' ')
+        if '' in fields:
+            fields = [field for field in fields if field]
+    else:
+        fields = _split_unusual_line(line.strip(' \t'))
+    if len(fields) > 2:
+        raise ValueError('%d fields instead of an image and a label: quote paths with spaces or put a tab '
+                         'between the two' % len(fields))
+    return fields
+
+
+def _split_unusual_line(line):
+    """The fields of a line that may have quotes, tabs or a comment."""
+    if '\0' in line:
+        raise ValueError('it holds a NUL character, which no path has; save the list as text')
     fields, end = [], 0
     if '\t' in line:
         fields = [field.strip(' ') for field in line.split('\t')]
@@ -139,30 +179,28 @@ def _split_line(line):
     while end < len(line):
         match = _FIELD.match(line, end)
         if match is None:
-            raise ValueError('a quote is not closed: %s' % line)
+            raise ValueError('a quote is not closed: %s' % quoted(line))
         fields.append(match.group(1))
         end = len(line) if fields[-1].startswith('#') else match.end()
     comment = next((i for i, field in enumerate(fields) if field.startswith('#')), len(fields))
-    fields = [re.sub(r'^(["\'])(.*)\1$', r'\2', field) for field in fields[:comment] if field]
-    if len(fields) > 2:
-        raise ValueError('%d fields instead of an image and a label: quote paths with spaces or put a tab '
-                         'between the two' % len(fields))
-    return fields
+    return [re.sub(r'^(["\'])(.*)\1$', r'\2', field) for field in fields[:comment] if field]
 
 
-def _full_path(data_dir, path):
-    if not path.startswith('/'):
-        return os.path.join(data_dir, path)
-    inside = os.path.join(data_dir, path.lstrip('/'))
-    return path if not os.path.exists(inside) and os.path.exists(path) else inside
+def _outside(slashed):
+    """{path: absolute path} of those of {path below data_dir: absolute path} that exist only as the latter."""
+    absent = set(slashed) - find_regular(slashed)
+    present = find_regular(slashed[path] for path in absent)
+    return {path: slashed[path] for path in absent if slashed[path] in present}
 
 
-def _tell_duplicates(data_list, images, numbers):
+def _report_duplicates(data_list, images, numbers):
+    if len(set(images)) == len(images):
+        return
     first, repeats = {}, []
     for image, number in zip(images, numbers):
         if first.setdefault(image, number) != number:
             repeats.append('line %d repeats line %d' % (number, first[image]))
-    warn('list %s: %%d images stand there again' % data_list.replace('%', '%%'), repeats)
+    warn('list %s: %%d images are listed twice' % quoted(data_list).replace('%', '%%'), repeats)
 
 
 def _name_choices(path, with_extension):
@@ -174,5 +212,5 @@ def _name_choices(path, with_extension):
     return ['_'.join(parts[-count:]) for count in range(1, len(parts) + 1)]
 
 
-def _first(paths, count=3):
-    return ', '.join(paths[:count]) + (', ...' if len(paths) > count else '')
+def _first(items, count=3):
+    return ', '.join(quoted(item) for item in items[:count]) + (', ...' if len(items) > count else '')

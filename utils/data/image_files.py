@@ -3,26 +3,28 @@
 import contextlib
 import functools
 import io
-import os
+import warnings
 
 import numpy as np
 from PIL import Image
 
-from utils.data.palette import MAX_CLASSES, VOID_COLOUR
-from utils.system.errors import UserError
-
-# The label value of pixels that a colour-coded label leaves without a class.
-VOID = 255
+from utils.data.regular_files import read_file
+from utils.system.errors import UserError, quoted, reason
 
 _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
 _STRETCHED = {'L;2': 85, 'L;4': 17}  # Pillow stretches 2- and 4-bit grey to 0..255
+_VOID, _UNKNOWN = -1, -2  # entries of a colour table
+
+# Pictures of up to twice the size that Pillow warns of are read; its error beyond that becomes a UserError.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 
 def load_image(path):
-    """Reads a JPEG, PNG, BMP, WebP or any other file that Pillow knows.
+    """Reads a JPEG, PNG, BMP, WebP or any other file that Pillow knows, as the reader does.
 
-    Alpha is dropped, 16 bits become the upper 8, grey is repeated, CMYK converted, EXIF rotation left alone.
-    TensorFlow's decoders do the same; JPEG agrees to the bit with their dct_method='INTEGER_ACCURATE'.
+    Grey and RGB JPEGs are decoded by TensorFlow, whose default is quicker than Pillow's and the original's; all else
+    by Pillow, to the values of TensorFlow's decoders: alpha is dropped, 16 bits become the upper 8, grey is repeated,
+    CMYK converted, EXIF rotation left alone; of an animation the first picture is taken.
 
     Returns:
       uint8 RGB array [h, w, 3].
@@ -30,51 +32,61 @@ def load_image(path):
     Raises:
       UserError: the file is missing, empty, truncated or no image.
     """
-    image, _ = _decode(path)
+    with _reading(path):
+        data = read_file(path)
+        if _jpeg_size(data):
+            return decode_jpeg(data)
+        image, _ = _decode(data)
     if image.mode in _WIDE_GREY:
         grey = (np.asarray(image) >> 8).astype(np.uint8)  # [h, w]
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == 'F':
-        raise UserError('%s: floating-point pixels have no fixed range; save the image as 8-bit PNG.' % path)
+        raise UserError('%s: floating-point pixels have no fixed range; save the image as 8-bit PNG.' % quoted(path))
     image.info.pop('transparency', None)  # or Pillow warns that it is dropped
     return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
 
 
-def load_label(path, palette=None):
+def load_label(path, classes):
+    """The label map that read_label reads, without the account of its colours."""
+    return read_label(path, classes)[0]
+
+
+def read_label(path, classes):
     """Reads a label map.
 
     Grey and palette files hold class indices, of 1 to 16 bits; a palette file's colours are never read. An
-    RGB file is colour-coded: each colour of the palette is a class; the palette's void colours, VOC's
-    (224, 224, 192), and black if it is no class become 255.
+    RGB file is colour-coded: each colour of a palette that the user named is a class, all other colours become
+    ignore_label.
 
     Args:
       path: the file.
-      palette: a Palette for colour-coded files, or None to refuse them.
+      classes: a Classes.
 
     Returns:
-      integer array [h, w]: uint8, or uint16 / int32 for 16-bit files.
+      (label, unknown): an integer array [h, w], uint8 where its values allow; the colours that the palette neither
+      gives to a class nor calls void, as a list of (pixels, (r, g, b)), most frequent first.
 
     Raises:
-      UserError: the file is missing, broken, lossy, colour-coded without a palette, or has a colour that the
-        palette does not know.
+      UserError: the file is missing, broken, lossy, colour-coded without a named palette or in none of its colours.
     """
-    image, raw_mode = _decode(path)
+    with _reading(path):
+        image, raw_mode = _decode(read_file(path))
     if image.format in ('JPEG', 'MPO'):
-        raise UserError('%s: JPEG is lossy, it does not keep class indices; save labels as PNG.' % path)
+        raise UserError('%s: JPEG is lossy, it does not keep class indices; save labels as PNG.' % quoted(path))
     if image.mode == '1':
-        return np.asarray(image).astype(np.uint8)
+        return np.asarray(image).astype(np.uint8), []
     if image.mode in ('L', 'P'):
-        return np.asarray(image) // np.uint8(_STRETCHED.get(raw_mode, 1))
+        return np.asarray(image) // np.uint8(_STRETCHED.get(raw_mode, 1)), []
     if image.mode in _WIDE_GREY:
-        return np.asarray(image)
+        return np.asarray(image), []
     if image.mode in ('RGB', 'RGBA'):
-        return _classes_of_colours(np.asarray(image)[:, :, :3], palette, path)
+        return _classes_of_colours(np.asarray(image)[:, :, :3], classes, path)
     raise UserError("%s: a label of Pillow's mode %s holds neither class indices nor colours; save it as "
-                    'grey PNG with the class index as value.' % (path, image.mode))
+                    'grey PNG with the class index as value.' % (quoted(path), image.mode))
 
 
 def read_jpeg(path):
-    """A JPEG file for TensorFlow's own decoder, whose default is quicker than Pillow's and the original's.
+    """A JPEG file for TensorFlow's own decoder.
 
     Returns:
       (the file's bytes, (height, width)), or None if it is no JPEG or has other channels than RGB or grey.
@@ -83,63 +95,96 @@ def read_jpeg(path):
       UserError: the file is missing or its header is damaged.
     """
     with _reading(path):
-        with open(path, 'rb') as file:
-            data = file.read()
-        if not data.startswith(b'\xff\xd8'):
-            return None
-        with Image.open(io.BytesIO(data)) as image:
-            return (data, image.size[::-1]) if image.mode in ('RGB', 'L') else None
+        data = read_file(path)
+        size = _jpeg_size(data)
+        return (data, size) if size else None
+
+
+def decode_jpeg(data):
+    """Decodes a JPEG's bytes as the reader's graph does: uint8 [h, w, 3]; tf.errors.OpError if it is damaged."""
+    sess, encoded, pixels = _jpeg_decoder()
+    return sess.run(pixels, {encoded: data})
+
+
+@functools.lru_cache(maxsize=None)
+def _jpeg_decoder():
+    """(session, placeholder of the bytes, pixels), for any number of threads."""
+    import tensorflow.compat.v1 as tf  # not at the top: converting data sets takes none of it
+
+    from utils.system import runtime
+
+    with tf.Graph().as_default(), tf.device('/cpu:0'):
+        encoded = tf.placeholder(tf.string, [])
+        pixels = tf.image.decode_jpeg(encoded, channels=3)
+        config = runtime.session_config()
+        config.use_per_session_threads = True  # or this session would set the number of threads for all that follow
+        return tf.Session(config=config), encoded, pixels
+
+
+def _jpeg_size(data):
+    """(height, width) of the bytes of an RGB or grey JPEG, else None."""
+    if not data.startswith(b'\xff\xd8'):
+        return None
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size[::-1] if image.mode in ('RGB', 'L') else None
 
 
 @contextlib.contextmanager
 def _reading(path):
-    remedy = 'get the file anew or take it off the list'
     try:
         yield
     except FileNotFoundError:
-        raise UserError('%s: no such file; check the list and --data_dir.' % path)
-    except Exception as error:  # Pillow's decoders raise errors of all types on damaged files
-        if os.path.isfile(path) and os.path.getsize(path) == 0:
-            raise UserError('%s: the file is empty; %s.' % (path, remedy))
-        if type(error).__name__ == 'UnidentifiedImageError':
-            raise UserError('%s: not an image in a format that Pillow knows; %s.' % (path, remedy))
-        raise UserError('%s: damaged or unreadable (%s); %s.' % (
-            path, getattr(error, 'strerror', None) or error, remedy))
+        raise UserError('%s: no such file; check the list and --data_dir.' % quoted(path))
+    except Exception as error:  # decoders raise errors of all types on damaged files
+        unknown = type(error).__name__ == 'UnidentifiedImageError'
+        fault = 'not an image in a format that Pillow knows' if unknown else (
+            'damaged or unreadable (%s)' % reason(error)[:120])
+        raise UserError('%s: %s; get the file anew or take it off the list.' % (quoted(path), fault))
 
 
-def _decode(path):
+def _decode(data):
     """(loaded Pillow image, the pixel layout in the file such as 'L;4', known only before loading)."""
-    with _reading(path), Image.open(path) as image:
+    if not data:
+        raise ValueError('the file is empty')
+    with Image.open(io.BytesIO(data)) as image:
         layout = image.tile[0][3] if image.tile else None
         image.load()
         return image, layout if isinstance(layout, str) else None
 
 
-def _classes_of_colours(rgb, palette, path):
-    # rgb: uint8 [h, w, 3] -> uint8 [h, w]
-    if palette is None:
+def _classes_of_colours(rgb, classes, path):
+    # rgb: uint8 [h, w, 3] -> what read_label returns
+    palette = classes.palette
+    if not palette.named:
         raise UserError('%s: the label is colour-coded; name its colours with --palette=voc|cityscapes|FILE, '
-                        'or turn VOC labels into class indices with convert_voc.py.' % path)
-    num_classes = len(palette.names) if palette.names else MAX_CLASSES
-    table = _colour_table(palette.colours[:num_classes].tobytes(), tuple(palette.void))
+                        'or turn VOC labels into class indices with convert_voc.py.' % quoted(path))
+    table = _colour_table(palette.colours[:classes.num_classes].tobytes(), tuple(palette.void))
     red, green, blue = (rgb[:, :, channel].astype(np.int32) for channel in range(3))
     codes = red << 16 | green << 8 | blue  # [h, w]
     label = table[codes]
-    if label.min() < 0:
-        unknown = np.unique(codes[label < 0])
-        colours = ', '.join('%d %d %d' % (c >> 16, c >> 8 & 255, c & 255) for c in unknown[:3])
-        raise UserError("%s: %d of its colours are none of the palette's %d classes (r g b: %s%s); name the label's "
-                        'own palette with --palette=voc|cityscapes|FILE and its size with --num_classes.' % (
-                            path, len(unknown), num_classes, colours, ', ...' if len(unknown) > 3 else ''))
-    return label.astype(np.uint8)
+    colours, pixels = np.unique(codes[label == _UNKNOWN], return_counts=True)
+    order = np.argsort(-pixels, kind='mergesort')
+    unknown = [(int(pixels[i]), (int(colours[i]) >> 16, int(colours[i]) >> 8 & 255, int(colours[i]) & 255))
+               for i in order]
+    if pixels.sum() == label.size:
+        raise UserError("%s: none of its colours is one of the palette's (r g b: %s); name the label's own palette "
+                        'with --palette=voc|cityscapes|FILE and its size with --num_classes.' % (
+                            quoted(path), show_colours(unknown)))
+    wide = np.where(label < 0, np.int32(classes.ignore_label), label)
+    return wide.astype(np.uint8) if 0 <= classes.ignore_label < 256 else wide, unknown
+
+
+def show_colours(unknown, count=3):
+    """The first colours of those that read_label returns, in words."""
+    return ', '.join('%d %d %d' % colour for _, colour in unknown[:count]) + (', ...' if unknown[count:] else '')
 
 
 @functools.lru_cache(maxsize=2)
 def _colour_table(colours, void):
-    # int16 [2**24]: the class of each colour (r << 16 | g << 8 | b), -1 where there is none.
-    table = np.full(1 << 24, -1, np.int16)
-    for red, green, blue in ((0, 0, 0), VOID_COLOUR) + void:
-        table[red << 16 | green << 8 | blue] = VOID
+    # int16 [2**24]: the class of each colour (r << 16 | g << 8 | b), _VOID or _UNKNOWN.
+    table = np.full(1 << 24, _UNKNOWN, np.int16)
+    for red, green, blue in void:
+        table[red << 16 | green << 8 | blue] = _VOID
     red, green, blue = np.frombuffer(colours, np.uint8).reshape(-1, 3).astype(np.int32).T
     table[red << 16 | green << 8 | blue] = np.arange(len(red))
     return table

@@ -1,0 +1,69 @@
+"""Reads whole files that must be regular ones: a FIFO or a device would keep a run waiting for ever."""
+
+import errno
+import os
+import stat
+
+MAX_BYTES = 1 << 30
+MANY = 1000
+
+
+def read_file(path, most_bytes=MAX_BYTES):
+    """The bytes of a regular file.
+
+    It is opened without waiting and then looked at, so that nothing can take its place between the two.
+
+    Args:
+      path: the file.
+      most_bytes: how long it may be.
+
+    Raises:
+      OSError: it cannot be read, is no regular file or is longer than most_bytes; strerror says so in a few words.
+    """
+    try:
+        with open(path, 'rb', opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, 'it is a FIFO or a device, not a regular file')
+            if status.st_size > most_bytes:
+                raise OSError(errno.EFBIG, 'it has %d bytes, more than the %d that are read' % (
+                    status.st_size, most_bytes))
+            return file.read()
+    except ValueError:  # from os.open, before anything is read
+        raise OSError(errno.EINVAL, 'no file has such a name')
+
+
+def is_regular(path):
+    """Whether there is a regular file of this name."""
+    try:
+        return os.path.isfile(path)
+    except ValueError:  # a NUL in the name; Python 3.8 and later return False themselves
+        return False
+
+
+def find_regular(paths):
+    """Those of many paths that name regular files, a set.
+
+    A folder that many of them are in is listed once, which takes a quarter of the time of asking for each.
+    """
+    groups, found = {}, set()
+    for path in paths:
+        groups.setdefault(path[:path.rfind('/') + 1], []).append(path)
+    for folder, members in groups.items():
+        names = _names(folder) if len(members) > MANY else ()
+        # What is not listed is asked for: a file system may know it by another spelling.
+        found.update(path for path in members if path[len(folder):] in names or is_regular(path))
+    return found
+
+
+def _names(folder):
+    """The names of a folder's regular files, a set; empty if it cannot be listed."""
+    try:
+        with os.scandir(folder or '.') as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (OSError, ValueError):
+        return set()
+
+
+def _open_without_waiting(path, flags):
+    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))

@@ -1,0 +1,138 @@
+"""What a run reads, from the flags: the images and labels of a list, checked first, and the report on all lists."""
+
+import os
+import re
+import sys
+
+from utils.data import data_check, data_lists
+from utils.system.errors import UserError, quoted
+
+MAX_CHECKED = 2000
+
+# flag: whether what it names needs labels
+NEEDS_LABELS = {'data_list': True, 'valid_data_list': True, 'test_data_list': False}
+
+_VOC_ID = re.compile(r'\d{4}_\d{6}$')
+_VOID_NAMES = ('ignore', 'ignored', 'unlabeled', 'unlabelled', 'void')
+
+
+def open_source(conf, classes, flag, num_steps=None):
+    """The images and labels that a flag names; their files exist, and of up to MAX_CHECKED images all are read.
+
+    Args:
+      conf: an object with the flags data_dir, data_list, valid_data_list, test_data_list, num_threads and
+        check_labels as attributes.
+      classes: a Classes.
+      flag: a key of NEEDS_LABELS.
+      num_steps: only the first that many lines, or None for all.
+
+    Returns:
+      a Source; its labels are '' where the flag needs none.
+
+    Raises:
+      UserError: the list or one of its files is missing, broken or does not fit the flags.
+    """
+    source = data_lists.read_labeled_image_list(conf.data_dir, getattr(conf, flag))
+    if num_steps is not None and num_steps > len(source.images):
+        print('%s has %d lines only, so all of them are used once' % (quoted(source.name), len(source.images)),
+              file=sys.stderr)
+    source = data_lists.first_lines(source, num_steps)
+    if not NEEDS_LABELS[flag]:
+        source = source._replace(labels=[''] * len(source.images))
+    data_lists.check_files_exist(source, NEEDS_LABELS[flag])
+    if conf.check_labels and len(source.images) <= MAX_CHECKED:
+        result = _check(conf, classes, source)
+        data_check.raise_on_problems(result, 'list ' + quoted(source.name))
+        data_lists.warn('%d labels have colours that are not in the palette', result.warnings)
+    return source
+
+
+def check_lists(conf, classes):
+    """Reads every file of the three lists and prints a report.
+
+    Args:
+      conf, classes: as open_source.
+
+    Raises:
+      UserError: training, testing or predicting would fail.
+    """
+    sources, results = {}, {}
+    warnings = []
+    for flag, need_labels in NEEDS_LABELS.items():
+        name = getattr(conf, flag)
+        if flag != 'data_list' and not os.path.lexists(name):
+            warnings.append('--%s=%s does not exist.' % (flag, quoted(name)))
+            continue
+        sources[flag] = data_lists.read_labeled_image_list(conf.data_dir, name)
+        if name not in results:
+            print('%s (--%s)' % (quoted(name), flag))
+            results[name] = _report(conf, classes, sources[flag], need_labels)
+    warnings += _shared_images(sources) + _assumed_names(classes, sources)
+    if warnings:
+        data_check.print_sentences('general warnings', warnings)
+    problems = sum(len(result.problems) for result in results.values())
+    count = len(warnings) + sum(len(result.warnings) for result in results.values())
+    if problems:
+        raise UserError('the data has %d problem%s, listed above: fix files, lists or flags.' % (
+            problems, 's' if problems > 1 else ''))
+    print('no file is broken; %d warning%s above' % (count, 's' if count > 1 else '') if count
+          else 'all files are as they should be')
+
+
+def _report(conf, classes, source, need_labels):
+    """Checks a list and prints what was found: a CheckResult with the list's own problems and warnings added."""
+    result = _check(conf, classes, source)
+    if need_labels:
+        result.problems.extend('line %d: %s has no label in the list.' % (line, quoted(image)) for line, image, label
+                               in zip(source.lines, source.images, source.labels) if not label)
+    result.warnings.extend(_unlikely_classes(classes, result))
+    data_check.print_report(result, classes.palette.names)
+    return result
+
+
+def _check(conf, classes, source):
+    return data_check.check_pairs(source.images, source.labels, classes, conf.num_threads,
+                                  'check ' + quoted(source.name), source.lines)
+
+
+def _unlikely_classes(classes, result):
+    """Sentences on a histogram of classes that looks as if other flags were meant."""
+    present, num_classes = result.histogram.nonzero()[0], classes.num_classes
+    if not len(present):
+        return ['no label has a pixel of any class.'] if result.num_labels else []
+    sentences, last = [], int(present[-1])
+    absent = sorted(set(range(num_classes)) - set(present.tolist()))
+    if 2 * len(absent) > num_classes:
+        sentences.append('%d of %d classes have no pixel: %s%s.' % (
+            len(absent), num_classes, ' '.join(map(str, absent[:20])), ' ...' if absent[20:] else ''))
+    names = classes.palette.names
+    if num_classes - 1 - last >= max(2, num_classes // 4):
+        sentences.append('labels hold 0..%d only: is --num_classes=%d meant, or %d with --ignore_label=%d if %d is '
+                         'void?' % (last, last + 1, last, last, last))
+    elif last == num_classes - 1 and classes.palette.named and names and names[-1].lower() in _VOID_NAMES:
+        sentences.append("class %d is called '%s': is --num_classes=%d with --ignore_label=%d meant?" % (
+            last, names[-1], last, last))
+    return sentences
+
+
+def _shared_images(sources):
+    """A sentence on the images that both training and validation list have."""
+    if not {'data_list', 'valid_data_list'} <= set(sources):
+        return []
+    train, valid = ({os.path.realpath(path) for path in sources[flag].images}
+                    for flag in ('data_list', 'valid_data_list'))
+    shared = sorted(train & valid)
+    if not shared:
+        return []
+    return ['%d images are in both the training and the validation list: %s%s.' % (
+        len(shared), ', '.join(map(quoted, shared[:2])), ', ...' if shared[2:] else '')]
+
+
+def _assumed_names(classes, sources):
+    """A sentence if VOC's names are shown for what is not VOC's."""
+    images = [path for source in sources.values() for path in source.images]
+    if classes.palette.named or not classes.palette.names:
+        return []
+    if all(_VOC_ID.match(os.path.splitext(os.path.basename(path))[0]) for path in images):
+        return []
+    return ["VOC's names are assumed for the 21 classes; --palette names others."]
