@@ -1,21 +1,31 @@
-"""Trains, tests or predicts with DeepLab v2 on three scales: python main_msc.py --option=train|test|predict.
+"""Trains, tests or predicts with DeepLab v2 on three scales: python main_msc.py --option=train|test|predict|check.
 
-The flags are those of main.py; by default the gradients of ten single images make one update.
+The flags are those of main.py; by default the gradients of ten single images make one update. The embedded sample takes
+dataset/sample_msc.flags after dataset/sample.flags.
 """
 
+import functools
+import os
 import sys
 
-from main import FLAGS, sample_args
+from absl import flags
+
+import main as single_scale
 from utils.system import command_line, runtime
 
+FLAGS = single_scale.FLAGS
 FLAGS.set_default('batch_size', 1)
 FLAGS.set_default('grad_update_every', 10)
+flags.adopt_module_key_flags(single_scale)  # so that --help shows them
+
+SAMPLE_FLAGS = (single_scale.SAMPLE_FLAGS, os.path.join('dataset', 'sample_msc.flags'))
+sample_args = functools.partial(single_scale.sample_args, flag_files=SAMPLE_FLAGS)
 
 
 def main():
     runtime.prepare(FLAGS.xla)
     from model_msc import Model_msc  # once the environment is set
-    getattr(Model_msc(FLAGS), FLAGS.option)()
+    single_scale.run_option(Model_msc)
 
 
 if __name__ == '__main__':

@@ -8,8 +8,8 @@ import numpy as np
 from absl import flags
 
 from utils.system import command_line
-from utils.system.errors import UserError
-from utils.system.output_files import save_figure
+from utils.system.errors import UserError, quoted
+from utils.system.output_files import check_figure, save_figure
 
 FLAGS = flags.FLAGS
 
@@ -34,8 +34,8 @@ def read_log(path):
     Raises:
       UserError: the file is missing or empty, a line is not `step, loss`, or no loss is finite.
     """
-    if not os.path.exists(path):
-        raise UserError("log '%s' does not exist: give --logfile the log of a training run." % path)
+    if not os.path.isfile(path):
+        raise UserError("log '%s' is not a file: give --logfile the log of a training run." % quoted(path))
     points = []
     with open(path, encoding='utf-8', errors='replace') as file:
         for number, line in enumerate(file, 1):
@@ -43,16 +43,16 @@ def read_log(path):
                 continue
             point = parse_line(line)
             if point is None:
-                raise UserError("log '%s', line %d is not `step, loss`: %r." % (
-                    path, number, line.strip()[:60]))
+                raise UserError("log '%s', line %d is not `step, loss`: '%s'." % (
+                    quoted(path), number, quoted(line.strip()[:60])))
             while points and points[-1][0] >= point[0]:
                 points.pop()
             points.append(point)
     if not points:
-        raise UserError("log '%s' is empty: wait until training has written a line." % path)
+        raise UserError("log '%s' is empty: wait until training has written a line." % quoted(path))
     steps, losses = zip(*points)
     if not np.isfinite(losses).any():
-        raise UserError("log '%s' has no finite loss to draw: training has diverged." % path)
+        raise UserError("log '%s' has no finite loss to draw: training has diverged." % quoted(path))
     return np.array(steps), np.array(losses)
 
 
@@ -84,6 +84,7 @@ def draw(steps, losses, window):
 
 
 def main():
+    check_figure(FLAGS.output, 'output')
     steps, losses = read_log(FLAGS.logfile)
     window = FLAGS.smooth or max(1, len(steps) // 40)
     save_figure(draw(steps, losses, min(window, len(steps))), FLAGS.output)
@@ -92,8 +93,8 @@ def main():
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('logfile', 'log.txt', 'Log of a training run, a `step, loss` on each line.')
-    flags.DEFINE_string('output', 'training_curve.png', 'Figure to write; its suffix picks the format.')
-    flags.DEFINE_integer('smooth', None, 'Lines in the moving average; a fortieth of all lines if not given.',
-                         lower_bound=1)
+    command_line.DEFINE_path('logfile', 'log.txt', 'log of a training run, a `step, loss` on each line')
+    command_line.DEFINE_path('output', 'training_curve.png', 'figure to write; its suffix chooses the format',
+                             output=True)
+    command_line.DEFINE_whole('smooth', None, 'lines in the moving average; by default a fortieth of all lines', 1)
     sys.exit(command_line.run(main))

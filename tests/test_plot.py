@@ -101,9 +101,21 @@ def test_bad_output(tmp_path):
     write_log(tmp_path, ['0, 3', '1, 2'])
     assert_fails(plot(tmp_path, '--output=curve.xyz'), 'curve.xyz', '.png')
     assert_fails(plot(tmp_path, '--output=curve'), 'curve', '.png')
-    assert_fails(plot(tmp_path, '--output=none/curve.png'), 'none/curve.png')
-    assert_fails(plot(tmp_path, '--output=log.txt/curve.png'), 'log.txt/curve.png')
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['log.txt']
+    assert_fails(plot(tmp_path, '--output=log.txt/curve.png'), 'log.txt', '--output')
+    os.symlink('elsewhere.png', str(tmp_path / 'link.png'))
+    assert_fails(plot(tmp_path, '--output=link.png'), 'link.png is a symbolic link', '--output')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['link.png', 'log.txt']
+
+
+def test_output_in_a_new_folder(tmp_path):
+    write_log(tmp_path, ['0, 3', '1, 2'])
+    code, _, err = plot(tmp_path, '--output=new/curve.png')
+    assert code == 0 and (tmp_path / 'new' / 'curve.png').exists(), err
+
+
+def test_log_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(str(tmp_path / 'pipe'))
+    assert_fails(plot(tmp_path, '--logfile=pipe'), 'pipe', 'not a file')
 
 
 @pytest.mark.parametrize('argument', ['--smooth=0', '--smooth=x', '--smoth=3', 'word'])

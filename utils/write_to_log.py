@@ -1,16 +1,127 @@
 """What a run leaves to read: lines of log.txt, and scalars and pictures for TensorBoard."""
 
+import contextlib
 import io
+import itertools
+import os
+import socket
+import time
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
+from utils.system.errors import UserError, quoted, reason
+
+FLUSH_SECONDS = 120
+RECORD_FRAME = 16  # bytes that a TFRecord adds to an event: its length and two checksums
+
 
 def write_log(text, logfile):
-    """Appends one line to the log file; complete on disk when this returns."""
-    with open(logfile, 'a') as log:
-        log.write(text + '\n')
+    """Appends one line to the log file, handed to the operating system when this returns.
+
+    Raises:
+      UserError: the line cannot be written whole; then nothing of it is left.
+    """
+    line = (text + '\n').encode('utf-8')
+    try:
+        log = os.open(logfile, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+        try:
+            _write_whole(log, line)
+        finally:
+            os.close(log)
+    except OSError as error:
+        raise UserError("log '%s' cannot be written (%s): free space or give another --logfile." % (
+            quoted(logfile), reason(error)))
+
+
+def _write_whole(log, line):
+    size, written = os.fstat(log).st_size, 0
+    try:
+        while written < len(line):  # one call but on a full disk, where the next one has the reason
+            written += os.write(log, line[written:])
+    except OSError:
+        os.ftruncate(log, size)
+        raise
+
+
+class SummaryWriter(object):
+    """Writes an event file for TensorBoard into logdir, as tf.summary.FileWriter does, but reports a failed write.
+
+    FileWriter writes in a thread of its own, whose errors reach nobody. Every method raises UserError, naming
+    --logdir, if the events cannot be written; the file then ends with the last event that was flushed.
+    """
+
+    def __init__(self, logdir, graph=None):
+        """Opens a file of a new name in the existing folder logdir; graph: a tf.Graph to show, or None."""
+        self.path, self.records = None, None
+        self.size, self.flushed_size, self.flushed = 0, 0, time.time()  # bytes, bytes, seconds
+        with self._reported(logdir):
+            self.path = _new_event_file(logdir)
+            self.records = tf.python_io.TFRecordWriter(self.path)
+        self._add(tf.Event(wall_time=time.time(), file_version='brain.Event:2'))
+        if graph is not None:
+            self._add(tf.Event(wall_time=time.time(),
+                               graph_def=graph.as_graph_def(add_shapes=True).SerializeToString()))
+        self.flush()
+
+    def add_summary(self, summary, step):
+        """Adds a tf.Summary of a step; what is written reaches the file within FLUSH_SECONDS of further calls."""
+        self._add(tf.Event(wall_time=time.time(), step=step, summary=summary))
+        if time.time() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self):
+        """Hands all events to the operating system."""
+        with self._reported(self.path):
+            self.records.flush()
+            if os.path.getsize(self.path) != self.size:
+                raise OSError(None, 'the file is %d bytes instead of %d' % (os.path.getsize(self.path), self.size))
+        self.flushed, self.flushed_size = time.time(), self.size
+
+    def close(self):
+        """Flushes and closes the file; a second call does nothing."""
+        if self.records is not None:
+            self.flush()
+            with self._reported(self.path):
+                self._close_records()
+
+    def _add(self, event):
+        record = event.SerializeToString()
+        with self._reported(self.path):
+            self.records.write(record)
+        self.size += len(record) + RECORD_FRAME
+
+    def _close_records(self):
+        records, self.records = self.records, None
+        if records is not None:
+            records.close()
+
+    @contextlib.contextmanager
+    def _reported(self, place):
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            if self.path is not None:
+                with contextlib.suppress(OSError, tf.errors.OpError):
+                    self._close_records()
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, self.flushed_size)
+            raise UserError('%s: events cannot be written (%s): free space or give another --logdir.' % (
+                quoted(place), reason(error)))
+
+
+def _new_event_file(logdir):
+    """Makes an empty file that TensorBoard knows as events; its name is that of no other run."""
+    for number in itertools.count():
+        path = os.path.join(logdir, 'events.out.tfevents.%010d.%s.%d.%d' % (
+            time.time(), socket.gethostname(), os.getpid(), number))
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            return path
+        except FileExistsError:
+            continue
+    return None
 
 
 def scalar_summary(values):

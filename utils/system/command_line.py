@@ -1,10 +1,66 @@
-"""The command line: flags parsed, and a mistake turned into one sentence and an exit code."""
+"""The command line: flags parsed, their paths found, and a mistake turned into one sentence and an exit code."""
 
+import difflib
+import math
+import os
+import re
 import sys
 
 from absl import app, flags
 
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted, reason
+
+flags.disclaim_key_flags()  # a flag belongs to the module that calls DEFINE_path or DEFINE_number
+
+REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+OUR_FLAGFILES = os.path.join(REPO, 'dataset')
+PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
+MOST_NUMBER = 3.4e38  # TensorFlow's float32
+
+
+class PathParser(flags.ArgumentParser):
+    """A path: the home folder is expanded; no NUL, and not empty unless `optional`."""
+
+    def __init__(self, optional, output):
+        super(PathParser, self).__init__()
+        self.optional, self.output = optional, output
+
+    def parse(self, argument):
+        if '\0' in argument:
+            raise ValueError('a path has no NUL character')
+        if not argument and not self.optional:
+            raise ValueError('a path is needed')
+        return os.path.expanduser(argument)
+
+
+class FiniteParser(flags.FloatParser):
+    """A number that is neither infinite nor nan as float32."""
+
+    def convert(self, argument):
+        value = super(FiniteParser, self).convert(argument)
+        if not math.isfinite(value) or abs(value) > MOST_NUMBER:
+            raise ValueError('it is not a finite number')
+        return value
+
+
+def DEFINE_path(name, default, help, output=False):
+    """Defines a flag whose value is a path.
+
+    ~ and ~user are expanded. A path that is read (not `output`), named in a flag file of this repo's dataset/, is found
+    in the repo if it does not exist in the working folder. An empty value is taken if the default is empty.
+    """
+    flags.DEFINE(PathParser(optional=not default, output=output), name, default, help)
+
+
+def DEFINE_whole(name, default, help, lower_bound=0, upper_bound=MOST_WHOLE):
+    """Defines a flag whose value is an integer that TensorFlow takes."""
+    flags.DEFINE_integer(name, default, help, lower_bound=lower_bound, upper_bound=upper_bound)
+
+
+def DEFINE_number(name, default, help, lower_bound=0, upper_bound=None):
+    """Defines a flag whose value is a finite number."""
+    flags.DEFINE(FiniteParser(lower_bound, upper_bound), name, default, help)
 
 
 def own_flags():
@@ -14,20 +70,115 @@ def own_flags():
                   if not module.startswith(('absl', 'tensorflow')) for flag in members)
 
 
+def flag_name(argument):
+    """The name in `--name=value` or `--name`; '' for what is no flag."""
+    return argument.lstrip('-').partition('=')[0] if argument.startswith('-') else ''
+
+
 def parse_flags(argv):
     """Parses argv (program name first) into absl's FLAGS.
 
-    Raises UserError for an unknown flag (with the valid ones), a bad value, a missing flagfile or a stray word.
+    Raises:
+      UserError: an unknown flag (with the nearest valid one), a bad value, a missing flag file or a stray word; the
+        message names the file and line of what comes from a flag file.
     """
+    program, rest = argv[0], argv[1:]
+    while True:
+        at = next((i for i, argument in enumerate(rest) if flag_name(argument) == 'flagfile'), len(rest))
+        _parse([program] + rest[:at])
+        if at == len(rest):
+            return
+        words = rest[at].split('=', 1) if '=' in rest[at] else rest[at:at + 2]
+        if len(words) < 2:
+            raise UserError('--flagfile needs the name of a file.')
+        rest = rest[at + (1 if '=' in rest[at] else 2):]
+        _parse_flagfile(program, words[1], [])
+
+
+def _parse(argv):
+    """Parses arguments without a flag file among them; UserError for the first mistake."""
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        raise UserError('%s. Valid flags: %s.' % (
-            str(error).rstrip('.'), ' '.join('--' + name for name in own_flags())))
-    except flags.Error as error:
-        raise UserError(str(error).replace('\n', ' '))
+        raise UserError("unknown flag '--%s': %s." % (quoted(error.flagname), _nearest(error.flagname)))
+    except (flags.Error, ValueError) as error:  # absl: --novisual=1 is a plain ValueError
+        raise UserError(_bad_value(str(error)) + '.')
     if len(rest) > 1:
-        raise UserError("unexpected argument '%s': flags are written --name=value." % rest[1])
+        raise UserError(_stray(rest[1]))
+
+
+def _bad_value(message):
+    """absl's message on a value, in one line, with the value shortened."""
+    match = re.match(r'(?s)flag --(\w+)=(.*): (.*)$', message)
+    return 'flag --%s=%s: %s' % (match.group(1), quoted(match.group(2)), reason(match.group(3))) if match else reason(
+        message)
+
+
+def _nearest(name):
+    own = own_flags()
+    booleans = ['no' + flag for flag in own if flags.FLAGS[flag].boolean]
+    near = difflib.get_close_matches(name, own + booleans + ['flagfile', 'help'], 1)
+    return 'did you mean --%s' % near[0] if near else '--help lists the flags'
+
+
+def _stray(word):
+    """What to say about a word that is no flag."""
+    text = "unexpected argument '%s': " % quoted(word)
+    if os.path.splitext(word)[1].lower() in PICTURES and 'test_data_list' in flags.FLAGS:
+        return text + ('write the paths of your images into a text file, one a line, and give it as --test_data_list '
+                       'with --option=predict.')
+    if 'option' in flags.FLAGS and word in flags.FLAGS['option'].parser.enum_values:
+        return text + 'write --option=%s.' % word
+    return text + 'flags are written --name=value.'
+
+
+def _parse_flagfile(program, name, open_files):
+    """Parses a flag file: a flag a line; blank lines and those that start with # or // are skipped.
+
+    Args:
+      open_files: the flag files that this one is named in.
+    """
+    path = _found(os.path.expanduser(name))
+    if os.path.realpath(path) in open_files:
+        raise UserError("flag file '%s' names itself." % quoted(path))
+    for number, line in enumerate(_lines(path), 1):
+        line = line.strip()
+        if not line or line.startswith(('#', '//')):
+            continue
+        try:
+            if flag_name(line) == 'flagfile':
+                _parse_flagfile(program, line.partition('=')[2], open_files + [os.path.realpath(path)])
+            else:
+                _parse([program, line])
+        except UserError as error:
+            raise UserError("'%s', line %d: %s" % (quoted(path), number, error))
+        if os.path.dirname(os.path.realpath(path)) == OUR_FLAGFILES:
+            _find_path(flag_name(line))
+
+
+def _lines(path):
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(None, 'not a regular file')
+        with open(path, encoding='utf-8') as file:
+            return file.read().splitlines()
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
+        raise UserError("flag file '%s' cannot be read (%s)." % (quoted(path), reason(error)))
+
+
+def _found(path):
+    """The path as it is if it exists in the working folder or nowhere, otherwise that of the repo's own file."""
+    ours = os.path.join(REPO, path)
+    inside = os.path.realpath(ours).startswith(OUR_FLAGFILES + os.sep)
+    return ours if inside and not os.path.exists(path) and os.path.exists(ours) else path
+
+
+def _find_path(name):
+    """Replaces the value of a flag that names what is read by where it was found."""
+    if name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if isinstance(flag.parser, PathParser) and not flag.parser.output and flag.value:
+            flag.value = _found(flag.value)
 
 
 def run(main, argv=None, default_args=lambda args: []):
@@ -36,16 +187,20 @@ def run(main, argv=None, default_args=lambda args: []):
     Args:
       main: a function without arguments that reads absl's FLAGS.
       argv: the command line, program name first; sys.argv if None.
-      default_args: a function from the user's arguments to those put before them.
+      default_args: a function from the user's arguments, which are valid, to those put before them.
 
     Returns:
-      0; 1 after a UserError or an operating system's error on a named file, told in one sentence on stderr;
+      0; 1 after a UserError or an operating system's error on a named file, reported in one sentence on stderr;
       130 after Ctrl-C.
     """
     argv = sys.argv if argv is None else argv
     app.define_help_flags()
+    flags.declare_key_flag('flagfile')  # so that --help shows it
     try:
-        parse_flags(argv[:1] + default_args(argv[1:]) + argv[1:])
+        parse_flags(argv)
+        defaults = default_args(argv[1:])
+        if defaults:
+            parse_flags(argv[:1] + defaults + argv[1:])
         main()
         return 0
     except UserError as error:
@@ -54,6 +209,6 @@ def run(main, argv=None, default_args=lambda args: []):
         print('\ninterrupted', file=sys.stderr)
         return 130
     except OSError as error:
-        message = ': '.join(str(part) for part in (error.filename, error.strerror or error) if part) + '.'
+        message = ': '.join(part for part in (quoted(error.filename or ''), reason(error)) if part) + '.'
     print('error: ' + message, file=sys.stderr)
     return 1

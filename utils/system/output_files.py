@@ -1,51 +1,102 @@
-"""Files and folders that a run writes: checked before the work, complete or absent after it."""
+"""Files and folders that a run writes: checked before the work, whole or absent after it.
+
+A file is whole or absent however the process ends; nothing is synced, so a machine that loses power may lose more.
+"""
 
 import contextlib
 import json
 import os
+import stat
 import tempfile
 
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted, reason
 
 FIGURE_FORMATS = ('eps', 'jpg', 'pdf', 'png', 'svg')
+KINDS = [(stat.S_ISREG, 'a file'), (stat.S_ISDIR, 'a folder'), (stat.S_ISLNK, 'a symbolic link'),
+         (stat.S_ISFIFO, 'a named pipe'), (stat.S_ISSOCK, 'a socket')]
+
+
+def kind_of(path):
+    """What stands at path itself, no link followed: one of KINDS' names, 'a device', or None for nothing."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return None
+    return next((name for is_kind, name in KINDS if is_kind(mode)), 'a device')
+
+
+def check_file(path, flag):
+    """Checks that a file can be written at path, where nothing or a regular file stands; makes its folder.
+
+    Raises:
+      UserError: naming the flag; a folder, link, pipe, socket or device stands there, or its folder cannot be written.
+    """
+    make_dir(os.path.dirname(path) or '.', flag)
+    kind = kind_of(path)
+    if kind not in (None, 'a file'):
+        raise UserError('--%s=%s is %s: give the name of a regular file.' % (flag, quoted(path), kind))
+    return path
 
 
 def make_dir(path, flag):
-    """Makes a folder that can be written to; UserError naming the flag if it can't be."""
+    """Makes a folder that can be written to; UserError naming the flag if that fails."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise UserError('cannot write to %s (not a folder): give another folder with --%s.' % (quoted(path), flag))
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError('cannot write to %s (%s): give another folder with --%s.' % (path, error.strerror, flag))
+        raise UserError('cannot write to %s (%s): give another folder with --%s.' % (
+            quoted(path), reason(error), flag))
     return path
 
 
 def set_aside(path, flag):
-    """Makes room for a new file at path: its folder exists, an older file is kept as path.old."""
-    make_dir(os.path.dirname(path) or '.', flag)
-    if os.path.isdir(path):
-        raise UserError('--%s=%s is a folder: give a file name.' % (flag, path))
-    if os.path.exists(path):
-        os.replace(path, path + '.old')
+    """Makes room for a new file at path: its folder exists, an older file is kept.
+
+    Returns:
+      the older file's new name, the first free one of path.old, path.old2, path.old3...; None if there was none.
+    """
+    if kind_of(check_file(path, flag)) is None:
+        return None
+    kept, number = path + '.old', 1
+    while os.path.lexists(kept):
+        number += 1
+        kept = '%s.old%d' % (path, number)
+    try:
+        os.rename(path, kept)
+    except OSError as error:
+        raise UserError("'%s' cannot be renamed to %s (%s): give another file with --%s." % (
+            quoted(path), quoted(kept), reason(error), flag))
+    return kept
 
 
 @contextlib.contextmanager
 def whole(path):
     """Gives a temporary name to write to, beside path; the file gets its own name once it is whole.
 
+    A link at path is replaced, not followed.
+
     Raises:
-      UserError: the file cannot be written.
+      UserError: the file cannot be written, or a folder, pipe, socket or device stands at path; no part of the file
+        is left.
     """
     temporary = '%s.%d.tmp' % (path, os.getpid())
     try:
+        kind = kind_of(path)
+        if kind not in (None, 'a file', 'a symbolic link'):
+            raise UserError("'%s' cannot be written (it is %s): give another name." % (quoted(path), kind))
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError("'%s' cannot be written (%s): name a file in a folder that can." % (
-            path, error.strerror or error))
+        raise UserError("'%s' cannot be written (%s): free space or name a file in another folder." % (
+            quoted(path), reason(error)))
     finally:
-        if os.path.exists(temporary):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
 
 
@@ -63,6 +114,21 @@ def save_json(values, path):
         json.dump(values, file, indent=1, sort_keys=True)
 
 
+def check_figure(path, flag):
+    """check_file for a figure, whose suffix names one of FIGURE_FORMATS."""
+    figure_format(path)
+    return check_file(path, flag)
+
+
+def figure_format(path):
+    """The format that a figure's suffix names; UserError if it is none of FIGURE_FORMATS."""
+    suffix = os.path.splitext(path)[1].lstrip('.').lower()
+    if suffix not in FIGURE_FORMATS:
+        raise UserError("figure '%s' must end in one of %s." % (
+            quoted(path), ', '.join('.' + name for name in FIGURE_FORMATS)))
+    return suffix
+
+
 def save_figure(figure, path):
     """Writes a matplotlib Figure in the format that the path's suffix names.
 
@@ -71,9 +137,6 @@ def save_figure(figure, path):
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    suffix = os.path.splitext(path)[1].lstrip('.').lower()
-    if suffix not in FIGURE_FORMATS:
-        raise UserError("figure '%s' must end in one of %s." % (
-            path, ', '.join('.' + name for name in FIGURE_FORMATS)))
+    suffix = figure_format(path)
     with whole(path) as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, format=suffix, dpi=150)

@@ -1,7 +1,40 @@
-"""Settings of the process that must stand before TensorFlow is first used."""
+"""Settings of the process that must be made before TensorFlow is first used, and the devices that it then has."""
 
+import contextlib
+import faulthandler
 import logging
 import os
+import shutil
+import sys
+import tempfile
+import warnings
+
+CGROUP = '/sys/fs/cgroup'
+DRIVER = '/proc/driver/nvidia/version'
+
+
+def usable_cores(cgroup=CGROUP):
+    """How many cores this process may use: by its processor set and by its container's quota, at least 1."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    for name in ('cpu.max', 'cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us'):  # version 2 and version 1
+        try:
+            quota, period = _words(cgroup, name)
+            if int(quota) > 0:  # 'max' or -1 is none
+                cores = min(cores, -(-int(quota) // int(period)))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return max(1, cores)
+
+
+def _words(folder, names):
+    words = []
+    for name in names.split():
+        with open(os.path.join(folder, name)) as file:
+            words += file.read().split()
+    return words
 
 
 def prepare(xla=False):
@@ -10,27 +43,94 @@ def prepare(xla=False):
     oneDNN is quicker in training and, as batch norm is folded, in prediction too; TensorFlow 2 leaves it off on some
     processors. A setting of the user's own is never overridden.
 
+    TensorFlow's start prints notices, some before any setting of its own counts; they appear only if the start fails,
+    if there is an NVIDIA driver but no GPU, or if TF_CPP_MIN_LOG_LEVEL is set to 0 or 1. Its later errors appear, its
+    notices and warnings do not.
+
     Args:
       xla: let XLA's clusters run on the CPU too.
     """
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
     if xla:
         os.environ.setdefault('TF_XLA_FLAGS', '--tf_xla_cpu_global_jit')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # faults come as exceptions; notices would bury them
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     logging.getLogger('tensorflow').setLevel(logging.ERROR)
-    import warnings
-    with warnings.catch_warnings():  # TensorFlow 1.15's own numpy warnings
-        warnings.simplefilter('ignore')
+    with held_stderr() as held, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # TensorFlow 1.15's own numpy warnings
         import tensorflow.compat.v1 as tf
-    tf.disable_v2_behavior()
-    tf.logging.set_verbosity(tf.logging.ERROR)  # queue runners are deprecated and work on both versions
+        tf.disable_v2_behavior()
+        tf.logging.set_verbosity(tf.logging.ERROR)  # queue runners are deprecated and work on both versions
+        held.drop = os.environ['TF_CPP_MIN_LOG_LEVEL'] >= '2' and (on_gpu() or not has_driver())
     return tf
 
 
-def on_gpu():
-    """Whether this process sees a GPU."""
+class Held(object):
+    """What to do with lines that were held back: nothing if drop is set."""
+
+    drop = False
+
+
+@contextlib.contextmanager
+def held_stderr():
+    """Holds back what is written to file descriptor 2, native code's lines too, and writes it afterwards.
+
+    Yields a Held. A process that native code aborts, as TensorFlow does on processors without AVX, says where.
+    """
+    held = Held()
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    enabled = faulthandler.is_enabled()
+    with tempfile.TemporaryFile() as lines:
+        try:
+            if not enabled:
+                faulthandler.enable(stderr)
+            os.dup2(lines.fileno(), 2)
+            yield held
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            if not enabled:
+                faulthandler.disable()
+            os.close(stderr)
+            lines.seek(0)
+            if not held.drop:
+                sys.stderr.write(lines.read().decode('utf-8', 'replace'))
+
+
+def gpus():
+    """The GPUs that TensorFlow sees, a list of its PhysicalDevices."""
     import tensorflow.compat.v1 as tf
-    return bool(tf.config.experimental.list_physical_devices('GPU'))
+    return tf.config.experimental.list_physical_devices('GPU')
+
+
+def on_gpu():
+    """Whether TensorFlow sees a GPU."""
+    return bool(gpus())
+
+
+def has_driver():
+    """Whether there is an NVIDIA driver whose GPUs were not hidden by CUDA_VISIBLE_DEVICES."""
+    hidden = os.environ.get('CUDA_VISIBLE_DEVICES', '0').strip() in ('', '-1')
+    return not hidden and bool(os.path.exists(DRIVER) or shutil.which('nvidia-smi'))
+
+
+def devices():
+    """The devices that the run uses, as one line, with a remedy if TensorFlow sees no GPU of an NVIDIA driver."""
+    import tensorflow.compat.v1 as tf
+    cores = usable_cores()
+    found = ['%d CPU core%s' % (cores, '' if cores == 1 else 's')]
+    for number, gpu in enumerate(gpus()):
+        try:
+            name = tf.config.experimental.get_device_details(gpu).get('device_name', '')
+        except AttributeError:  # TensorFlow 1.15
+            name = ''
+        found.append(('GPU:%d %s' % (number, name)).strip())
+    line = 'devices: ' + ', '.join(found)
+    if len(found) == 1 and has_driver():
+        line += '; there is an NVIDIA driver but TensorFlow sees no GPU: ' + (
+            'install CUDA 10.0 and cuDNN 7' if tf.__version__.startswith('1.')
+            else 'pip install "tensorflow[and-cuda]==%s"' % tf.__version__)
+    return line
 
 
 def session_config(one_op_at_a_time=False, xla=False, mixed_precision=False):
