@@ -22,7 +22,8 @@ def test_gradients(encoder_name, dilated_type, train_bn, monkeypatch):
     random = np.random.RandomState(3)
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.constant(recipe.image(2, 33, 33) / 50)
-        net = DilatedResNet(images, 5, True, encoder_name, dilated_type, train_bn=train_bn, blocks=TINY)
+        net = DilatedResNet(images, 5, True, encoder_name, dilated_type=dilated_type, blocks=TINY,
+                            batch_norm='trained' if train_bn else 'frozen')
         loss = (losses.cross_entropy(net.outputs, tf.constant(recipe.label(2, 33, 33, 5)), 5, 255)
                 + losses.weight_decay_loss(net.variables, 5e-4))
         variables = tf.trainable_variables()

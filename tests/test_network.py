@@ -107,7 +107,7 @@ def test_slim_numerics(encoder_name, scope):
 def test_folding_in_place_changes_nothing():
     reference, _ = run('res50', (1, 65, 65))
     with tf.Graph().as_default(), tf.Session() as sess:
-        net = build('res50', tf.constant(recipe.image(1, 65, 65)), fold_in_place=True)
+        net = build('res50', tf.constant(recipe.image(1, 65, 65)), batch_norm='folded')
         fold = net.fold_ops()
         recipe.assign(sess, net.variables)
         sess.run(fold)
@@ -129,7 +129,7 @@ def test_second_apply_shares_the_weights():
 def test_trained_batch_norm_moves_its_averages():
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.constant(recipe.image(2, 65, 65))
-        net = network.ResNet_segmentation(images, 21, True, 'res50', train_bn=True)
+        net = network.ResNet_segmentation(images, 21, True, 'res50', batch_norm='trained')
         trainable = {v.op.name.rsplit('/', 1)[-1] for v in tf.trainable_variables()}
         updates = net.update_ops(0.9)
         sess.run(tf.global_variables_initializer())
@@ -148,6 +148,7 @@ def test_trained_batch_norm_moves_its_averages():
 @pytest.mark.parametrize('keywords, valid', [
     ({'dilated_type': 'dense'}, 'decompose, regular, smooth_GI, smooth_SSC'),
     ({'compat': 'torch'}, 'caffe, original, slim'),
+    ({'batch_norm': 'on'}, 'frozen, trained, folded'),
     ({'encoder_name': 'res18'}, 'res101, res50'),
 ])
 def test_unknown_choices_name_the_valid_ones(keywords, valid):

@@ -9,7 +9,8 @@ import tensorflow.compat.v1 as tf
 
 from model import Model
 from model_msc import Model_msc, scaled_size
-from utils.training import losses, optimizer
+from utils.prediction import scores
+from utils.training import loop, losses, optimizer
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 
@@ -20,15 +21,17 @@ GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 ])
 def test_five_updates(model_class, name, batch, every, settings):
     reference = np.load(os.path.join(GOLDEN, name + '.npz'))
-    model = model_class(settings(encoder_name='res50', num_steps=20, learning_rate=1e-7, batch_size=batch,
-                                 grad_update_every=every, train_bn=False))
+    conf = settings(encoder_name='res50', num_steps=20, learning_rate=1e-7, batch_size=batch,
+                    grad_update_every=every, train_bn=False)
+    model = model_class(conf)
     with tf.Graph().as_default(), tf.Session() as sess:
         graph = model.training_graph(tf.constant(recipe.image(batch, 65, 65)),
                                      tf.constant(recipe.label(batch, 65, 65, 21)))
-        variables = {v.op.name: v for v in graph['net'].variables}
+        variables = {v.op.name: v for v in graph.net.variables}
         recipe.assign(sess, variables.values())
         before = {key: sess.run(variables[key.replace('|', '/')]) for key in reference if key != 'losses'}
-        found = [model.train_step(sess, graph, step)['loss/total'] for step in range(5)]
+        sess.run(tf.local_variables_initializer())
+        found = [loop.train_step(sess, graph, conf, step)[0]['loss/total'] for step in range(5)]
         after = {key: sess.run(variables[key.replace('|', '/')]) for key in before}
     np.testing.assert_allclose(found, reference['losses'], rtol=1e-3)
     for key, array in after.items():
@@ -45,10 +48,10 @@ def test_msc_prediction(settings):
     model = Model_msc(settings())
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.constant(recipe.image(2, 65, 65)[:1])  # the golden's image, though its name says batch 1
-        net, prediction = model.inference(images)
+        net, image_scores = model.scores(images)
         recipe.assign(sess, net.variables)
         sess.run(net.fold_ops())
-        found = sess.run(prediction).ravel()
+        found = sess.run(scores.class_map(image_scores)).ravel()
     reference = np.load(os.path.join(GOLDEN, 'original_msc_deeplab_pred_1x65x65.npz'))['pred']
     assert np.sum(found != reference) <= 2
 
@@ -87,7 +90,7 @@ def test_caffe_label_is_every_eighth_pixel(size, small):
     label = recipe.label(1, size, size, 21)
     stride = (size - 1) // (small - 1)
     with tf.Graph().as_default(), tf.Session() as sess:
-        found = sess.run(losses.label_utils.prepare_label(tf.constant(label), [small, small], align_corners=True))
+        found = sess.run(losses.prepare_label(tf.constant(label), [small, small], align_corners=True))
     assert np.array_equal(found, label[:, ::stride, ::stride, 0])
 
 
@@ -103,8 +106,8 @@ def test_accumulated_update_equals_one_on_the_mean_gradient(loss_scale):
         x = tf.placeholder(tf.float32, [])
         one, two = [tf.get_variable(n, [], initializer=tf.initializers.ones(), use_resource=True) for n in 'ab']
         loss = x * one ** 2 + two * x
-        update = optimizer.build_update(loss, [([one], 1.0), ([two], 10.0)], tf.constant(0.1), 0.9, 3,
-                                        loss_scale=loss_scale)
+        update = optimizer.build_update(loss, [([one], 1.0), ([two], 10.0)], tf.constant(0.1),
+                                        optimizer.Settings(0.9, grad_update_every=3, loss_scale=loss_scale))
         sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         a, b, velocity_a, velocity_b = 1.0, 1.0, 0.0, 0.0
         for inputs in ([1, 2, 3], [0.5, 0.1, 0.3]):
@@ -119,7 +122,8 @@ def test_accumulated_update_equals_one_on_the_mean_gradient(loss_scale):
 
 def test_rates_of_the_groups(settings):
     with tf.Graph().as_default():
-        net = Model(settings(encoder_name='res50', train_bn=False)).network(tf.zeros([1, 65, 65, 3]), phase=True)
+        net = Model(settings(encoder_name='res50', train_bn=False)).network(
+            tf.zeros([1, 65, 65, 3]), phase=True, batch_norm='frozen')
         groups = optimizer.rate_groups(net)
     assert [multiplier for _, multiplier in groups] == [1, 10, 20]
     assert [v.op.name for v in groups[2][0]] == ['decoder/aspp/conv%d/biases' % i for i in range(1, 5)]

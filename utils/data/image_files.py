@@ -100,6 +100,12 @@ def read_jpeg(path):
         return (data, size) if size else None
 
 
+def image_size(path):
+    """(height, width) by the file's header; UserError as load_image, as far as the header tells."""
+    with _reading(path), Image.open(io.BytesIO(read_file(path))) as image:
+        return image.size[::-1]
+
+
 def decode_jpeg(data):
     """Decodes a JPEG's bytes as the reader's graph does: uint8 [h, w, 3]; tf.errors.OpError if it is damaged."""
     sess, encoded, pixels = _jpeg_decoder()
@@ -139,7 +145,7 @@ def _reading(path):
         unknown = type(error).__name__ == 'UnidentifiedImageError'
         fault = 'not an image in a format that Pillow knows' if unknown else (
             'damaged or unreadable (%s)' % reason(error)[:120])
-        raise UserError('%s: %s; get the file anew or take it off the list.' % (quoted(path), fault))
+        raise UserError('%s: %s; get the file again or take it off the list.' % (quoted(path), fault))
 
 
 def _decode(data):
