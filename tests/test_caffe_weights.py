@@ -1,12 +1,14 @@
 """Reading .caffemodel files that are written here with the same message description, and one written by hand."""
 
+import re
 import struct
 
 import numpy as np
 import pytest
 
 from utils.net.blocks import BLOCKS, convolutions, resnet_blocks
-from utils.system.errors import UserError
+from utils.net.compat import COMPAT
+from utils.system.errors import UserError, quoted
 from utils.weights import caffe_weights, pretrained, weight_files, weight_names
 
 NUM_CLASSES = 3
@@ -39,6 +41,10 @@ def write_layers(path, layers, version=1, suffix=b'', **blob_options):
             add_blob(layer.blobs, array, **blob_options)
     path.write_binary(net.SerializeToString() + suffix)
     return str(path)
+
+
+def read(path):
+    return caffe_weights.read_layers(caffe_weights.parse(path))
 
 
 def network_layers(rng, units=(3, 4, 23, 3), factor=2.0):
@@ -88,7 +94,7 @@ def test_network_of_the_authors(tmpdir, options):
     layers = network_layers(np.random.RandomState(0))
     path = write_layers(tmpdir.join('train_iter_20000'), layers, **options)
     weights = weight_files.open_weights(path)
-    assert weights.kind == 'a Caffe model' and weights.compat == 'caffe'
+    assert weights.kind == 'a Caffe model' and weights.compat == 'caffe' and weights.input == COMPAT['caffe'].input
     assert_arrays_equal({name: weights.read(name) for name in weights.shapes}, expected_weights(layers))
     assert weight_names.fits(weights.shapes, 'deeplab')
     assert weight_names.num_classes_of(weights.shapes) == NUM_CLASSES
@@ -111,9 +117,9 @@ def test_batch_norm_factor(tmpdir):
     mean, variance = np.float32([1, -2]), np.float32([3, 4])
     for factor, scale in ((4.0, 0.25), (0.0, 0.0), (1.0, 1.0)):
         path = write_layers(tmpdir.join('x'), [('bn_conv1', 'BatchNorm', [mean, variance, [factor]])])
-        found = caffe_weights.read_caffemodel(path)
-        np.testing.assert_array_equal(found['bn_conv1/moving_mean'], mean * scale)
-        np.testing.assert_array_equal(found['bn_conv1/moving_variance'], variance * scale)
+        found = read(path)
+        np.testing.assert_array_equal(found['resnet_v1_50/conv1/BatchNorm/moving_mean'], mean * scale)
+        np.testing.assert_array_equal(found['resnet_v1_50/conv1/BatchNorm/moving_variance'], variance * scale)
 
 
 def test_biases_before_a_batch_norm_are_folded(tmpdir):
@@ -123,10 +129,10 @@ def test_biases_before_a_batch_norm_are_folded(tmpdir):
         ('bn_conv1', 'BatchNorm', [[5.0, 5.0], [1.0, 1.0], [1.0]]),
         ('res2a_branch1', 'Convolution', [np.ones((2, 3, 1, 1)), [3.0, 4.0]]),
         ('bn2a_branch1', 'BatchNorm', [[5.0, 5.0], [1.0, 1.0], [1.0]])])
-    found = caffe_weights.read_caffemodel(path)
-    assert 'conv1/biases' not in found and 'res2a_branch1/biases' not in found
-    np.testing.assert_array_equal(found['bn_conv1/moving_mean'], [4, 3])
-    np.testing.assert_array_equal(found['bn2a_branch1/moving_mean'], [2, 1])
+    found = read(path)
+    assert not any(name.endswith('/biases') for name in found)
+    for layer, mean in (('conv1', [4, 3]), ('block1/unit_1/bottleneck_v1/shortcut', [2, 1])):
+        np.testing.assert_array_equal(found['resnet_v1_50/%s/BatchNorm/moving_mean' % layer], mean)
 
 
 def field(number, payload):
@@ -150,17 +156,17 @@ def test_bytes_by_hand(tmpdir):
                  + field(6, b'\x0d\0\0\x80\x3f') + field(7, blob) + field(106, b'\x08\x02'))
         path = tmpdir.join('x')
         path.write_binary(field(1, b'ResNet') + field(3, b'data') + field(100, layer))
-        found = caffe_weights.read_caffemodel(str(path))
-        assert list(found) == ['conv1/weights'] and found['conv1/weights'].shape == (1, 3, 1, 2)
-        np.testing.assert_array_equal(found['conv1/weights'][0, :, 0, :], [[0, 3], [1, 4], [2, 5]])
+        found = read(str(path))
+        weights = found['resnet_v1_50/conv1/weights']
+        assert list(found) == ['resnet_v1_50/conv1/weights'] and weights.shape == (1, 3, 1, 2)
+        np.testing.assert_array_equal(weights[0, :, 0, :], [[0, 3], [1, 4], [2, 5]])
     legacy = b'\x08\x02\x10\x01\x18\x01\x20\x03' + field(5, struct.pack('<6f', *range(6)))
     layer = field(2, b'data') + field(3, b'conv1') + field(4, b'conv1') + b'\x28\x04' + field(6, legacy)
     path.write_binary(field(2, layer))
-    np.testing.assert_array_equal(caffe_weights.read_caffemodel(str(path))['conv1/weights'],
-                                  found['conv1/weights'])
+    np.testing.assert_array_equal(read(str(path))['resnet_v1_50/conv1/weights'], weights)
 
 
-def test_wrong_and_damaged_models_are_told(tmpdir):
+def test_wrong_and_damaged_models_are_reported(tmpdir):
     layers = network_layers(np.random.RandomState(0))
     path = write_layers(tmpdir.join('x.caffemodel'), layers)
     content = tmpdir.join('x.caffemodel').read_binary()
@@ -171,29 +177,98 @@ def test_wrong_and_damaged_models_are_told(tmpdir):
     cases = [
         (str(tmpdir.join('cut')), 'known kind, or is damaged'),
         (str(tmpdir.join('long')), 'known kind, or is damaged'),
-        (write_layers(tmpdir.join('few'), layers[4:]), '5 of 520 variables are missing (conv1/weights,'),
+        (write_layers(tmpdir.join('few'), layers[4:]), '5 of 520 variables are missing (conv1/weights and 4 more)'),
         (write_layers(tmpdir.join('other'), cut_layer), '1 of 520 have another shape (res2a_branch1/weights: '
                                                         '1x1x4x4 in the file, 1x1x4x16 in the network)'),
-        (write_layers(tmpdir.join('deep'), deeper), '255 are extra (bn3b4_branch2a/beta,'),
+        (write_layers(tmpdir.join('deep'), deeper), '255 are extra (bn3b4_branch2a/beta and 254 more)'),
     ]
     for path, words in cases:
         with pytest.raises(UserError) as info:
             pretrained.open_pretrained(path, 'deeplab')
-        assert path in str(info.value) and words in str(info.value), info.value
-
-
-def test_data_that_does_not_fill_its_shape(tmpdir):
-    net = caffe_weights.net_parameter()()
-    layer = net.layer.add(name='conv1', type='Convolution')
-    add_blob(layer.blobs, np.ones((2, 3, 7, 7)))
-    layer.blobs[0].shape.dim[0] = 5
-    path = tmpdir.join('x.caffemodel')
-    path.write_binary(net.SerializeToString())
-    with pytest.raises(UserError, match='x.caffemodel is damaged or incomplete.*conv1'):
-        weight_files.open_weights(str(path))
+        assert quoted(path) in str(info.value) and words in str(info.value), info.value
 
 
 def test_another_encoder_is_told_which_fits(tmpdir):
     path = write_layers(tmpdir.join('x.caffemodel'), network_layers(np.random.RandomState(0)))
     with pytest.raises(UserError, match='the file fits --encoder_name=deeplab --num_classes=3'):
-        pretrained.open_pretrained(path, 'res101')
+        pretrained.open_pretrained(path, 'res50')
+
+
+def assert_under_slims_names(weights, expected, encoder_name):
+    """Checks a WeightsFile against {name of the deeplab encoder: array}."""
+    for stage, unit, index, _ in convolutions(BLOCKS[encoder_name]):
+        scopes = zip(weight_names.conv_scopes(encoder_name, stage, unit, index),
+                     weight_names.conv_scopes('deeplab', stage, unit, index))
+        for (ours, caffes), leaves in zip(scopes, (('weights',), weight_names.BATCH_NORM)):
+            for leaf in leaves:
+                np.testing.assert_array_equal(weights.read(ours + '/' + leaf), expected[caffes + '/' + leaf])
+
+
+def test_the_authors_resnet_101_under_slims_names(tmpdir):
+    layers = network_layers(np.random.RandomState(0))
+    weights = pretrained.open_pretrained(write_layers(tmpdir.join('x'), layers), 'res101')
+    assert weight_names.fits(weights.shapes, 'res101') and weights.input == COMPAT['caffe'].input
+    expected = expected_weights(layers)
+    assert_under_slims_names(weights, expected, 'res101')
+    for i in range(4):
+        np.testing.assert_array_equal(weights.read('decoder/aspp/conv%d/weights' % (i + 1)),
+                                      expected['fc1_voc12_c%d/weights' % i])
+
+
+def he_resnet_50(rng):
+    """(layers, {name of the deeplab encoder: array}) of Kaiming He's ResNet-50-model.caffemodel."""
+    layers = network_layers(rng, units=(3, 4, 6, 3))[:-4]
+    expected = expected_weights(layers)
+    biases = np.float32(rng.randn(4))
+    layers[0][2].append(biases)
+    expected['bn_conv1/moving_mean'] = expected['bn_conv1/moving_mean'] - biases
+    letters = [(re.sub(r'(?<=[34])b([1-5])', lambda match: 'abcdef'[int(match.group(1))], name), kind, arrays)
+               for name, kind, arrays in layers]
+    assert 'res4f_branch2c' in [name for name, _, _ in letters]
+    return letters + [('fc1000', 'InnerProduct', [rng.randn(10, 128), rng.randn(10)])], expected
+
+
+def test_kaiming_hes_resnet_50(tmpdir):
+    layers, expected = he_resnet_50(np.random.RandomState(0))
+    path = write_layers(tmpdir.join('ResNet-50-model.caffemodel'), layers)
+    for encoder_name in ('res50', None):
+        weights = weight_files.open_weights(path, encoder_name)
+        assert weight_names.fits(weights.shapes, 'res50')
+        assert sorted(weights.shapes) == sorted(weight_names.encoder_shapes('res50'))
+        assert weights.compat == 'caffe' and weights.input == weight_files.IMAGENET_INPUT
+        assert_under_slims_names(weights, expected, 'res50')
+    pretrained.open_pretrained(path, 'res50')
+    with pytest.raises(UserError, match='the file fits --encoder_name=res50'):
+        pretrained.open_pretrained(path, 'deeplab')
+
+
+def test_kaiming_hes_resnet_101_has_imagenets_mean(tmpdir):
+    layers = network_layers(np.random.RandomState(0))[:-4] + [('fc1000', 'InnerProduct', [np.ones((10, 128))])]
+    weights = weight_files.open_weights(write_layers(tmpdir.join('x'), layers), 'deeplab')
+    assert weight_names.fits(weights.shapes, 'deeplab') and weights.input == weight_files.IMAGENET_INPUT
+
+
+def test_other_caffe_models(tmpdir):
+    path = write_layers(tmpdir.join('vgg.caffemodel'), [('conv1_1', 'Convolution', [np.ones((4, 3, 3, 3))])])
+    with pytest.raises(UserError, match='without the layers of a ResNet'):
+        weight_files.open_weights(path)
+
+
+@pytest.mark.parametrize('dims', [[5, 3, 7, 7], [-1, 3, 7, 7], [2 ** 40, 2 ** 40], [0, -1], []])
+def test_data_that_does_not_fill_its_shape(tmpdir, dims):
+    net = caffe_weights.net_parameter()()
+    layer = net.layer.add(name='conv1\n', type='Convolution')
+    add_blob(layer.blobs, np.ones((2, 3, 7, 7)))
+    del layer.blobs[0].shape.dim[:]
+    layer.blobs[0].shape.dim.extend(dims)
+    path = tmpdir.join('x.caffemodel')
+    path.write_binary(net.SerializeToString())
+    with pytest.raises(UserError, match=r'x.caffemodel is damaged or incomplete.*conv1\\n has 294 values for'):
+        weight_files.open_weights(str(path))
+
+
+def test_biases_of_another_number_than_channels(tmpdir):
+    path = write_layers(tmpdir.join('x'), [('conv1', 'Convolution', [np.ones((2, 3, 7, 7)), [1.0]]),
+                                           ('bn_conv1', 'BatchNorm', [[5.0, 5.0], [1.0, 1.0], [1.0]])])
+    with pytest.raises(UserError, match='damaged or incomplete.*1 values for 2 channels'):
+        weight_files.open_weights(path)

@@ -161,7 +161,7 @@ def test_newest_is_what_the_state_file_names(tmpdir):
     assert checkpoints.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
 
 
-def test_what_is_not_there_is_told(tmpdir):
+def test_what_is_not_there_is_reported(tmpdir):
     with pytest.raises(UserError) as info:
         checkpoints.find_checkpoint(str(tmpdir.join('nowhere')))
     assert_sentence(info.value, 'nowhere', '--modeldir')

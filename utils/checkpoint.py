@@ -4,14 +4,15 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from collections import OrderedDict
 
 import tensorflow.compat.v1 as tf
 
 from utils.net import blocks
 from utils.system.command_line import run
-from utils.system.errors import UserError
-from utils.weights import checkpoints, fitting, weight_files, weight_names
+from utils.system.errors import UserError, quoted, reason
+from utils.weights import checkpoints, fitting, made_for, weight_files, weight_names
 
 
 def in_order(names):
@@ -21,9 +22,7 @@ def in_order(names):
         order.update((name, i) for i, name in enumerate(weight_names.encoder_shapes(encoder)))
 
     def key(name):
-        parts = [(not part.isdigit(), int(part) if part.isdigit() else 0, part)
-                 for part in re.split(r'(\d+)', name)]
-        return order.get(name, len(order)), parts
+        return order.get(name, len(order)), re.sub(r'\d+', lambda digits: digits.group().zfill(9), name)
     return sorted(names, key=key)
 
 
@@ -36,9 +35,18 @@ def table(shapes):
     rows = []
     for (scope, shape), leaves in groups.items():
         leaf = leaves[0] if len(leaves) == 1 else '{%s}' % ','.join(leaves)
-        rows.append((scope + '/' + leaf if scope else leaf, fitting.size(shape)))
-    width = max(len(name) for name, _ in rows)
+        rows.append((quoted(scope + '/' + leaf if scope else leaf), fitting.size(shape)))
+    width = max([len(name) for name, _ in rows] or [0])
     return ['%-*s  %s' % (width, name, shape) for name, shape in rows]
+
+
+def describe_origin(weights):
+    """'caffe, --channel_order=bgr --img_mean=103.939,116.779,123.68': what a WeightsFile was made for."""
+    parts = [weights.compat or 'as it was trained']
+    if weights.input:
+        parts.append('--channel_order=%s --img_mean=%s' % (
+            weights.input.channel_order, ','.join(map(str, weights.input.img_mean))))
+    return ', '.join(parts)
 
 
 def describe(weights):
@@ -47,40 +55,67 @@ def describe(weights):
     if not shapes:
         return '%s: %s without variables' % (weights.path, weights.kind)
     slots = {name for name in shapes if name.rpartition('/')[0] in shapes}
-    fitting = [encoder for encoder in sorted(blocks.BLOCKS) if weight_names.fits(shapes, encoder)]
+    encoders = [encoder for encoder in sorted(blocks.BLOCKS) if weight_names.fits(shapes, encoder)]
     lines = ['%s: %s, %d variables' % (weights.path, weights.kind, len(shapes)),
-             '--encoder_name: ' + (' or '.join(fitting) or 'none (%s)' % '; '.join(fitting.hints({}, shapes))),
+             '--encoder_name: ' + (' or '.join(encoders) or 'none (%s)' % '; '.join(fitting.hints({}, shapes))),
              '--num_classes:  %s' % (weight_names.num_classes_of(shapes) or 'no decoder'),
              '--dilated_type: ' + (weight_names.dilated_type_of(shapes).replace('regular', 'regular or decompose')),
-             '--compat:       ' + (weights.compat or 'as it was trained'), '']
+             '--compat:       ' + describe_origin(weights), '']
     lines += table({name: shape for name, shape in shapes.items() if name not in slots})
     if slots:
         lines.append('and %d slots of an optimizer' % len(slots))
     return '\n'.join(lines)
 
 
+def check_target(prefix):
+    """Raises UserError unless a checkpoint can be saved as `prefix`; nothing is overwritten."""
+    if not os.path.basename(prefix):
+        raise UserError('--save=%s is a folder: add a name, such as %s.' % (
+            quoted(prefix), quoted(os.path.join(prefix, 'model.ckpt-0'))))
+    if os.path.exists(prefix + '.index') or os.path.isdir(prefix):
+        raise UserError('%s exists already: choose another name with --save.' % quoted(prefix))
+
+
 def save_weights(weights, prefix, encoder_name=None):
-    """Writes the network's weights of a WeightsFile as a TensorFlow checkpoint.
+    """Writes the network's weights of a WeightsFile, and what they were made for, as a TensorFlow checkpoint.
 
     Args:
       prefix: its path, e.g. model/model.ckpt-20000; nothing is overwritten.
       encoder_name: the encoder that the weights have to fit; None for any.
 
     Raises:
-      UserError: the file does not hold the whole encoder, or there is such a checkpoint already.
+      UserError: the file does not hold the whole encoder, there is such a checkpoint already, or it cannot be
+        written; nothing is left of it then.
     """
     encoders = [encoder_name] if encoder_name else sorted(blocks.BLOCKS)
     if not any(weight_names.fits(weights.shapes, encoder) for encoder in encoders):
         raise UserError('%s (%s) cannot be saved for --encoder_name=%s: %s.' % (
-            weights.path, weights.kind, ' or '.join(encoders), '; '.join(fitting.hints({}, weights.shapes))))
-    if os.path.exists(prefix + '.index') or os.path.isdir(prefix):
-        raise UserError('%s exists already: choose another name with --save.' % prefix)
-    os.makedirs(os.path.dirname(os.path.abspath(prefix)), exist_ok=True)
+            quoted(weights.path), weights.kind, ' or '.join(encoders), '; '.join(fitting.hints({}, weights.shapes))))
+    check_target(prefix)
+    folder, name = os.path.split(os.path.abspath(prefix))
     values = {name: weights.read(name) for name in weights.shapes if weight_names.is_model(name)}
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix='.saving-') as place:
+            write_values(values, weights, os.path.join(place, name))
+            for part in sorted(os.listdir(place)):  # the index, without which it is no checkpoint, comes last
+                os.rename(os.path.join(place, part), os.path.join(folder, part))
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError('%s cannot be written (%s): choose another place with --save.' % (
+            quoted(prefix), reason(error)))
+
+
+def write_values(values, origin, prefix):
+    """Writes {name: array} as a checkpoint, with an entry on what it was made for if the WeightsFile `origin` tells."""
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as sess:
         variables = [tf.get_variable(name, value.shape, tf.float32, initializer=tf.zeros_initializer(),
                                      use_resource=False) for name, value in values.items()]
         checkpoints.load_values(sess, variables, values)
+        if origin.compat or origin.input:
+            entry = tf.get_variable(made_for.NAME, initializer=made_for.encode(origin.compat, origin.input),
+                                    use_resource=False)
+            sess.run(entry.initializer)
+            variables.append(entry)
         tf.train.Saver(variables).save(sess, prefix, write_meta_graph=False, write_state=False)
 
 
@@ -95,7 +130,7 @@ def main():
     weights = weight_files.open_weights(checkpoints.newest_in(args.file), args.encoder_name)
     print(describe(weights))
     if args.save:
-        save_weights(weights, args.save, args.encoder_name)
+        save_weights(weights, os.path.expanduser(args.save), args.encoder_name)
         print('saved as ' + args.save)
 
 

@@ -1,6 +1,8 @@
-"""Reads the weights of a Caffe .caffemodel under the names of the deeplab encoder."""
+"""Reads the weights of a Caffe .caffemodel under the names of our encoders."""
 
-import re
+import functools
+import operator
+import os
 import warnings
 from collections import OrderedDict
 
@@ -8,7 +10,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from utils.weights.weight_names import fold_biases
+from utils.system.errors import quoted
+from utils.weights import weight_names
 
 # The part of Caffe's caffe.proto that holds weights: message -> [(field, number, type)]. A type with a capital
 # is a message, * marks repeated and + repeated packed fields.
@@ -27,8 +30,7 @@ CAFFE_PROTO = {
 # A packed field looks like a byte string on the wire: read as one, numpy takes it as it is, without a Python
 # float for each of 44 million weights.
 AS_BYTES = {'+float': '*bytes', '+double': '*bytes'}
-CONVOLUTION_TYPES = ('Convolution', 4)  # the latter is V1LayerParameter's number
-COPY = re.compile(r'.*_res\d+$')  # the same layer at another scale of a multi-scale net, with shared weights
+LARGEST = 2 ** 31  # bytes of a protobuf message
 
 
 def net_parameter(as_bytes=False):
@@ -62,7 +64,13 @@ def add_field(descriptor, name, number, kind, package):
 
 
 def parse(path):
-    """The (net, whether its floats are bytes) in a file; (None, False) if it is no NetParameter with weights."""
+    """{layer name: its blobs as float32 arrays} of a .caffemodel, None if the file is no such thing.
+
+    Raises:
+      ValueError: the numbers of a layer do not fill its shape.
+    """
+    if os.path.getsize(path) >= LARGEST:
+        return None
     with open(path, 'rb') as file:
         content = file.read()
     for as_bytes in (True, False):
@@ -72,16 +80,16 @@ def parse(path):
                 warnings.simplefilter('ignore')  # protobuf 3 only warns when it stops in the middle
                 consumed = net.ParseFromString(content)
         except DecodeError:
-            return None, False
-        blobs = [blob for layer in list(net.layer) + list(net.layers) for blob in layer.blobs]
-        if not blobs or consumed != len(content):
-            return None, False
-        if not as_bytes or all(blob.data or blob.double_data for blob in blobs):
-            return net, as_bytes
-    return None, False
+            return None
+        layers = [layer for layer in list(net.layer) + list(net.layers) if layer.blobs]
+        if not layers or consumed != len(content):
+            return None
+        if not as_bytes or all(blob.data or blob.double_data for layer in layers for blob in layer.blobs):
+            return {layer.name: [to_array(blob, as_bytes, layer.name) for blob in layer.blobs] for layer in layers}
+    return None
 
 
-def to_array(blob, as_bytes):
+def to_array(blob, as_bytes, layer):
     """The array of a BlobProto, of its shape or its legacy num, channels, height and width.
 
     Raises:
@@ -91,53 +99,66 @@ def to_array(blob, as_bytes):
         values = np.concatenate([np.frombuffer(b''.join(blob.data), '<f4'),
                                  np.frombuffer(b''.join(blob.double_data), '<f8').astype(np.float32)])
     else:
-        values = np.array(list(blob.data) + list(blob.double_data), np.float32)
-    legacy = (blob.num, blob.channels, blob.height, blob.width)
-    return values.reshape(list(blob.shape.dim) if blob.HasField('shape') else legacy)
+        values = np.concatenate([np.fromiter(numbers, np.float32, len(numbers))
+                                 for numbers in (blob.data, blob.double_data)])
+    shape = list(blob.shape.dim) if blob.HasField('shape') else [blob.num, blob.channels, blob.height, blob.width]
+    if min(shape, default=1) < 0 or functools.reduce(operator.mul, shape, 1) != values.size:
+        raise ValueError('layer %s has %d values for %s' % (quoted(layer), values.size, shape))
+    return values.reshape(shape)
 
 
-def layer_weights(name, blobs, is_convolution):
-    """{variable name: array} of one layer, {} for a layer that is not of the network.
+def layer_weights(kind, blobs):
+    """{(whether of the batch norm, leaf of the variable): array} of one layer.
 
     Convolution [out, in, kh, kw] becomes [kh, kw, in, out]; BatchNorm holds sums of means and variances and
     the factor to divide them by (Caffe's batch_norm_layer.cpp); Scale holds gamma and beta.
     """
-    if name.startswith('bn') and len(blobs) == 3:
+    if kind == 'bn' and len(blobs) == 3:
         factor = blobs[2].ravel()[0]
         factor = 0 if factor == 0 else 1 / factor
-        return {name + '/moving_mean': blobs[0].ravel() * factor,
-                name + '/moving_variance': blobs[1].ravel() * factor}
-    if name.startswith('scale') and len(blobs) == 2:
-        name = 'bn' + name[len('scale'):]
-        return {name + '/gamma': blobs[0].ravel(), name + '/beta': blobs[1].ravel()}
-    if is_convolution and blobs[0].ndim == 4:
-        weights = {name + '/weights': blobs[0].transpose(2, 3, 1, 0)}
+        return {(True, 'moving_mean'): blobs[0].ravel() * factor,
+                (True, 'moving_variance'): blobs[1].ravel() * factor}
+    if kind == 'scale' and len(blobs) == 2:
+        return {(True, 'gamma'): blobs[0].ravel(), (True, 'beta'): blobs[1].ravel()}
+    if kind == 'conv' and blobs[0].ndim == 4:
+        weights = {(False, 'weights'): blobs[0].transpose(2, 3, 1, 0)}
         if len(blobs) > 1:
-            weights[name + '/biases'] = blobs[1].ravel()
+            weights[False, 'biases'] = blobs[1].ravel()
         return weights
     return {}
 
 
-def read_caffemodel(path):
-    """Ordered {variable name of the deeplab encoder: float32 array} of a .caffemodel, None if it is no such file.
+def of_imagenet(layers):
+    """Whether the layers are those of Kaiming He's models: with ImageNet's classifier, or ResNet-50's units."""
+    return 'fc1000' in layers or 'res4b_branch2a' in layers
 
-    Copies of a layer at other scales (conv1_res075) and layers other than Convolution, BatchNorm and Scale are
-    left out.
+
+def read_layers(layers, encoder_name=None):
+    """Ordered {variable name: float32 array} of the layers that `parse` found, {} if none is a ResNet's.
+
+    Only a ResNet's layers and DeepLab's decoder are read, not their copies at other scales (conv1_res075).
+
+    Args:
+      encoder_name: whose names to use if it has as many units; else those of deeplab or res50, the nearer.
 
     Raises:
-      ValueError: the numbers of a layer do not fill its shape.
+      ValueError: the parts of a layer do not fit together.
     """
-    net, as_bytes = parse(path)
-    if net is None:
-        return None
+    places = OrderedDict((name, weight_names.caffe_place(name)) for name in layers)
+    if not any(places.values()):
+        return {}
+    encoder_name = weight_names.nearest_encoder([place[1:3] for place in places.values() if place],
+                                                encoder_name, 'deeplab')
+    decoder = dict(zip(weight_names.decoder_scopes('deeplab'), weight_names.decoder_scopes(encoder_name)))
     weights = OrderedDict()
-    for layer in list(net.layer) + list(net.layers):
-        if not layer.blobs or COPY.match(layer.name):
+    for name, place in places.items():
+        if place:
+            scopes = weight_names.conv_scopes(encoder_name, *place[1:])
+        elif name in decoder:
+            scopes = (decoder[name],)
+        else:
             continue
-        try:
-            blobs = [to_array(blob, as_bytes) for blob in layer.blobs]
-        except ValueError as error:
-            raise ValueError('layer %s: %s' % (layer.name, error))
-        weights.update(layer_weights(layer.name, blobs, layer.type in CONVOLUTION_TYPES))
-    fold_biases(weights, 'deeplab')
+        for (is_bn, leaf), array in layer_weights(place[0] if place else 'conv', layers[name]).items():
+            weights[scopes[is_bn] + '/' + leaf] = array
+    weight_names.fold_biases(weights, encoder_name)
     return weights

@@ -5,13 +5,14 @@ import re
 
 import tensorflow.compat.v1 as tf
 
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted
 from utils.weights import fitting, weight_files, weight_names
 
 
 def checkpoint_steps(modeldir):
     """Sorted steps of the complete checkpoints model.ckpt-N in a directory; [] without such a directory."""
     names = set(os.listdir(modeldir)) if os.path.isdir(modeldir) else set()
+    names = {name for name in names if os.path.isfile(os.path.join(modeldir, name))}
     steps = []
     for name in names:
         match = re.match(r'model\.ckpt-(\d+)\.data-00000-of-(\d{5})$', name)
@@ -21,6 +22,19 @@ def checkpoint_steps(modeldir):
             if names.issuperset(parts + [prefix + '.index']):
                 steps.append(int(match.group(1)))
     return sorted(set(steps))
+
+
+def named_step(modeldir, steps):
+    """The one of `steps` that a directory's 'checkpoint' file names, None if it names none or is damaged."""
+    if not os.path.isfile(os.path.join(modeldir, 'checkpoint')):
+        return None
+    try:
+        state = tf.train.get_checkpoint_state(modeldir)
+    except weight_files.READ_ERRORS:
+        return None
+    # The last component alone: the path inside is an old one where the directory was moved or copied.
+    newest = os.path.basename(state.model_checkpoint_path) if state else ''
+    return next((step for step in steps if newest == 'model.ckpt-%d' % step), None)
 
 
 def find_checkpoint(modeldir, step=None, flag='valid_step'):
@@ -36,19 +50,17 @@ def find_checkpoint(modeldir, step=None, flag='valid_step'):
     """
     if not os.path.isdir(modeldir):
         raise UserError('there is no directory %s: train first, or name the directory of the checkpoints '
-                        'with --modeldir.' % modeldir)
+                        'with --modeldir.' % quoted(modeldir))
     steps = checkpoint_steps(modeldir)
     if not steps:
         raise UserError('%s holds no complete checkpoint model.ckpt-N: train first, or name the directory of '
-                        'the checkpoints with --modeldir.' % modeldir)
+                        'the checkpoints with --modeldir.' % quoted(modeldir))
     if step is None:
-        state = tf.train.get_checkpoint_state(modeldir)
-        # The last component alone: the path inside is an old one where the directory was moved or copied.
-        newest = os.path.basename(state.model_checkpoint_path) if state else ''
-        step = next((n for n in steps if newest == 'model.ckpt-%d' % n), steps[-1])
+        step = named_step(modeldir, steps)
+        step = steps[-1] if step is None else step
     if step not in steps:
         raise UserError('%s holds no complete checkpoint of step %d: set --%s to one of %s.' % (
-            modeldir, step, flag, ', '.join(map(str, steps))))
+            quoted(modeldir), step, flag, fitting.some(list(map(str, steps[::-1])), 5)))
     return os.path.join(modeldir, 'model.ckpt-%d' % step)
 
 
@@ -59,7 +71,7 @@ def newest_in(path):
         return path
     if not checkpoint_steps(path):
         raise UserError('the directory %s holds no complete checkpoint model.ckpt-N: give %s.' % (
-            path, weight_files.ACCEPTED))
+            quoted(path), weight_files.ACCEPTED))
     return find_checkpoint(path)
 
 
@@ -78,10 +90,10 @@ def restore_checkpoint(sess, variables, prefix):
     problems = fitting.mismatches(wanted, found, extra if weight_names.encoder_of(wanted) else ())
     if problems:
         raise UserError('%s does not fit the network: %s.' % (
-            prefix, '; '.join(problems + fitting.hints(wanted, found))))
+            quoted(prefix), '; '.join(problems + fitting.hints(wanted, found))))
     try:
         tf.train.Saver(variables).restore(sess, prefix)
-    except (tf.errors.OpError, ValueError) as error:
+    except weight_files.READ_ERRORS as error:
         raise weight_files.damaged(prefix, error)
 
 

@@ -1,6 +1,7 @@
 """What the names and shapes in a weights file lack, have too much or fit, as phrases for messages."""
 
 from utils.net import blocks
+from utils.system.errors import quoted
 from utils.weights import weight_names
 
 
@@ -9,15 +10,15 @@ def variable_shapes(variables):
     return {variable.op.name: tuple(variable.shape.as_list()) for variable in variables}
 
 
-def some(items, limit=3):
-    """'a, b, c and 5 more'."""
+def some(items, limit=1):
+    """'a and 5 more'."""
     more = len(items) - limit
     return ', '.join(items[:limit]) + (' and %d more' % more if more > 0 else '')
 
 
 def size(shape):
     """'3x3x2048x21'."""
-    return 'x'.join(map(str, shape)) or 'scalar'
+    return quoted('x'.join(map(str, shape))) or 'scalar'
 
 
 def mismatches(wanted, found, extra=()):
@@ -37,7 +38,7 @@ def mismatches(wanted, found, extra=()):
     if reshaped:
         phrases.append('%d of %d have another shape (%s)' % (len(reshaped), len(wanted), some(reshaped)))
     if extra:
-        phrases.append('%d are extra (%s)' % (len(extra), some(sorted(extra))))
+        phrases.append('%d are extra (%s)' % (len(extra), some(sorted(map(quoted, extra)))))
     return phrases
 
 

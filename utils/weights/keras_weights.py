@@ -10,80 +10,141 @@ import h5py
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from utils.net.blocks import BLOCKS
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted, reason
 from utils.weights import weight_names
 
-LEAVES = {'kernel': 'weights', 'bias': 'biases'}
-LEAVES.update((leaf, leaf) for leaf in weight_names.BATCH_NORM)
+# Keras' variable -> our leaf. Keras' first ResNet-50 of 2016 has W, b, running_mean and running_std; the last of
+# these holds the variance.
+LEAVES = {
+    'conv': {'kernel': 'weights', 'W': 'weights', 'bias': 'biases', 'b': 'biases'},
+    'bn': dict({'running_mean': 'moving_mean', 'running_std': 'moving_variance'},
+               **{leaf: leaf for leaf in weight_names.BATCH_NORM}),
+}
 NUMBERED = {'conv': ('kernel', 'bias'), 'bn': weight_names.BATCH_NORM}  # in Keras 3's .weights.h5
-LAYER = re.compile(r'conv([1-5])(?:_block(\d+)_(\d))?_(conv|bn)$')
+LAYER = re.compile(r'(?:conv1|conv([2-5])_block([1-9][0-9]?)_([0-3]))_(conv|bn)')
 PUBLISHED = {'deeplab': 'resnet101', 'res101': 'resnet101', 'res50': 'resnet50'}
 CONSTANTS = ('keras.src.applications.resnet', 'tf_keras.src.applications.resnet',
              'keras_applications.resnet_common')
 TIMEOUT = 60  # seconds without an answer
 
 
-def read_layers(path):
-    """{(layer name, Keras' variable name): array} of a Keras .h5.
+def place_of(layer):
+    """('conv' or 'bn', stage, unit, index) of a layer by Keras' names or those of 2016, None for any other."""
+    match = LAYER.fullmatch(layer)
+    if not match:
+        return weight_names.caffe_place(layer)
+    stage, unit, index, kind = match.groups()
+    return kind, int(stage or 1), int(unit or 1), int(index or 1)
 
-    Three layouts are known: layer/layer/kernel:0 (save_weights until Keras 2), the same below model_weights
-    (save), and layers/conv2d_1/vars/0 with the layer's name as an attribute (.weights.h5 of Keras 3).
+
+def identify(name, parent):
+    """(place of the layer, our leaf) of a dataset, None if it is of no layer of a ResNet.
+
+    Known are layer/layer/kernel:0 (save_weights until Keras 2), layer/layer_W:0 (Keras 1), both also below
+    model_weights (save), and layers/conv2d_1/vars/0 with the layer's name as an attribute (.weights.h5 of Keras 3.4
+    and later).
+
+    Args:
+      name: the dataset's path in the file.
+      parent: the h5py.Group that holds it.
     """
-    arrays = {}
+    parts = name.split('/')
+    if parts[-2:-1] == ['vars']:
+        layer = parent.attrs.get('name', '')
+        layer = layer.decode() if isinstance(layer, bytes) else str(layer)
+    else:
+        layer = next((part for part in parts if place_of(part)), '')
+    place = place_of(layer)
+    if not place or parts[0] == 'optimizer_weights':
+        return None
+    leaf = parts[-1].split(':')[0]
+    if parts[-2:-1] == ['vars']:
+        leaf = dict(zip('0123', NUMBERED.get(place[0], ()))).get(leaf)
+    elif leaf.startswith(layer + '_'):
+        leaf = leaf[len(layer) + 1:]
+    leaf = LEAVES.get(place[0], {}).get(leaf)
+    return (place, leaf) if leaf else None
+
+
+def find_datasets(file, path):
+    """{(place of the layer, our leaf): h5py.Dataset} of an open file; reads no values.
+
+    Raises:
+      UserError: no layer has a name of Keras' ResNets, or one is there twice.
+    """
+    found, names = {}, []
 
     def visit(name, item):
-        parts = name.split('/')
-        if not isinstance(item, h5py.Dataset) or parts[0] == 'optimizer_weights':
+        if not isinstance(item, h5py.Dataset):
             return
-        if parts[-2:-1] == ['vars']:
-            layer = item.parent.attrs.get('name', '')
-            layer = layer.decode() if isinstance(layer, bytes) else str(layer)
-            match, number = LAYER.match(layer), int(parts[-1])
-            leaves = NUMBERED[match.group(4)] if match else ()
-            leaf = leaves[number] if number < len(leaves) else parts[-1]
-        else:
-            layer = next((part for part in parts if LAYER.match(part)), parts[0])
-            leaf = parts[-1].split(':')[0]
-        arrays[layer, leaf] = np.asarray(item[()])
+        names.append(name)
+        key = identify(name, item.parent)
+        if key in found:
+            raise UserError('%s holds more than one ResNet (%s and %s): give the weights of one.' % (
+                quoted(path), quoted(found[key].name), quoted(name)))
+        if key:
+            found[key] = item
 
-    with h5py.File(path, 'r') as file:
-        file.visititems(visit)
-    return arrays
+    file.visititems(visit)
+    if not found and any(re.search('(^|/)conv2d(_[0-9]+)?/vars/0$', name) for name in names):
+        raise UserError('%s names no layers, as Keras up to 3.3 writes .weights.h5, and their order does not tell them '
+                        "apart: load it in Keras and save it as .h5 with model.save('NAME.h5')." % quoted(path))
+    if not found:
+        raise UserError('%s is an HDF5 file without the layers of a Keras ResNet (conv1_conv, conv2_block1_1_conv and '
+                        'so on): give the weights of keras.applications.ResNet50 or ResNet101.' % quoted(path))
+    return found
+
+
+def read_dataset(dataset, wanted):
+    """(shape, values) of an h5py.Dataset; the values are float32, None if the shape is not the wanted one.
+
+    Raises:
+      UserError: it is a kernel [out, in, height, width], as Keras had them on Theano.
+      ValueError: it holds no numbers.
+    """
+    shape, name = dataset.shape, quoted(dataset.name)
+    if shape is None or dataset.dtype.kind != 'f':
+        raise ValueError('%s holds no floating-point numbers' % name)
+    if wanted and shape != wanted and len(wanted) == 4 and shape == (wanted[3], wanted[2]) + wanted[:2]:
+        raise UserError('%s holds kernels in the order of Theano (%s): give the file for TensorFlow, whose published '
+                        'name has tf_kernels.' % (quoted(dataset.file.filename), name))
+    return shape, np.asarray(dataset[()], np.float32) if shape == wanted else None
 
 
 def read_keras(path, encoder_name=None):
-    """Ordered {variable name: float32 array} of a Keras ResNet50 or ResNet101, with or without its classifier.
+    """Reads a Keras ResNet50 or ResNet101, with or without its classifier.
 
     Args:
       path: an HDF5 file that Keras wrote.
       encoder_name: whose names to use if it has as many units; else the nearer of res101 and res50.
 
-    The biases of Keras' convolutions are folded into the moving means.
+    Returns:
+      Two ordered dicts: {variable name: shape} and {variable name: float32 array}, which lacks what has not the
+      shape that the encoder wants. The biases of Keras' convolutions are folded into the moving means.
 
     Raises:
-      UserError: no layer has a name of Keras' ResNets.
+      UserError: no layer has a name of Keras' ResNets, or one is there twice; kernels as on Theano.
+      ValueError: a layer holds no numbers, or too many or too few biases.
     """
-    found = {}
-    for (layer, leaf), array in read_layers(path).items():
-        match = LAYER.match(layer)
-        if match and leaf in LEAVES:
-            stage, unit, index = int(match.group(1)), int(match.group(2) or 1), int(match.group(3) or 1)
-            found[stage, unit, index, match.group(4), leaf] = array
-    if not found:
-        raise UserError('%s is an HDF5 file without the layers of a Keras ResNet (conv1_conv, '
-                        'conv2_block1_1_conv and so on): give the weights of keras.applications.ResNet50 or '
-                        'ResNet101.' % path)
-    units = max([unit for stage, unit, _, _, _ in found if stage == 4] or [0])
-    nearest = 'res101' if units > BLOCKS['res50'][2].units else 'res50'
-    if encoder_name is None or BLOCKS[encoder_name] != BLOCKS[nearest]:
-        encoder_name = nearest
-    weights = OrderedDict()
-    for (stage, unit, index, kind, leaf), array in sorted(found.items()):
-        scope = weight_names.conv_scopes(encoder_name, stage, unit, index)[kind == 'bn']
-        weights[scope + '/' + LEAVES[leaf]] = array.astype(np.float32)
-    weight_names.fold_biases(weights, encoder_name)
-    return weights
+    shapes, arrays = OrderedDict(), OrderedDict()
+    with h5py.File(path, 'r') as file:
+        found = find_datasets(file, path)
+        encoder_name = weight_names.nearest_encoder([place[1:3] for place, _ in found], encoder_name, 'res101')
+        wanted = weight_names.encoder_shapes(encoder_name)
+        for (place, leaf), dataset in sorted(found.items()):
+            scope, batch_norm = weight_names.conv_scopes(encoder_name, *place[1:])
+            name = (batch_norm if place[0] == 'bn' else scope) + '/' + leaf
+            of_biases = wanted.get(scope + '/weights', ())[-1:]
+            shape, array = read_dataset(dataset, of_biases if leaf == 'biases' else wanted.get(name))
+            if array is not None:
+                arrays[name] = array
+            elif leaf == 'biases' and of_biases:
+                raise ValueError('%s has shape %s for %s channels' % ((quoted(dataset.name), shape) + of_biases))
+            shapes[name] = shape
+    weight_names.fold_biases(arrays, encoder_name)
+    for name in [name for name in shapes if name.endswith('/biases') and name not in arrays]:
+        del shapes[name]
+    return shapes, arrays
 
 
 def published(encoder_name):
@@ -114,8 +175,8 @@ def fetch_imagenet(encoder_name):
         os.makedirs(cache, exist_ok=True)
         return tf.keras.utils.get_file(file_name, url, cache_subdir='models', file_hash=md5, cache_dir=cache)
     except Exception as error:  # get_file itself raises bare Exceptions
-        reason = ' '.join(str(error).split()).replace('URL fetch failure on %s: ' % url, '')
+        why = reason(Exception(str(error).replace('URL fetch failure on %s: ' % url, '')))
         raise UserError('--pretrain_file=imagenet: %s could not be fetched (%s); put that file at %s, or name its path '
-                        'with --pretrain_file.' % (url, reason, os.path.join(cache, 'models', file_name)))
+                        'with --pretrain_file.' % (url, why, os.path.join(cache, 'models', file_name)))
     finally:
         socket.setdefaulttimeout(timeout)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from utils.net import blocks
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted
 from utils.weights import checkpoints, fitting, keras_weights, weight_files, weight_names
 
 
@@ -14,8 +14,8 @@ def open_pretrained(pretrain_file, encoder_name):
       UserError: missing, damaged or not the weights of this encoder.
     """
     if encoder_name not in blocks.BLOCKS:
-        raise ValueError('unknown encoder_name %r; valid: %s' % (
-            encoder_name, ', '.join(sorted(blocks.BLOCKS))))
+        raise ValueError('unknown encoder_name %s; valid: %s' % (
+            quoted(encoder_name), ', '.join(sorted(blocks.BLOCKS))))
     if pretrain_file == 'imagenet':
         path = keras_weights.fetch_imagenet(encoder_name)
     else:
@@ -64,7 +64,7 @@ def choose_pretrained(wanted, weights, encoder_name, restore_decoder=False):
     problems = fitting.mismatches(encoder, found, extra)
     if problems:
         raise UserError('%s (%s) does not fit --encoder_name=%s: %s.' % (
-            weights.path, weights.kind, encoder_name, '; '.join(problems + fitting.hints(wanted, found))))
+            quoted(weights.path), weights.kind, encoder_name, '; '.join(problems + fitting.hints(wanted, found))))
     taken = set(encoder)
     for part in (fix_w, decoder if restore_decoder else {}):
         taken.update(name for name, shape in part.items() if found.get(name) == shape)
@@ -98,7 +98,7 @@ def restore_pretrained(sess, variables, weights, encoder_name, restore_decoder=F
     values = {name: weights.read(name) for name in taken}
     broken = [name for name in values if not np.isfinite(values[name]).all()]
     if broken:
-        raise UserError('%s holds values that are not finite (%s): it is of no use.' % (
-            weights.path, fitting.some(broken)))
+        raise UserError('%s holds values that are not finite (%s): give another file.' % (
+            quoted(weights.path), fitting.some(broken)))
     checkpoints.load_values(sess, variables, values)
     return sentence

@@ -4,26 +4,32 @@ import os
 import re
 from collections import namedtuple
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
-from utils.system.errors import UserError
-from utils.weights import caffe_weights, keras_weights
+from utils.net.compat import COMPAT, Input
+from utils.system.errors import UserError, quoted, reason
+from utils.weights import caffe_weights, keras_weights, made_for
 
 ACCEPTED = ('a TensorFlow checkpoint (its full prefix such as model/model.ckpt-20000, or its directory), '
             "a Caffe .caffemodel or Keras' ResNet50 or ResNet101 .h5")
+# Keras' weights and Kaiming He's Caffe models from ImageNet hold the same values: Keras converted his. The mean is
+# Keras' constant (imagenet_utils, mode 'caffe'); he subtracts a mean image, whose pixels average near it.
+IMAGENET_INPUT = Input('bgr', (103.939, 116.779, 123.68))
 HDF5_MAGIC = b'\x89HDF\r\n\x1a\n'  # at the start
 TABLE_MAGIC = b'\x57\xfb\x80\x8b\x24\x75\x47\xdb'  # at the end of a checkpoint of TensorFlow's one-file format
-READ_ERRORS = (tf.errors.OpError, OSError, LookupError, RuntimeError, ValueError)
+# OSError to MemoryError: what the readers of the three kinds raise on damaged files, whose sizes may be anything.
+READ_ERRORS = (tf.errors.OpError, OSError, LookupError, RuntimeError, TypeError, ValueError, MemoryError)
 
-# path: file or prefix; kind: a phrase for messages; compat: the --compat mode that such weights were made for,
-# None if the file does not tell; shapes: {name: tuple}; read: a function from a name to its numpy array.
-WeightsFile = namedtuple('WeightsFile', 'path kind compat shapes read')
+# path: file or prefix; kind: a phrase for messages; compat and input: the --compat mode and the network's Input that
+# such weights were made for, None if the file does not tell; shapes: {name: tuple}; read: a function from a name to
+# its numpy array.
+WeightsFile = namedtuple('WeightsFile', 'path kind compat input shapes read')
 
 
 def damaged(path, error):
     """The UserError for a file that cannot be read to its end."""
-    reason = ' '.join(str(getattr(error, 'message', None) or error).split())
-    return UserError('%s is damaged or incomplete: copy or download it again (%s).' % (path, reason[:200]))
+    return UserError('%s is damaged or incomplete: copy or download it again (%s).' % (quoted(path), reason(error)))
 
 
 def open_checkpoint(prefix):
@@ -31,30 +37,31 @@ def open_checkpoint(prefix):
     try:
         reader = tf.train.NewCheckpointReader(prefix)
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+        compat, network_input = None, None
+        if shapes.get(made_for.NAME) == ():
+            compat, network_input = made_for.decode(reader.get_tensor(made_for.NAME))
+            del shapes[made_for.NAME]
+        elif any(re.match(r'resnet_v1_\d+/logits/', name) for name in shapes):  # slim's own ImageNet checkpoints
+            compat, network_input = 'slim', COMPAT['slim'].input
     except READ_ERRORS as error:
         raise damaged(prefix, error)
 
     def read(name):
         try:
-            return reader.get_tensor(name)
+            value = reader.get_tensor(name)
+            if value.dtype.kind not in 'fi':
+                raise ValueError('%s holds no numbers' % quoted(name))
+            return value
         except READ_ERRORS as error:
             raise damaged(prefix, error)
 
-    # Only slim's own ImageNet checkpoints have the classifier.
-    compat = 'slim' if any(re.match(r'resnet_v1_\d+/logits/', name) for name in shapes) else None
-    return WeightsFile(prefix, 'a TensorFlow checkpoint', compat, shapes, read)
-
-
-def in_memory(path, kind, compat, arrays):
-    """The WeightsFile of {name: array}."""
-    return WeightsFile(path, kind, compat, {name: array.shape for name, array in arrays.items()},
-                       arrays.__getitem__)
+    return WeightsFile(prefix, 'a TensorFlow checkpoint', compat, network_input, shapes, read)
 
 
 def checkpoint_prefix(path):
     """Strips the suffix of one of a checkpoint's files off a path, if such a checkpoint is there."""
     prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
-    return prefix if os.path.exists(prefix + '.index') or os.path.isfile(prefix) else path
+    return prefix if os.path.isfile(prefix + '.index') or os.path.isfile(prefix) else path
 
 
 def read_ends(path):
@@ -79,22 +86,34 @@ def open_weights(path, encoder_name=None):
       UserError: no such file, of no known kind, or damaged.
     """
     prefix = checkpoint_prefix(os.path.expanduser(path))
-    if os.path.exists(prefix + '.index'):
+    if os.path.isfile(prefix + '.index'):
         return open_checkpoint(prefix)
     if not os.path.isfile(prefix):
-        raise UserError('%s: no such weights file; give %s.' % (path, ACCEPTED))
-    start, end = read_ends(prefix)
-    if end == TABLE_MAGIC:
-        return open_checkpoint(prefix)
+        raise UserError('%s: no such weights file; give %s.' % (quoted(path), ACCEPTED))
     try:
+        start, end = read_ends(prefix)
+        if end == TABLE_MAGIC:
+            return open_checkpoint(prefix)
         if start == HDF5_MAGIC:
-            arrays = keras_weights.read_keras(prefix, encoder_name)
-            return in_memory(path, 'Keras weights', 'caffe', arrays)
-        arrays = caffe_weights.read_caffemodel(prefix)
+            shapes, arrays = keras_weights.read_keras(prefix, encoder_name)
+            return WeightsFile(path, 'Keras weights', 'caffe', IMAGENET_INPUT, shapes, arrays.__getitem__)
+        return open_caffemodel(prefix, encoder_name)
     except UserError:
         raise
     except READ_ERRORS as error:
-        raise damaged(prefix, error)
-    if arrays is None:
-        raise UserError('%s is no weights file of a known kind, or is damaged; give %s.' % (path, ACCEPTED))
-    return in_memory(path, 'a Caffe model', 'caffe', arrays)
+        raise damaged(path, error)
+
+
+def open_caffemodel(path, encoder_name):
+    """The WeightsFile of a .caffemodel; UserError if it is none, or none of a ResNet, ValueError if it is damaged."""
+    layers = caffe_weights.parse(path)
+    if layers is None:
+        raise UserError('%s is no weights file of a known kind, or is damaged; give %s.' % (quoted(path), ACCEPTED))
+    with np.errstate(all='ignore'):  # what is not finite is reported where it is used
+        arrays = caffe_weights.read_layers(layers, encoder_name)
+    if not arrays:
+        raise UserError('%s is a Caffe model without the layers of a ResNet (conv1, res2a_branch1 and so on): give '
+                        "DeepLab's ResNet-101 or Kaiming He's ResNet-50 or ResNet-101." % quoted(path))
+    made_with = IMAGENET_INPUT if caffe_weights.of_imagenet(layers) else COMPAT['caffe'].input
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return WeightsFile(path, 'a Caffe model', 'caffe', made_with, shapes, arrays.__getitem__)

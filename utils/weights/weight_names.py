@@ -8,6 +8,9 @@ from utils.net.blocks import BLOCKS, convolutions
 SLIM_SCOPES = {'res101': 'resnet_v1_101', 'res50': 'resnet_v1_50'}
 BATCH_NORM = ('gamma', 'beta', 'moving_mean', 'moving_variance')
 MODEL_LEAVES = BATCH_NORM + ('weights', 'biases', 'fix_w')
+# Layers of the Caffe models, whose names Keras' first ResNet-50 has too. Units are letters (res4f of ResNet-50) or
+# a, b1, b2 and so on (res4b22 of ResNet-101).
+CAFFE_LAYER = re.compile(r'(bn_|scale_)?conv1|(res|bn|scale)([2-5])([a-z])((?<=b)[1-9][0-9]?)?_branch(1|2[abc])')
 
 
 def conv_scopes(encoder_name, stage, unit, index):
@@ -30,6 +33,31 @@ def conv_scopes(encoder_name, stage, unit, index):
     return 'res' + branch, 'bn' + branch
 
 
+def caffe_place(layer):
+    """('conv', 'bn' or 'scale', stage, unit, index) of a layer named as in Caffe, None for any other name."""
+    match = CAFFE_LAYER.fullmatch(layer)
+    if not match:
+        return None
+    root, kind, stage, letter, number, branch = match.groups()
+    if stage is None:
+        return (root or 'conv_')[:-1], 1, 1, 1
+    unit = int(number) + 1 if number else ord(letter) - ord('a') + 1
+    return kind.replace('res', 'conv'), int(stage), unit, ('1', '2a', '2b', '2c').index(branch)
+
+
+def nearest_encoder(places, encoder_name, deep):
+    """The encoder under whose names to read a file that has its own names for the layers.
+
+    Args:
+      places: (stage, unit) of the file's layers.
+      encoder_name: the encoder that is wanted, taken if it is as deep as the file; None for any.
+      deep: the encoder_name otherwise for a file of more units than ResNet-50.
+    """
+    units = max([unit for stage, unit in places if stage == 4] or [0])
+    nearest = deep if units > BLOCKS['res50'][2].units else 'res50'
+    return encoder_name if encoder_name and BLOCKS[encoder_name] == BLOCKS[nearest] else nearest
+
+
 def encoder_shapes(encoder_name):
     """Ordered {variable name: shape tuple} of an encoder, without fix_w (smoothed dilated convolutions)."""
     shapes = OrderedDict()
@@ -46,11 +74,17 @@ def fold_biases(weights, encoder_name):
 
     Args:
       weights: {variable name: array}, changed in place.
+
+    Raises:
+      ValueError: not as many biases as channels.
     """
     for stage, unit, index, _ in convolutions(BLOCKS[encoder_name]):
         conv, batch_norm = conv_scopes(encoder_name, stage, unit, index)
         biases, mean = conv + '/biases', batch_norm + '/moving_mean'
         if biases in weights and mean in weights:
+            if weights[biases].shape != weights[mean].shape:
+                raise ValueError('%s: %d values for %d channels' % (
+                    biases, weights[biases].size, weights[mean].size))
             weights[mean] = weights[mean] - weights.pop(biases)
 
 
