@@ -15,6 +15,7 @@ flags.disclaim_key_flags()  # a flag belongs to the module that calls DEFINE_pat
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUR_FLAGFILES = os.path.join(REPO, 'dataset')
 PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+LONGEST_NAME = 100
 MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
 MOST_NUMBER = 3.4e38  # TensorFlow's float32
 
@@ -97,6 +98,9 @@ def parse_flags(argv):
 
 def _parse(argv):
     """Parses arguments without a flag file among them; UserError for the first mistake."""
+    for name in map(flag_name, argv[1:]):
+        if len(name) > LONGEST_NAME:  # absl looks for similar names in a recursion as deep as the name is long
+            raise UserError("unknown flag '--%s': --help lists the flags." % quoted(name))
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -138,7 +142,10 @@ def _parse_flagfile(program, name, open_files):
     Args:
       open_files: the flag files that this one is named in.
     """
-    path = _found(os.path.expanduser(name))
+    try:
+        path = _found(PathParser(optional=False, output=False).parse(name))
+    except ValueError as error:
+        raise UserError("--flagfile=%s: %s." % (quoted(name), error))
     if os.path.realpath(path) in open_files:
         raise UserError("flag file '%s' names itself." % quoted(path))
     for number, line in enumerate(_lines(path), 1):
