@@ -19,8 +19,9 @@ from utils.data import data_check, image_files
 from utils.data.cityscapes_labels import frame_key
 from utils.data.data_lists import warn, write_list
 from utils.data.palette import IGNORE_LABEL, MAX_CLASSES, load_classes
-from utils.system import command_line, output_files
-from utils.system.errors import UserError
+from utils.data.regular_files import read_file
+from utils.system import command_line, output_files, runtime
+from utils.system.errors import UserError, quoted, reason
 
 FLAGS = flags.FLAGS
 
@@ -107,7 +108,7 @@ def make_labels(root, labels):
         output_files.save_image(train_ids, os.path.join(root, label))
         return None
 
-    results = data_check.map_with_progress(make, missing, os.cpu_count() or 1, 'labels', 'file')
+    results = data_check.map_with_progress(make, missing, runtime.usable_cores(), 'labels', 'file')
     problems = [problem for problem in results if problem]
     if problems:
         raise UserError('%d labels could not be made, so no list was written; run again when they are fixed: %s' % (
@@ -122,7 +123,8 @@ def load_label_table():
     except ImportError:
         raise UserError('*_labelTrainIds.png are missing and making them takes the label table of a package: '
                         'pip install cityscapesscripts, and run again.')
-    return {label.name: (label.id, label.trainId if 0 <= label.trainId < IGNORE_LABEL else IGNORE_LABEL) for label in labels}
+    return {label.name: (label.id, label.trainId if 0 <= label.trainId < IGNORE_LABEL else IGNORE_LABEL)
+            for label in labels}
 
 
 def from_label_ids(path, table):
@@ -132,15 +134,14 @@ def from_label_ids(path, table):
         train_id_of[label_id] = train_id  # license plate, -1, is 255 in the files
     label = image_files.load_label(path, load_classes(MAX_CLASSES))
     if label.dtype != np.uint8 or train_id_of[label].min() < 0:
-        raise UserError('%s: not all of its values are label ids of Cityscapes; get the file anew.' % path)
+        raise UserError('%s: not all of its values are label ids of Cityscapes; get the file again.' % quoted(path))
     return train_id_of[label].astype(np.uint8)
 
 
 def draw(path, table):
     """The label that a *_polygons.json describes, in train ids, uint8 [h, w]; later polygons cover earlier ones."""
     try:
-        with open(path, encoding='utf-8') as file:
-            annotation = json.load(file)
+        annotation = json.loads(read_file(path).decode('utf-8'))
         label = Image.new('L', (annotation['imgWidth'], annotation['imgHeight']), IGNORE_LABEL)
         canvas = ImageDraw.Draw(label)
         for item in annotation['objects']:
@@ -150,9 +151,9 @@ def draw(path, table):
             label_id, train_id = table[name]
             if label_id >= 0 and not item.get('deleted'):  # license plates stay cars
                 canvas.polygon([tuple(point) for point in item['polygon']], fill=train_id)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError('%s: not a polygon file of Cityscapes (%s: %s); get the file anew.' % (
-            path, type(error).__name__, error))
+    except (KeyError, MemoryError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UserError('%s: not a polygon file of Cityscapes (%s: %s); get the file again.' % (
+            quoted(path), type(error).__name__, reason(error)[:120]))
     return np.asarray(label)
 
 

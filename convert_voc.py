@@ -5,6 +5,7 @@
 Writes SegmentationClassAug into --voc_dir, and train.txt, val.txt, trainval.txt and test.txt into --list_dir.
 """
 
+import io
 import os
 import sys
 
@@ -14,10 +15,11 @@ from absl import flags
 from PIL import Image
 
 from utils.data import data_check, image_files
-from utils.data.data_lists import warn, write_list
+from utils.data.data_lists import read_lines, warn, write_list
 from utils.data.palette import IGNORE_LABEL, VOC_NAMES, load_classes
-from utils.system import command_line, output_files
-from utils.system.errors import UserError
+from utils.data.regular_files import read_file
+from utils.system import command_line, output_files, runtime
+from utils.system.errors import UserError, quoted, reason
 
 FLAGS = flags.FLAGS
 
@@ -53,8 +55,12 @@ def read_ids(voc_dir, name):
     path = os.path.join(voc_dir, 'ImageSets', 'Segmentation', name + '.txt')
     if name == 'test' and not os.path.exists(path):
         return set()
-    with open(path, encoding='utf-8-sig') as file:
-        return {line.split()[0] for line in file if line.strip()}
+    return first_words(path)
+
+
+def first_words(path):
+    """The first word of each line of a text file, a set."""
+    return {line.split()[0] for line in read_lines(path) if line.strip()}
 
 
 def find_labels(voc_dir, sbd_dir, ids):
@@ -82,8 +88,7 @@ def read_sbd_ids(sbd_dir):
     for name in ('train.txt', 'val.txt'):
         path = os.path.join(sbd_dir, name)
         if os.path.exists(path):
-            with open(path, encoding='utf-8-sig') as file:
-                ids.update(line.split()[0] for line in file if line.strip())
+            ids |= first_words(path)
     return ids
 
 
@@ -102,7 +107,7 @@ def convert_labels(sources, label_dir):
         output_files.save_image(label, target)
         return True, None
 
-    results = list(data_check.map_with_progress(convert, sorted(sources), os.cpu_count() or 1, 'labels', 'file'))
+    results = list(data_check.map_with_progress(convert, sorted(sources), runtime.usable_cores(), 'labels', 'file'))
     problems = [problem for _, problem in results if problem]
     if problems:
         raise UserError('%d labels could not be converted, so no list was written; run again when they are fixed: '
@@ -114,32 +119,33 @@ def convert_labels(sources, label_dir):
 def is_index_png(path):
     """Whether the file is a whole grey PNG."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_file(path))) as image:
             image.verify()
             return image.mode == 'L'
-    except Exception:  # absent, or damaged in any of the ways that Pillow tells by errors of many types
+    except Exception:  # absent, or damaged in any of the ways that Pillow reports by errors of many types
         return False
 
 
 def read_label(path, classes):
     """uint8 [h, w], class indices and 255 for void, from VOC's PNG or SBD's .mat."""
-    label = read_mat(path) if path.endswith('.mat') else image_files.load_label(path, classes)
+    label, unknown = (read_mat(path), []) if path.endswith('.mat') else image_files.read_label(path, classes)
     strange = data_check.count_labels(label, classes)[2]
-    if strange:
-        raise UserError("%s: holds %s, which is no class of VOC's; get the file anew." % (path, strange[:5]))
+    if strange or unknown:
+        what = strange[:5] or 'colours (r g b: %s)' % image_files.show_colours(unknown)
+        raise UserError("%s: holds %s, which VOC's classes do not have; get the file again." % (quoted(path), what))
     return label.astype(np.uint8)
 
 
 def read_mat(path):
     """The class indices [h, w] in one of SBD's files, the field Segmentation of its struct GTcls."""
     try:
-        label = scipy.io.loadmat(path, variable_names=['GTcls'])['GTcls']['Segmentation'].flat[0]
+        label = scipy.io.loadmat(io.BytesIO(read_file(path)), variable_names=['GTcls'])['GTcls']['Segmentation'].flat[0]
         indices = label.astype(np.int64)
         if indices.ndim != 2 or not np.array_equal(indices, label):
             raise ValueError('shape %s, type %s' % (label.shape, label.dtype))
     except Exception as error:  # scipy raises errors of many types on damaged files
-        raise UserError('%s: not a label of SBD, no GTcls.Segmentation could be read (%s); get the file anew.' % (
-            path, error))
+        raise UserError('%s: not a label of SBD, no GTcls.Segmentation could be read (%s); get the file again.' % (
+            quoted(path), reason(error)[:120]))
     return indices
 
 

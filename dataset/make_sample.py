@@ -17,14 +17,14 @@ from tqdm import tqdm
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from utils.data import palette  # noqa: E402
+from utils.data import data_lists, palette  # noqa: E402
 from utils.system import command_line  # noqa: E402
 from utils.system.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 
 CLASSES = ('background', 'orange', 'plant', 'fish', 'brick', 'mug')
-BORDER = 255
+BORDER = palette.IGNORE_LABEL
 NUM_TRAIN, NUM_VAL = 60, 20
 SIZES = ((160, 120), (160, 120), (152, 120), (160, 112), (120, 160))  # width, height
 SUPERSAMPLING = 3
@@ -389,7 +389,7 @@ def well_composed(labels, names):
 
 
 def scenes(seed):
-    """Yields (name, image, labels) of the whole sample; a badly composed scene is painted anew."""
+    """Yields (name, image, labels) of the whole sample; a badly composed scene is painted again."""
     order, queue = np.random.RandomState(seed), []
     for index in range(NUM_TRAIN + NUM_VAL):
         count = (3, 2, 3, 4)[index % 4]
@@ -419,10 +419,9 @@ def write_sample(folder, seed):
         label_image = Image.fromarray(labels)
         label_image.putpalette(colours.ravel().tolist())
         label_image.save(label_path, optimize=True)
-        lines.append(line + '\n')
+        lines.append(line)
     for name, part in (('train.txt', lines[:NUM_TRAIN]), ('val.txt', lines[NUM_TRAIN:])):
-        with open(os.path.join(folder, name), 'w') as file:
-            file.writelines(sorted(part))
+        data_lists.write_list(os.path.join(folder, name), sorted(part))
     with open(os.path.join(folder, 'classes.txt'), 'w') as file:
         file.writelines('%s %d %d %d\n' % (name, r, g, b) for name, (r, g, b) in zip(CLASSES, colours))
 

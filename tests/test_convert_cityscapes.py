@@ -164,8 +164,8 @@ def test_all_lists(root):
         assert '%s.txt: %d images' % (name, count) in out
         assert '%s.txt has %d images, the complete data set %d.' % (name, count, complete) in err
     for name in LISTS:
-        images, labels = read_labeled_image_list(str(root), str(root.parent / 'lists' / (name + '.txt')))
-        check_files_exist(images, labels, need_labels=name != 'test')
+        source = read_labeled_image_list(str(root), str(root.parent / 'lists' / (name + '.txt')))
+        check_files_exist(source, need_labels=name != 'test')
 
 
 def test_complete_counts_are_not_reported(root):

@@ -170,8 +170,8 @@ def test_with_sbd(tmp_path, voc, sbd):
 def test_lists_can_be_read_and_name_files_that_exist(tmp_path, voc, sbd):
     converted(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + sbd)
     for name in ('train', 'val', 'trainval', 'test'):
-        images, masks = read_labeled_image_list(voc, str(tmp_path / 'lists' / (name + '.txt')))
-        check_files_exist(images, masks, need_labels=name != 'test')
+        source = read_labeled_image_list(voc, str(tmp_path / 'lists' / (name + '.txt')))
+        check_files_exist(source, need_labels=name != 'test')
 
 
 def test_published_counts_are_not_reported(tmp_path, voc):

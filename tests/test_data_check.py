@@ -1,12 +1,12 @@
-"""utils/data_check.py: what it counts, and every fault that it must find."""
+"""utils/data/data_check.py: what it counts, and every fault that it must find."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from utils.data.data_check import check_pairs, count_labels, map_with_progress, print_report, raise_on_problems
-from utils.data.palette import load_palette, voc_colours
-from utils.system.errors import UserError
+from utils.data.palette import VOC_NAMES, load_classes, voc_colours
+from utils.system.errors import UserError, quoted
 
 
 def pair(folder, name, label, size=None):
@@ -18,9 +18,9 @@ def pair(folder, name, label, size=None):
     return paths
 
 
-def check(pairs, num_classes=21, ignore_label=255, palette=None, **options):
+def check(pairs, num_classes=21, ignore_label=255, palette='', **options):
     images, labels = zip(*pairs)
-    return check_pairs(list(images), list(labels), num_classes, ignore_label, palette, **options)
+    return check_pairs(list(images), list(labels), load_classes(num_classes, ignore_label, palette), **options)
 
 
 @pytest.mark.parametrize('num_threads', [1, 3])
@@ -47,7 +47,8 @@ def test_values_outside_the_classes(tmp_path):
     good, bad = pair(tmp_path, 'a', [[0, 20, 255]]), pair(tmp_path, 'b', [[0, 21, 254]])
     result = check([good, bad])
     problem, = result.problems
-    assert all(words in problem for words in (bad[1], '21 254', '0..20', '--num_classes=21', '--ignore_label=255'))
+    assert all(words in problem for words in (
+        quoted(bad[1]), '21 254', '0..20', '--num_classes=21', '--ignore_label=255'))
     assert check([bad], ignore_label=21, num_classes=256).problems == []
     assert len(check([bad], ignore_label=21).problems) == 1
     assert check([bad], num_classes=22, ignore_label=254).problems == []
@@ -62,7 +63,7 @@ def test_ignore_label_inside_the_classes(tmp_path):
 def test_sizes_that_differ(tmp_path):
     image, label = pair(tmp_path, 'a', [[0, 1, 2], [0, 1, 2]], size=(2, 4))
     problem, = check([(image, label)]).problems
-    assert all(words in problem for words in (image, label, '4x2', '3x2'))
+    assert all(words in problem for words in (quoted(image), quoted(label), '4x2', '3x2'))
 
 
 def test_broken_files(tmp_path):
@@ -70,7 +71,8 @@ def test_broken_files(tmp_path):
     (tmp_path / 'text.png').write_bytes(b'not an image at all')
     text, absent = str(tmp_path / 'text.png'), str(tmp_path / 'absent.png')
     result = check([(text, good[1]), good, (good[0], text), (absent, absent)])
-    assert [problem.split(':')[0] for problem in result.problems] == [text, text, absent, absent]
+    named = [quoted(path) for path in (text, text, absent, absent)]
+    assert [problem.split(':')[0] for problem in result.problems] == named
     assert (result.num_images, result.num_labels) == (2, 2)
 
 
@@ -79,8 +81,26 @@ def test_colour_coded_labels(tmp_path):
     paths = pair(tmp_path, 'a', pixels)
     problem, = check([paths]).problems
     assert '--palette' in problem
-    result = check([paths], palette=load_palette('voc', 21))
-    assert (result.histogram[1], result.histogram[2], result.ignored, result.problems) == (1, 1, 1, [])
+    for ignore_label in (255, 11, 21, -1, 1000):
+        result = check([paths], palette='voc', ignore_label=ignore_label)
+        assert (result.histogram[1], result.histogram[2], result.ignored, result.problems) == (1, 1, 1, [])
+        assert result.warnings == []
+
+
+def test_unknown_colours_are_a_warning(tmp_path):
+    pixels = voc_colours()[np.array([[1, 2, 255, 1]])]
+    pixels[0, 3] = 9, 9, 9
+    paths = pair(tmp_path, 'a', pixels)
+    result = check([paths], palette='voc')
+    assert (result.ignored, result.problems) == (2, [])
+    warning, = result.warnings
+    assert all(words in warning for words in (quoted(paths[1]), '1 pixels', '9 9 9'))
+
+
+def test_lines_are_named(tmp_path):
+    good, bad = pair(tmp_path, 'a', [[0]]), pair(tmp_path, 'b', [[77]])
+    problem, = check([good, bad], lines=[3, 8]).problems
+    assert problem.startswith('line 8: ')
 
 
 def test_raise_on_problems_names_the_first(tmp_path):
@@ -89,18 +109,19 @@ def test_raise_on_problems_names_the_first(tmp_path):
         raise_on_problems(check(bad))
     message = str(caught.value)
     assert '5 problems' in message
-    assert all(paths[1] in message for paths in bad[:3])
-    assert bad[3][1] not in message
+    assert message.startswith('the data has 5 problems')
+    assert all(quoted(paths[1]) in message for paths in bad[:3])
+    assert quoted(bad[3][1]) not in message
     assert '--option=check' in message
     with pytest.raises(UserError) as caught:
-        raise_on_problems(check(bad[:1]))
-    assert '1 problem:' in str(caught.value)
+        raise_on_problems(check(bad[:1]), 'list a.txt')
+    assert str(caught.value).startswith('list a.txt has 1 problem: ')
     assert '--option=check' not in str(caught.value)
 
 
 def test_report(tmp_path, capsys):
     result = check([pair(tmp_path, 'a', [[0, 0, 15, 255]]), pair(tmp_path, 'b', [[77, 0]])])
-    print_report(result, load_palette('voc', 21))
+    print_report(result, VOC_NAMES)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'images 2, labels 2'
     assert '4x1 (1)' in lines[1]
@@ -142,14 +163,14 @@ def test_progress_is_on_stderr(tmp_path, capsys):
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.int32, np.int64])
 def test_count_labels(dtype):
     top = 255 if dtype == np.uint8 else 40000
-    counts, ignored, strange = count_labels(np.array([[0, 1, 1, 5, 7, top]], dtype), 6, 7)
+    counts, ignored, strange = count_labels(np.array([[0, 1, 1, 5, 7, top]], dtype), load_classes(6, 7))
     np.testing.assert_array_equal(counts, [1, 2, 0, 0, 0, 1])
     assert (counts.dtype, ignored, strange) == (np.int64, 1, [top])
 
 
 def test_count_labels_of_wild_values():
     label = np.array([[-5, 2 ** 31 - 1, 0, -1]], np.int32)  # no table of 2**31 entries, please
-    counts, ignored, strange = count_labels(label, 2, -1)
+    counts, ignored, strange = count_labels(label, load_classes(2, -1))
     np.testing.assert_array_equal(counts, [1, 0])
     assert (ignored, strange) == (1, [-5, 2 ** 31 - 1])
 

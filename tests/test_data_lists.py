@@ -1,12 +1,13 @@
-"""utils/data_lists.py: the forms that a list's lines take, what is refused, and names for outputs."""
+"""utils/data/data_lists.py: the forms that a list's lines take, what is refused, and names for outputs."""
 
 import os
 
 import pytest
 
+from utils.data import data_lists
 from utils.data.data_lists import check_files_exist, output_names, read_labeled_image_list, warn, write_list
 from utils.data.palette import load_palette
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -19,7 +20,10 @@ def write(folder, data, name='list.txt'):
 
 
 def read(folder, data, data_dir='/data'):
-    return read_labeled_image_list(data_dir, write(folder, data))
+    """(images, labels) of a list of these lines."""
+    source = read_labeled_image_list(data_dir, write(folder, data))
+    assert len(source.images) == len(source.labels) == len(source.lines)
+    return source.images, source.labels
 
 
 def touch(path):
@@ -29,10 +33,18 @@ def touch(path):
 
 
 def refused(function, *words):
+    """The one sentence that function() is refused with, which says the words."""
     with pytest.raises(UserError) as caught:
         function()
+    message = str(caught.value)
     for word in words:
-        assert word in str(caught.value)
+        assert word in message
+    assert message.isprintable()
+    return message
+
+
+def made(images, labels):
+    return data_lists.Source('list.txt', images, labels, list(range(1, len(images) + 1)))
 
 
 # reading
@@ -116,22 +128,85 @@ def test_data_dir(tmp_path, data_dir, expected):
 ])
 def test_bad_lists(tmp_path, data, words):
     path = write(tmp_path, data)
-    refused(lambda: read_labeled_image_list('/data', path), path, *words)
+    refused(lambda: read_labeled_image_list('/data', path), quoted(path), *words)
+
+
+@pytest.mark.parametrize('data, words', [
+    (b'a.jpg b.png\na\0.jpg b.png\n', ['line 2', 'NUL']),
+    (bytes(bytearray(range(128))), ['line']),
+    (b'x' * 5000000, ['line 1', '5000000 characters']),
+    (b'"' + b'x y ' * 1000000, ['line 1', '4000001 characters']),
+    (b'a ' * 2000000, ['line 1', '4000000 characters']),
+    (b'a ' * 20000, ['line 1', '20000 fields']),
+    (b'a.jpg b.png\n\xed\xa0\x80.jpg\n', ['line 2', 'UTF-8']),
+    (b'a \x1b[31mb c\n', ['line 1', '3 fields']),
+    (b'"a \x1b[31mb\n', ['line 1', '\\x1b[31m']),
+    (b'"' + b'\x1b' * 60000, ['line 1', '...', '\\x1b']),
+])
+def test_hostile_lists_are_refused_in_few_characters(tmp_path, data, words):
+    path = write(tmp_path, data)
+    assert len(refused(lambda: read_labeled_image_list('', path), *words)) <= 300
+
+
+def test_odd_line_ends_and_control_characters_stay_in_paths(tmp_path):
+    assert read(tmp_path, 'a.jpg b.png\rc.jpg\n') == (['/data/a.jpg', '/data/c.jpg'], ['/data/b.png', ''])
+    assert read(tmp_path, 'a\x0b.jpg \x1c.png') == (['/data/a\x0b.jpg'], ['/data/\x1c.png'])
+    image, _ = read(tmp_path, 'a\x1b[31m.jpg')
+    refused(lambda: check_files_exist(made(image, ['']), False), 'a\\x1b[31m.jpg')
+
+
+@pytest.mark.parametrize('kind', ['fifo', 'device', 'folder', 'large'])
+def test_lists_that_are_no_regular_files_are_refused_at_once(tmp_path, kind):
+    path = str(tmp_path / 'list.txt')
+    if kind == 'fifo':
+        os.mkfifo(path)
+    elif kind == 'folder':
+        os.mkdir(path)
+    elif kind == 'large':
+        with open(path, 'wb') as file:
+            file.truncate(1 << 40)
+    else:
+        path = '/dev/zero'
+    refused(lambda: read_labeled_image_list('', path), quoted(path), 'cannot be read')
+    if kind == 'fifo':
+        refused(lambda: check_files_exist(made([path], ['']), False), 'no regular files')
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    source = read_labeled_image_list('', write(tmp_path, '# c\na.jpg\n\nb.jpg b.png\nc.jpg\n'))
+    assert (source.name, source.lines) == (str(tmp_path / 'list.txt'), [2, 4, 5])
+    assert data_lists.first_lines(source, 2)[1:] == (['a.jpg', 'b.jpg'], ['', 'b.png'], [2, 4])
+    assert data_lists.first_lines(source, None) == source
+
+
+def test_many_files_of_one_folder(tmp_path):
+    (tmp_path / 'images').mkdir()
+    names = ['%04d.jpg' % i for i in range(1200)]
+    for name in names[1:]:
+        touch(str(tmp_path / 'images' / name))
+    os.symlink(names[1], str(tmp_path / 'images' / 'link.jpg'))
+    os.symlink('nowhere', str(tmp_path / 'images' / 'broken.jpg'))
+    os.mkfifo(str(tmp_path / 'images' / 'fifo.jpg'))
+    names += ['link.jpg', 'broken.jpg', 'fifo.jpg']
+    text = ''.join('/images/%s\n' % name for name in names)
+    source = read_labeled_image_list(str(tmp_path), write(tmp_path, text))
+    refused(lambda: check_files_exist(source, False), '3 of 1203 files', 'line 1: ', 'line 1202: ', 'line 1203: ')
 
 
 def test_missing_list(tmp_path):
     path = str(tmp_path / 'absent.txt')
-    refused(lambda: read_labeled_image_list('', path), path, 'does not exist', 'convert_voc.py',
+    refused(lambda: read_labeled_image_list('', path), quoted(path), 'does not exist', 'convert_voc.py',
             'convert_cityscapes.py', '--data_list', '--valid_data_list', '--test_data_list')
-    refused(lambda: read_labeled_image_list('', str(tmp_path)), str(tmp_path), 'cannot be read')
+    refused(lambda: read_labeled_image_list('', str(tmp_path)), quoted(tmp_path), 'cannot be read')
 
 
-def test_duplicates_are_told(tmp_path, capsys):
+def test_duplicates_are_reported(tmp_path, capsys):
     images, _ = read(tmp_path, 'a.jpg a.png\nb.jpg b.png\n\n/a.jpg a.png\na.jpg\n')
     assert len(images) == 4
-    told = capsys.readouterr().err
-    assert told.count('\n') == 1
-    assert all(words in told for words in ('list.txt', '2 images', 'line 4 repeats line 1', 'line 5 repeats line 1'))
+    reported = capsys.readouterr().err
+    assert reported.count('\n') == 1
+    assert all(words in reported for words in ('list.txt', '2 images are listed twice',
+                                               'line 4 repeats line 1', 'line 5 repeats line 1'))
     read(tmp_path, 'a.jpg a.png\nb.jpg a.png\n')
     assert capsys.readouterr().err == ''
 
@@ -144,7 +219,7 @@ def test_duplicates_in_a_list_with_a_percent_sign(tmp_path, capsys):
 def test_write_list(tmp_path):
     path = str(tmp_path / 'list.txt')
     write_list(path, ['a.jpg b.png', '/\u72d7.jpg'])
-    assert read_labeled_image_list('', path) == (['a.jpg', '\u72d7.jpg'], ['b.png', ''])
+    assert read_labeled_image_list('', path)[1:] == (['a.jpg', '\u72d7.jpg'], ['b.png', ''], [1, 2])
     assert os.listdir(str(tmp_path)) == ['list.txt']
     refused(lambda: write_list(str(tmp_path / 'absent' / 'list.txt'), []), 'absent')
 
@@ -163,25 +238,25 @@ def test_warn(capsys):
 
 def test_files_that_exist(tmp_path):
     image, label = touch(str(tmp_path / 'a.jpg')), touch(str(tmp_path / 'a.png'))
-    check_files_exist([image], [label], True)
-    check_files_exist([image, image], [label, ''], False)
+    check_files_exist(made([image], [label]), True)
+    check_files_exist(made([image, image], [label, '']), False)
 
 
 def test_missing_files(tmp_path):
     image = touch(str(tmp_path / 'a.jpg'))
     absent = [str(tmp_path / ('%d.png' % i)) for i in range(5)]
-    refused(lambda: check_files_exist([image] * 5, absent, True), '5 of 6 files', absent[0], absent[2], '...',
-            '--data_dir', 'quote')
-    refused(lambda: check_files_exist(absent[:1], [''], False), '1 of 1 files', absent[0])
-    refused(lambda: check_files_exist([str(tmp_path)], [''], False), str(tmp_path))  # a folder is no file
-    with pytest.raises(UserError) as caught:
-        check_files_exist([image] * 5, absent, True)
-    assert absent[3] not in str(caught.value)
+    message = refused(lambda: check_files_exist(made([image] * 5, absent), True), 'list list.txt: 5 of 6 files',
+                      'line 1: ' + quoted(absent[0]), 'line 3: ' + quoted(absent[2]), '...', '--data_dir', 'quote')
+    assert quoted(absent[3]) not in message
+    refused(lambda: check_files_exist(made(absent[:1], ['']), False), '1 of 1 files', quoted(absent[0]))
+    refused(lambda: check_files_exist(made([str(tmp_path)], ['']), False), quoted(tmp_path))  # a folder is no file
+    refused(lambda: check_files_exist(made(['a\0b'], ['']), False), 'a\\x00b')
 
 
 def test_missing_labels(tmp_path):
     image, label = touch(str(tmp_path / 'a.jpg')), touch(str(tmp_path / 'a.png'))
-    refused(lambda: check_files_exist([image, image], [label, ''], True), '1 of 2 images', 'no label', image)
+    refused(lambda: check_files_exist(made([image, image], [label, '']), True), 'list.txt', '1 of 2 images',
+            'no label', quoted(image))
 
 
 # output names

@@ -1,4 +1,4 @@
-"""utils/image_files.py: images as TensorFlow decodes them, labels of every kind, and broken files."""
+"""utils/data/image_files.py: images as TensorFlow decodes them, labels of every kind, and broken files."""
 
 import io
 import os
@@ -11,9 +11,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
-from utils.data.image_files import load_image, load_label
-from utils.data.palette import Palette, load_palette, voc_colours
-from utils.system.errors import UserError
+from utils.data import image_files
+from utils.data.image_files import load_image
+from utils.data.palette import Classes, Palette, load_classes, voc_colours
+from utils.system.errors import UserError, quoted
 
 SIZES = [(1, 1), (9, 17), (40, 33), (64, 48)]
 
@@ -61,13 +62,18 @@ def read(path):
         return file.read()
 
 
-def refused(load, path, *words):
+def load_label(path, num_classes=21, ignore_label=255, palette=''):
+    return image_files.load_label(path, load_classes(num_classes, ignore_label, palette))
+
+
+def refused(load, path, *words, **options):
     """The sentence that load(path) is refused with, which names the file and says the words."""
     with pytest.raises(UserError) as caught:
-        load(path)
+        load(path, **options)
     message = str(caught.value)
-    assert path in message
-    assert '\n' not in message
+    assert quoted(path) in message
+    assert message.isprintable()
+    assert len(message) <= 300
     for word in words:
         assert word in message
     return message
@@ -76,18 +82,45 @@ def refused(load, path, *words):
 # images
 
 
-@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
 @pytest.mark.parametrize('options', [
     {}, {'quality': 95, 'subsampling': 0}, {'subsampling': 1}, {'progressive': True}, {'quality': 30},
 ])
-def test_jpeg_is_tensorflows_accurate_decoding(tmp_path, mode, options):
+def test_jpeg_is_tensorflows_decoding(tmp_path, mode, options):
     for i, size in enumerate(SIZES):
         path = saved(tmp_path, Image.fromarray(picture(*size)).convert(mode), '%d.jpg' % i, **options)
         image = load_image(path)
         assert (image.dtype, image.shape) == (np.uint8, size + (3,))
-        np.testing.assert_array_equal(image, decoded(read(path), tf.image.decode_jpeg, dct_method='INTEGER_ACCURATE'))
-        fast = decoded(read(path), tf.image.decode_jpeg).astype(int)  # TensorFlow's default
-        assert np.abs(image - fast).mean() < 4
+        np.testing.assert_array_equal(image, decoded(read(path), tf.image.decode_jpeg))
+
+
+def test_jpeg_of_four_channels_is_tensorflows_accurate_decoding(tmp_path):
+    for i, size in enumerate(SIZES):
+        path = saved(tmp_path, Image.fromarray(picture(*size)).convert('CMYK'), '%d.jpg' % i)
+        assert image_files.read_jpeg(path) is None
+        np.testing.assert_array_equal(
+            load_image(path), decoded(read(path), tf.image.decode_jpeg, dct_method='INTEGER_ACCURATE'))
+
+
+def test_what_is_accepted_of_damaged_jpegs_is_what_the_reader_decodes(tmp_path):
+    data = bytearray(read(saved(tmp_path, Image.fromarray(picture(48, 64)), 'a.jpg')))
+    random, accepted = np.random.RandomState(0), 0
+    with tf.Graph().as_default(), tf.Session() as sess:
+        encoded = tf.placeholder(tf.string, [])
+        pixels = tf.image.decode_jpeg(encoded, channels=3)
+        for i in range(150):
+            damaged = bytearray(data)
+            damaged[random.randint(len(data))] ^= 1 << random.randint(8)
+            path = save(tmp_path, bytes(damaged), '%d.jpg' % i)
+            try:
+                image = load_image(path)
+            except UserError as error:
+                assert quoted(path) in str(error)
+                continue
+            accepted += 1
+            if image_files.read_jpeg(path):
+                np.testing.assert_array_equal(image, sess.run(pixels, {encoded: bytes(damaged)}))
+    assert 50 < accepted < 150
 
 
 def test_exif_rotation_is_left_alone(tmp_path):
@@ -144,6 +177,31 @@ def test_files_that_are_no_images(tmp_path, load):
     refused(load, save(tmp_path, b'', 'empty.png'), 'empty')
     refused(load, save(tmp_path, b'GIF is not this\n' * 9, 'text.png'), 'not an image')
     refused(load, str(tmp_path), 'directory')
+    refused(load, 'a\0b\x1b.png', 'no file can have this name')
+    refused(load, str(tmp_path / ('long' * 100)), 'name too long')
+
+
+@pytest.mark.parametrize('load', [load_image, load_label, image_files.read_jpeg])
+def test_files_that_are_no_regular_files_are_refused_at_once(tmp_path, load):
+    os.mkfifo(str(tmp_path / 'fifo.jpg'))
+    refused(load, str(tmp_path / 'fifo.jpg'), 'FIFO')
+    refused(load, '/dev/zero', 'not a regular file')
+    with open(str(tmp_path / 'large.jpg'), 'wb') as file:
+        file.truncate(1 << 40)
+    refused(load, str(tmp_path / 'large.jpg'), '1099511627776 bytes')
+
+
+def test_too_many_pixels(tmp_path):
+    rows = png([b'\0'], 8, 0).replace(struct.pack('>II', 1, 1), struct.pack('>II', 60000, 60000))
+    path = save(tmp_path, rows[:29] + struct.pack('>I', zlib.crc32(rows[12:29]) & 0xffffffff) + rows[33:], 'a.png')
+    refused(load_image, path, '3600000000 pixels')
+    refused(load_label, path, '3600000000 pixels')
+
+
+def test_of_an_animation_the_first_picture_is_read(tmp_path):
+    frames = [Image.fromarray(np.full([4, 5], value, np.uint8)) for value in (3, 9)]
+    path = saved(tmp_path, frames[0], 'a.gif', save_all=True, append_images=frames[1:])
+    assert (load_image(path) == 3).all()
 
 
 @pytest.mark.parametrize('load', [load_image, load_label])
@@ -170,13 +228,13 @@ def test_grey_labels(tmp_path):
     np.testing.assert_array_equal(loaded, label)
 
 
-@pytest.mark.parametrize('palette', [None, 'voc'])
+@pytest.mark.parametrize('palette', ['', 'voc'])
 def test_palette_labels_are_indices_never_colours(tmp_path, palette):
     label = np.array([[0, 15, 255], [3, 3, 1]], np.uint8)
     image = Image.fromarray(label).convert('L')
     image.putpalette([(i * 7 + 3) % 256 for i in range(768)])  # not VOC's colours
     assert image.mode == 'P'
-    loaded = load_label(saved(tmp_path, image, 'a.png'), palette and load_palette(palette, 21))
+    loaded = load_label(saved(tmp_path, image, 'a.png'), palette=palette)
     np.testing.assert_array_equal(loaded, label)
 
 
@@ -209,7 +267,7 @@ def test_voc_colours_become_classes(tmp_path, alpha):
     pixels = voc_colours()[label]
     if alpha:
         pixels = np.dstack([pixels, np.full(label.shape, 255, np.uint8)])
-    loaded = load_label(saved(tmp_path, Image.fromarray(pixels), 'a.png'), load_palette('voc', 21))
+    loaded = load_label(saved(tmp_path, Image.fromarray(pixels), 'a.png'), palette='voc')
     assert loaded.dtype == np.uint8
     np.testing.assert_array_equal(loaded, label)
 
@@ -217,7 +275,7 @@ def test_voc_colours_become_classes(tmp_path, alpha):
 def test_all_256_voc_colours(tmp_path):
     label = np.arange(256, dtype=np.uint8).reshape(16, 16)
     path = saved(tmp_path, Image.fromarray(voc_colours()[label]), 'a.png')
-    np.testing.assert_array_equal(load_label(path, load_palette('voc', 256)), label)
+    np.testing.assert_array_equal(load_label(path, 256, palette='voc'), label)
 
 
 def test_cityscapes_colours_become_train_ids(tmp_path):
@@ -225,28 +283,50 @@ def test_cityscapes_colours_become_train_ids(tmp_path):
     pixels = np.array([[(128, 64, 128), (119, 11, 32), (70, 130, 180), (0, 0, 0), (111, 74, 0), (0, 0, 110),
                         (224, 224, 192)]], np.uint8)
     path = saved(tmp_path, Image.fromarray(pixels), 'a.png')
-    np.testing.assert_array_equal(load_label(path, load_palette('cityscapes', 19)), [[0, 18, 10] + [255] * 4])
+    np.testing.assert_array_equal(load_label(path, 19, palette='cityscapes'), [[0, 18, 10] + [255] * 4])
 
 
 def test_black_is_void_only_where_it_is_no_class(tmp_path):
     path = saved(tmp_path, Image.fromarray(np.array([[(0, 0, 0), (9, 8, 7)]], np.uint8)), 'a.png')
     colours = np.full([256, 3], 255, np.uint8)
     colours[:2] = (9, 8, 7), (0, 0, 0)
-    np.testing.assert_array_equal(load_label(path, Palette(colours, ['a', 'b'])), [[1, 0]])
-    np.testing.assert_array_equal(load_label(path, Palette(colours, ['a'])), [[255, 0]])
+    for num_classes, black in ((2, 1), (1, 255)):
+        classes = Classes(num_classes, 255, Palette(colours, None, named=True))
+        np.testing.assert_array_equal(image_files.load_label(path, classes), [[black, 0]])
 
 
-def test_unknown_colours_are_refused(tmp_path):
-    pixels = np.zeros([3, 4, 3], np.uint8)
-    pixels[1, 2] = 1, 2, 3
+@pytest.mark.parametrize('ignore_label', [255, 11, 0, -1, 1000])
+def test_void_and_unknown_colours_become_the_ignore_label(tmp_path, ignore_label):
+    pixels = voc_colours()[np.array([[0, 1, 20, 255, 21]])]
     path = saved(tmp_path, Image.fromarray(pixels), 'a.png')
-    refused(lambda p: load_label(p, load_palette('voc', 21)), path, '1 2 3', '1 of its colours', '--palette')
-    # white fills the unused entries of a palette and is still no class
-    path = saved(tmp_path, Image.fromarray(np.full([3, 4, 3], 255, np.uint8)), 'b.png')
-    refused(lambda p: load_label(p, load_palette('cityscapes', 19)), path, '255 255 255')
-    # a VOC colour beyond the 21 classes
-    path = saved(tmp_path, Image.fromarray(voc_colours()[np.array([[0, 21]])]), 'c.png')
-    refused(lambda p: load_label(p, load_palette('voc', 21)), path, '21 classes')
+    label, unknown = image_files.read_label(path, load_classes(21, ignore_label, 'voc'))
+    np.testing.assert_array_equal(label, [[0, 1, 20, ignore_label, ignore_label]])
+    assert unknown == [(1, tuple(voc_colours()[21]))]
+
+
+def test_unknown_colours_are_counted(tmp_path):
+    pixels = np.zeros([3, 4, 3], np.uint8)
+    pixels[1, 2], pixels[2, :3] = (1, 2, 3), 255  # white fills the unused entries of a palette and is still no class
+    path = saved(tmp_path, Image.fromarray(pixels), 'a.png')
+    for classes in (load_classes(21, 255, 'voc'), load_classes(19, 255, 'cityscapes')):
+        label, unknown = image_files.read_label(path, classes)
+        assert unknown == [(3, (255, 255, 255)), (1, (1, 2, 3))]
+        assert (label == 255).sum() == (12 if classes.num_classes == 19 else 4)
+    assert image_files.show_colours(unknown, 1) == '255 255 255, ...'
+
+
+def test_a_label_in_none_of_the_palettes_colours_is_refused(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.full([3, 4, 3], 9, np.uint8)), 'a.png')
+    refused(load_label, path, '9 9 9', '--palette', palette='voc')
+
+
+def test_a_line_beyond_the_classes_names_the_void_colour(tmp_path):
+    (tmp_path / 'classes.txt').write_text('sky 1 2 3\nroad 4 5 6\nvoid 7 7 7\n')
+    path = saved(tmp_path, Image.fromarray(np.array([[(1, 2, 3), (4, 5, 6), (7, 7, 7)]], np.uint8)), 'a.png')
+    classes = load_classes(2, 2, str(tmp_path / 'classes.txt'))
+    label, unknown = image_files.read_label(path, classes)
+    np.testing.assert_array_equal(label, [[0, 1, 2]])
+    assert unknown == []
 
 
 def test_jpeg_labels_are_refused(tmp_path):
@@ -262,8 +342,8 @@ def test_other_modes_are_refused(tmp_path):
 def test_threads_agree(tmp_path):
     label = np.random.RandomState(0).randint(0, 21, [50, 60]).astype(np.uint8)
     path = saved(tmp_path, Image.fromarray(voc_colours()[label]), 'a.png')
-    palette, results = load_palette('voc', 21), []
-    threads = [threading.Thread(target=lambda: results.extend(load_label(path, palette) for _ in range(5)))
+    results = []
+    threads = [threading.Thread(target=lambda: results.extend(load_label(path, palette='voc') for _ in range(5)))
                for _ in range(4)]
     for thread in threads:
         thread.start()

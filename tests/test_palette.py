@@ -1,11 +1,13 @@
-"""utils/palette.py and utils/cityscapes_labels.py: colours, names and label ids."""
+"""utils/data/palette.py and utils/data/cityscapes_labels.py: colours, names and label ids."""
+
+import os
 
 import numpy as np
 import pytest
 
 from utils.data import cityscapes_labels
-from utils.data.palette import VOC_NAMES, load_palette, voc_colours
-from utils.system.errors import UserError
+from utils.data.palette import VOC_NAMES, load_classes, load_palette, voc_colours
+from utils.system.errors import UserError, quoted
 
 # The table of VOC 2012's development kit: the 21 classes and void, entry 255.
 VOC_TABLE = [
@@ -43,6 +45,7 @@ def test_voc_palette_has_names_for_21_classes_only(spec):
     assert (palette.names[0], palette.names[15], len(palette.names)) == ('background', 'person', 21)
     for num_classes in (2, 22, 256):
         assert load_palette(spec, num_classes).names is None
+    assert palette.named == (spec == 'voc')
 
 
 def test_cityscapes_palette():
@@ -59,10 +62,30 @@ def test_file(tmp_path):
     palette = load_palette(path, 3)
     assert palette.names == ['road', 'traffic light', 'sky']
     np.testing.assert_array_equal(palette.colours[:4], [(1, 2, 3), (250, 170, 30), (0, 0, 0), (255, 255, 255)])
-    assert load_palette(path, 2).names == ['road', 'traffic light']
+    assert palette.named
+    palette = load_palette(path, 2)
+    assert palette.names == ['road', 'traffic light']
+    assert (palette.colours[2:] == 255).all()
+    assert (0, 0, 0) in palette.void
 
 
-@pytest.mark.parametrize('text, told', [
+def test_lines_beyond_the_classes_are_void(tmp_path):
+    path = write(tmp_path, ''.join('c %d %d 9\n' % divmod(i, 256) for i in range(300)))
+    palette = load_palette(path, 250)
+    assert len(palette.names) == 250
+    assert {(0, 250, 9), (1, 43, 9)} <= set(palette.void)
+    assert (0, 249, 9) not in palette.void
+
+
+def test_load_classes():
+    classes = load_classes(19, -1, 'cityscapes')
+    assert (classes.num_classes, classes.ignore_label, classes.palette.names[18]) == (19, -1, 'bicycle')
+    for ignore_label in (2 ** 31, -2 ** 31 - 1):
+        with pytest.raises(UserError, match='--ignore_label=%d' % ignore_label):
+            load_classes(21, ignore_label)
+
+
+@pytest.mark.parametrize('text, words', [
     ('road 1 2 3\nsky 4 5\n', 'line 2'),
     ('road 1 2 256\n', 'line 1'),
     ('road 1 2 -3\n', 'line 1'),
@@ -72,27 +95,42 @@ def test_file(tmp_path):
     ('# c\nroad 1 2 3\n\nsky 1 2 3\n', 'line 4: line 2 has the same colour 1 2 3'),
     ('road 1 2 3\n', 'has 1 classes, fewer than --num_classes=2'),
     ('', 'has 0 classes'),
-    (''.join('c %d %d 0\n' % divmod(i, 256) for i in range(257)), 'has 257 classes; 256 is the most'),
+    ('road 1 2 3\nsky \x1b[31m 4 5 6000000000000000000000\n', 'line 2'),
+    ('x' * 2000000, 'it has 2000000 bytes'),
 ])
-def test_file_refused(tmp_path, text, told):
+def test_file_refused(tmp_path, text, words):
     path = write(tmp_path, text)
     with pytest.raises(UserError) as caught:
         load_palette(path, 2)
-    assert path in str(caught.value)
-    assert told in str(caught.value)
+    message = str(caught.value)
+    assert quoted(path) in message
+    assert words in message
+    assert message.isprintable()
+    assert len(message) <= 300
 
 
-def test_missing_file_tells_the_other_choices(tmp_path):
+def test_missing_file_names_the_other_choices(tmp_path):
     path = str(tmp_path / 'absent.txt')
     with pytest.raises(UserError) as caught:
         load_palette(path, 2)
-    assert all(word in str(caught.value) for word in (path, 'voc', 'cityscapes', 'No such file'))
+    assert all(word in str(caught.value) for word in (quoted(path), 'voc', 'cityscapes', 'No such file'))
 
 
 def test_file_that_is_not_text(tmp_path):
     (tmp_path / 'p').write_bytes(b'road\xff 1 2 3\n')
     with pytest.raises(UserError, match='not UTF-8'):
         load_palette(str(tmp_path / 'p'), 1)
+
+
+def test_palettes_that_are_no_regular_files_are_refused_at_once(tmp_path):
+    os.mkfifo(str(tmp_path / 'fifo'))
+    for path in ('/dev/zero', str(tmp_path / 'fifo')):
+        with pytest.raises(UserError, match='not a regular file'):
+            load_palette(path, 2)
+    with pytest.raises(UserError, match='irectory'):
+        load_palette(str(tmp_path), 2)
+    with pytest.raises(UserError, match='no file can have this name'):
+        load_palette('a\0b', 2)
 
 
 def test_too_many_classes():

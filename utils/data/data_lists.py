@@ -40,7 +40,7 @@ def read_labeled_image_list(data_dir, data_list):
     """
     prefix = os.path.join(data_dir, '')
     images, labels, numbers, slashed = [], [], [], {}
-    for number, line in enumerate(_read_lines(data_list), 1):
+    for number, line in enumerate(_list_lines(data_list), 1):
         try:
             fields = _split_line(line)
         except ValueError as error:
@@ -88,8 +88,8 @@ def check_files_exist(source, need_labels):
     if missing:
         raise UserError('list %s: %d of %d files are missing or no regular files (%s): check the list and --data_dir, '
                         'and quote paths with spaces.' % (
-                            quoted(source.name), len(missing), len(line_of),
-                            _first(['line %d: %s' % (line, quoted(path)) for line, path in missing])))
+                            quoted(source.name), len(missing), len(line_of), _first(
+                                missing, lambda place: 'line %d: %s' % (place[0], quoted(place[1])))))
 
 
 def output_names(images):
@@ -135,21 +135,30 @@ def warn(sentence, items):
         print('warning: %s (%s).' % (sentence % len(items), _first(items)), file=sys.stderr)
 
 
-def _read_lines(data_list):
-    """The lines of a list, as text."""
+def read_lines(path):
+    """The lines of a text file.
+
+    Raises:
+      OSError: as read_file.
+      UserError: the file is not UTF-8 text.
+    """
+    data = read_file(path)
     try:
-        data = read_file(data_list)
+        text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise UserError('list %s, line %d: not UTF-8 text; save the list as UTF-8.' % (
+            quoted(path), data.count(b'\n', 0, error.start) + 1))
+    return text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
+
+
+def _list_lines(data_list):
+    try:
+        return read_lines(data_list)
     except FileNotFoundError:
         raise UserError('list %s does not exist: make it with convert_voc.py or convert_cityscapes.py, or '
                         'name yours with --data_list, --valid_data_list or --test_data_list.' % quoted(data_list))
     except OSError as error:
         raise UserError('list %s cannot be read: %s.' % (quoted(data_list), error.strerror))
-    try:
-        text = data.decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise UserError('list %s, line %d: not UTF-8 text; save the list as UTF-8.' % (
-            quoted(data_list), data.count(b'\n', 0, error.start) + 1))
-    return text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
 
 
 def _split_line(line):
@@ -212,5 +221,5 @@ def _name_choices(path, with_extension):
     return ['_'.join(parts[-count:]) for count in range(1, len(parts) + 1)]
 
 
-def _first(items, count=3):
-    return ', '.join(quoted(item) for item in items[:count]) + (', ...' if len(items) > count else '')
+def _first(items, show=quoted, count=3):
+    return ', '.join(show(item) for item in items[:count]) + (', ...' if len(items) > count else '')

@@ -1,4 +1,4 @@
-"""Reads whole files that must be regular ones: a FIFO or a device would keep a run waiting for ever."""
+"""Regular files alone, read whole: a FIFO or a device would keep a run waiting for ever."""
 
 import errno
 import os
@@ -24,13 +24,13 @@ def read_file(path, most_bytes=MAX_BYTES):
         with open(path, 'rb', opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, 'it is a FIFO or a device, not a regular file')
+                raise OSError(errno.EINVAL, 'it is a FIFO or a device, not a regular file', path)
             if status.st_size > most_bytes:
                 raise OSError(errno.EFBIG, 'it has %d bytes, more than the %d that are read' % (
-                    status.st_size, most_bytes))
+                    status.st_size, most_bytes), path)
             return file.read()
     except ValueError:  # from os.open, before anything is read
-        raise OSError(errno.EINVAL, 'no file has such a name')
+        raise OSError(errno.EINVAL, 'no file can have this name', path)
 
 
 def is_regular(path):

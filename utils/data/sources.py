@@ -43,7 +43,9 @@ def open_source(conf, classes, flag, num_steps=None):
     if conf.check_labels and len(source.images) <= MAX_CHECKED:
         result = _check(conf, classes, source)
         data_check.raise_on_problems(result, 'list ' + quoted(source.name))
-        data_lists.warn('%d labels have colours that are not in the palette', result.warnings)
+        if result.warnings:
+            print('warning: list %s has %d warnings, which --option=check lists: %s' % (
+                quoted(source.name), len(result.warnings), result.warnings[0]), file=sys.stderr)
     return source
 
 

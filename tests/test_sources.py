@@ -1,0 +1,189 @@
+"""utils/data/sources.py: what the flags let a run read, and the report on their three lists."""
+
+import os
+import pathlib
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.data import sources
+from utils.data.palette import load_classes
+from utils.system.errors import UserError, quoted
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BALANCED = np.arange(21, dtype=np.uint8).reshape(3, 7)
+
+
+def conf(folder, **changed):
+    values = {'data_dir': str(folder), 'data_list': str(folder / 'train.txt'), 'num_threads': 2, 'check_labels': True,
+              'valid_data_list': str(folder / 'val.txt'), 'test_data_list': str(folder / 'test.txt')}
+    values.update(changed)
+    return types.SimpleNamespace(**values)
+
+
+def make(folder, lists):
+    """Makes images, labels and lists from {name of the list: {name of the image: label, or None for no label}}."""
+    for list_name, labels in lists.items():
+        with open(str(folder / (list_name + '.txt')), 'w') as file:
+            for name, label in labels.items():
+                shape = np.shape(label)[:2] if label is not None else (3, 7)
+                Image.fromarray(np.zeros(shape + (3,), np.uint8)).save(str(folder / (name + '.jpg')))
+                file.write(name + '.jpg')
+                if label is not None:
+                    Image.fromarray(np.asarray(label, np.uint8)).save(str(folder / (name + '.png')))
+                    file.write(' %s.png' % name)
+                file.write('\n')
+
+
+def reported(folder, capsys, num_classes=21, ignore_label=255, palette='voc', **changed):
+    """What check_lists prints for these flags."""
+    sources.check_lists(conf(folder, **changed), load_classes(num_classes, ignore_label, palette))
+    return capsys.readouterr().out
+
+
+def refused(folder, capsys, *words, **options):
+    """What check_lists prints before it ends with a UserError that says the words."""
+    with pytest.raises(UserError) as caught:
+        reported(folder, capsys, **options)
+    for word in words:
+        assert word in str(caught.value)
+    return capsys.readouterr().out
+
+
+# opening
+
+
+def test_open_source(tmp_path, capsys):
+    make(tmp_path, {'train': {'a': BALANCED, 'b': BALANCED, 'c': BALANCED}, 'test': {'d': None, 'e': BALANCED}})
+    classes = load_classes(21)
+    source = sources.open_source(conf(tmp_path), classes, 'data_list')
+    assert source.name == str(tmp_path / 'train.txt')
+    assert source.images == [str(tmp_path / name) for name in ('a.jpg', 'b.jpg', 'c.jpg')]
+    assert source.labels == [str(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')]
+    assert sources.open_source(conf(tmp_path), classes, 'data_list', 2).lines == [1, 2]
+    assert 'lines only' not in capsys.readouterr().err
+    source = sources.open_source(conf(tmp_path), classes, 'test_data_list', 9)
+    assert (len(source.images), source.labels) == (2, ['', ''])
+    assert 'has 2 lines only' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flag', ['data_list', 'valid_data_list'])
+def test_training_and_testing_need_labels(tmp_path, flag):
+    make(tmp_path, {'train': {'a': BALANCED, 'b': None}, 'val': {'c': None}})
+    with pytest.raises(UserError, match='no label'):
+        sources.open_source(conf(tmp_path), load_classes(21), flag)
+
+
+def test_files_are_checked_unless_they_are_many_or_it_is_switched_off(tmp_path, monkeypatch):
+    make(tmp_path, {'train': {'a': BALANCED, 'b': BALANCED + 21}})
+    with pytest.raises(UserError) as caught:
+        sources.open_source(conf(tmp_path), load_classes(21), 'data_list')
+    for words in ('list %s has 1 problem' % quoted(tmp_path / 'train.txt'), 'line 2: ', 'b.png'):
+        assert words in str(caught.value)
+    assert len(sources.open_source(conf(tmp_path), load_classes(21), 'data_list', 1).images) == 1
+    assert len(sources.open_source(conf(tmp_path, check_labels=False), load_classes(21), 'data_list').images) == 2
+    monkeypatch.setattr(sources, 'MAX_CHECKED', 1)
+    assert len(sources.open_source(conf(tmp_path), load_classes(21), 'data_list').images) == 2
+
+
+def test_unknown_colours_are_reported_before_the_work(tmp_path, capsys):
+    label = np.zeros([3, 7, 3], np.uint8)
+    label[0, 0] = 5, 6, 7
+    make(tmp_path, {'train': {'a': label}})
+    sources.open_source(conf(tmp_path), load_classes(21, 255, 'voc'), 'data_list')
+    warning = capsys.readouterr().err.splitlines()[-1]
+    assert all(words in warning for words in ('1 warnings', '5 6 7', 'a.png'))
+
+
+# the report
+
+
+def test_good_lists(tmp_path, capsys):
+    make(tmp_path, {'train': {'a': BALANCED}, 'val': {'b': BALANCED}, 'test': {'c': None}})
+    out = reported(tmp_path, capsys)
+    assert out.count('problems 0') == 3
+    assert out.count('warnings 0') == 3
+    assert out.endswith('all files are as they should be\n')
+    assert out.index('--data_list') < out.index('--valid_data_list') < out.index('--test_data_list')
+
+
+def test_a_list_of_two_flags_is_read_once(tmp_path, capsys):
+    make(tmp_path, {'train': {'a': BALANCED}, 'val': {'b': BALANCED}})
+    out = reported(tmp_path, capsys, test_data_list=str(tmp_path / 'val.txt'))
+    assert out.count('problems 0') == 2
+
+
+def test_a_list_that_does_not_exist_is_a_warning(tmp_path, capsys):
+    make(tmp_path, {'train': {'a': BALANCED}, 'test': {'b': BALANCED}})
+    out = reported(tmp_path, capsys)
+    assert '--valid_data_list=%s does not exist' % quoted(tmp_path / 'val.txt') in out
+    assert out.endswith('no file is broken; 1 warning above\n')
+    refused(tmp_path, capsys, 'does not exist', data_list=str(tmp_path / 'absent.txt'))
+
+
+@pytest.mark.parametrize('flag', ['data_list', 'valid_data_list'])
+def test_missing_labels_are_problems_where_labels_are_needed(tmp_path, capsys, flag):
+    make(tmp_path, {'train': {'a': BALANCED}, 'val': {'b': BALANCED}, 'test': {'c': None, 'd': None}})
+    out = refused(tmp_path, capsys, '2 problems', **{flag: str(tmp_path / 'test.txt')})
+    assert 'line 2: %s has no label' % quoted(tmp_path / 'd.jpg') in out
+
+
+def test_missing_files_are_named_with_their_line(tmp_path, capsys):
+    make(tmp_path, {'train': {'a': BALANCED, 'b': BALANCED}, 'val': {'c': BALANCED}, 'test': {'c': BALANCED}})
+    os.remove(str(tmp_path / 'b.png'))
+    out = refused(tmp_path, capsys, '1 problem,')
+    assert 'line 2: %s: no such file' % quoted(tmp_path / 'b.png') in out
+
+
+def test_most_classes_without_a_pixel(tmp_path, capsys):
+    make(tmp_path, {'train': {'a': [[0, 3, 20, 255]]}, 'val': {'b': BALANCED}, 'test': {'c': None}})
+    out = reported(tmp_path, capsys)
+    assert '18 of 21 classes have no pixel: 1 2 4 ' in out
+    assert out.endswith('no file is broken; 1 warning above\n')
+    make(tmp_path, {'train': {'a': [[255, 255]]}})
+    assert 'no label has a pixel of any class' in reported(tmp_path, capsys)
+
+
+def test_camvid_with_the_default_flags(tmp_path, capsys):
+    label = np.arange(12)[None]
+    make(tmp_path, {'train': {'0001TP_1': label}, 'val': {'0001TP_2': label}, 'test': {'0001TP_3': label}})
+    out = reported(tmp_path, capsys, palette='')
+    hint = 'labels hold 0..11 only: is --num_classes=12 meant, or 11 with --ignore_label=11 if 11 is void?'
+    assert out.count(hint) == 3
+    assert out.count("VOC's names are assumed for the 21 classes; --palette names others.") == 1
+    assert out.endswith('no file is broken; 4 warnings above\n')
+    out = reported(tmp_path, capsys, palette='', num_classes=11, ignore_label=11)
+    assert out.endswith('all files are as they should be\n')
+
+
+def test_last_class_of_a_palette_that_is_called_void(tmp_path, capsys):
+    label = np.arange(12)[None]
+    make(tmp_path, {'train': {'a': label}, 'val': {'b': label}, 'test': {'c': label}})
+    (tmp_path / 'p.txt').write_text(''.join('c%d 0 0 %d\n' % (i, i) for i in range(11)) + 'Void 9 9 9\n')
+    out = reported(tmp_path, capsys, palette=str(tmp_path / 'p.txt'), num_classes=12)
+    assert "class 11 is called 'Void': is --num_classes=11 with --ignore_label=11 meant?" in out
+    out = reported(tmp_path, capsys, palette=str(tmp_path / 'p.txt'), num_classes=11, ignore_label=11)
+    assert out.endswith('all files are as they should be\n')
+
+
+def test_vocs_names_are_right_for_vocs_images(tmp_path, capsys):
+    make(tmp_path, {'train': {'2007_000032': BALANCED}, 'val': {'2007_000033': BALANCED},
+                    'test': {'2008_000006': None}})
+    assert reported(tmp_path, capsys, palette='').endswith('all files are as they should be\n')
+
+
+def test_images_in_training_and_validation_list(tmp_path, capsys):
+    make(tmp_path, {'train': {'a': BALANCED, 'b': BALANCED}, 'val': {'b': BALANCED}, 'test': {'b': None}})
+    out = reported(tmp_path, capsys)
+    assert '1 images are in both the training and the validation list: ' + quoted(tmp_path / 'b.jpg') in out
+    out = reported(tmp_path, capsys, valid_data_list=str(tmp_path / 'train.txt'))
+    assert '2 images are in both' in out
+
+
+def test_the_sample_has_no_fault(capsys):
+    folder = pathlib.Path(ROOT, 'dataset', 'sample')
+    flags = conf(folder, test_data_list=str(folder / 'val.txt'))
+    sources.check_lists(flags, load_classes(6, 255, str(folder / 'classes.txt')))
+    assert capsys.readouterr().out.endswith('all files are as they should be\n')
