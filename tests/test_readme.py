@@ -6,9 +6,10 @@ import re
 from absl import flags
 
 import main  # noqa: F401  defines the flags
+from utils.system import runtime
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORDS = {'true': True, 'false': False, 'the cores': os.cpu_count(), 'newest': None, 'whole list': None,
+WORDS = {'true': True, 'false': False, 'the cores': runtime.usable_cores(), 'newest': None, 'whole list': None,
          'only without pretrain_file': None, "VOC's colours": '', '': '', "the mode's": None}
 
 

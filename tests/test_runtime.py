@@ -1,0 +1,98 @@
+"""How TensorFlow is started: quietly, with a line on the devices, on the cores that the process may use."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from utils.system import runtime
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.mark.parametrize('files, cores', [
+    ({}, 6), ({'cpu.max': 'max 100000\n'}, 6), ({'cpu.max': '250000 100000\n'}, 3), ({'cpu.max': '1000 100000'}, 1),
+    ({'cpu/cpu.cfs_quota_us': '-1\n', 'cpu/cpu.cfs_period_us': '100000\n'}, 6),
+    ({'cpu/cpu.cfs_quota_us': '200000\n', 'cpu/cpu.cfs_period_us': '100000\n'}, 2),
+    ({'cpu/cpu.cfs_quota_us': '200000\n'}, 6), ({'cpu.max': 'strange'}, 6), ({'cpu.max': '5 0'}, 6),
+    ({'cpu.max': '9900000 100000'}, 6),
+])
+def test_usable_cores(files, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(6)), raising=False)
+    (tmp_path / 'cpu').mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert runtime.usable_cores(str(tmp_path)) == cores
+
+
+def test_usable_cores_without_processor_sets(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+    monkeypatch.setattr(os, 'cpu_count', lambda: None)
+    assert runtime.usable_cores(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize('drop', [True, False])
+def test_lines_of_native_code_are_held_back(capfd, drop):
+    with runtime.held_stderr() as held:
+        os.write(2, b'a notice\n')
+        held.drop = drop
+        assert capfd.readouterr().err == ''
+    os.write(2, b'later\n')
+    assert capfd.readouterr().err == ('' if drop else 'a notice\n') + 'later\n'
+
+
+def test_lines_before_a_failure_are_shown(capfd):
+    with pytest.raises(ImportError), runtime.held_stderr():
+        os.write(2, b'why\n')
+        raise ImportError
+    assert capfd.readouterr().err == 'why\n'
+
+
+def test_an_abort_is_reported():
+    code = 'import os\nfrom utils.system import runtime\nwith runtime.held_stderr():\n    os.abort()'
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stderr=subprocess.PIPE, universal_newlines=True)
+    assert process.returncode < 0 and 'Fatal Python error: Aborted' in process.stderr
+
+
+@pytest.mark.skipif(runtime.has_driver(), reason='with a GPU TensorFlow has other things to say')
+def test_tensorflow_starts_without_a_line():
+    code = '''from utils.system import runtime
+tf = runtime.prepare()
+print(runtime.devices())
+with tf.Session(config=runtime.session_config()) as sess:
+    print(sess.run(tf.constant(7) + tf.Variable(1).initialized_value()))'''
+    environment = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             universal_newlines=True, env=environment)
+    assert (process.returncode, process.stderr) == (0, '')
+    assert process.stdout == runtime.devices() + '\n8\n'
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(runtime, 'usable_cores', lambda: 1)
+    monkeypatch.setattr(runtime, 'gpus', list)
+    monkeypatch.setattr(runtime, 'has_driver', lambda: False)
+    assert runtime.devices() == 'devices: 1 CPU core'
+    monkeypatch.setattr(runtime, 'has_driver', lambda: True)
+    remedy = 'CUDA 10.0' if tf.__version__.startswith('1.') else 'pip install "tensorflow[and-cuda]=='
+    assert 'NVIDIA driver but TensorFlow sees no GPU: ' in runtime.devices() and remedy in runtime.devices()
+    monkeypatch.setattr(runtime, 'gpus', lambda: ['one', 'two'])
+    monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda gpu: {'device_name': 'NVIDIA ' + gpu},
+                        raising=False)
+    assert runtime.devices() == 'devices: 1 CPU core, GPU:0 NVIDIA one, GPU:1 NVIDIA two'
+    monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda gpu: gpu.none)  # as on TensorFlow 1.15
+    assert runtime.devices() == 'devices: 1 CPU core, GPU:0, GPU:1'
+
+
+@pytest.mark.parametrize('visible, driver, found', [
+    (None, True, True), ('0', True, True), ('', True, False), ('-1', True, False), (None, False, False)])
+def test_has_driver(visible, driver, found, monkeypatch, tmp_path):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(runtime, 'DRIVER', str(tmp_path if driver else tmp_path / 'none'))
+    monkeypatch.setattr(runtime, 'shutil', types.SimpleNamespace(which=lambda name: None))
+    assert runtime.has_driver() is found
