@@ -142,7 +142,10 @@ def draw(path, table):
     """The label that a *_polygons.json describes, in train ids, uint8 [h, w]; later polygons cover earlier ones."""
     try:
         annotation = json.loads(read_file(path).decode('utf-8'))
-        label = Image.new('L', (annotation['imgWidth'], annotation['imgHeight']), IGNORE_LABEL)
+        width, height = annotation['imgWidth'], annotation['imgHeight']
+        if width * height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError('%d x %d pixels' % (width, height))
+        label = Image.new('L', (width, height), IGNORE_LABEL)
         canvas = ImageDraw.Draw(label)
         for item in annotation['objects']:
             name = item['label']
@@ -151,7 +154,7 @@ def draw(path, table):
             label_id, train_id = table[name]
             if label_id >= 0 and not item.get('deleted'):  # license plates stay cars
                 canvas.polygon([tuple(point) for point in item['polygon']], fill=train_id)
-    except (KeyError, MemoryError, OverflowError, RecursionError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UserError('%s: not a polygon file of Cityscapes (%s: %s); get the file again.' % (
             quoted(path), type(error).__name__, reason(error)[:120]))
     return np.asarray(label)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from utils.data.cityscapes_labels import CLASSES
 from utils.data.data_lists import check_files_exist, read_labeled_image_list
+from utils.system.errors import quoted
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -108,10 +109,10 @@ def refused(root, *args, **env):
     """The one sentence of a run that fails, which leaves no list."""
     code, _, err = convert(root, *args, **env)
     assert code == 1
-    told = [line for line in err.replace('\r', '\n').split('\n') if line.startswith('error: ')]
-    assert len(told) == 1, err
+    messages = [line for line in err.replace('\r', '\n').split('\n') if line.startswith('error: ')]
+    assert len(messages) == 1, err
     assert not (root.parent / 'lists').is_dir() or os.listdir(str(root.parent / 'lists')) == []
-    return told[0]
+    return messages[0]
 
 
 def lists(root):
@@ -308,9 +309,9 @@ def test_bad_label_ids(root, package, damage):
         add_image(root, 'train', 'ulm_00000%d_000019' % i)
         path = add_label(root, 'gtFine', 'train', 'ulm_00000%d_000019' % i)
     damage(path)
-    told = refused(root, PYTHONPATH=package)
-    assert path in told
-    assert '1 labels' in told
+    message = refused(root, PYTHONPATH=package)
+    assert quoted(path) in message
+    assert '1 labels' in message
     assert not os.path.exists(path.replace('_labelIds.png', SUFFIX))
     np.testing.assert_array_equal(read(path_of(root, 'gtFine', 'train', 'ulm_000000_000019', SUFFIX)), TRAIN_IDS)
 
@@ -322,21 +323,31 @@ def test_bad_label_ids(root, package, damage):
     '{"imgWidth": 3, "imgHeight": 3, "objects": [{"label": "road", "polygon": [["a", "b"], [1, 1], [0, 1]]}]}',
     '{"imgWidth": 3, "imgHeight": 3, "objects": [{"label": "road", "polygon": []}]}',
     '{"imgWidth": "3", "imgHeight": 3, "objects": []}', '{"imgWidth": -3, "imgHeight": 3, "objects": []}',
-])
+    '{"imgWidth": 200000, "imgHeight": 200000, "objects": []}', '[' * 100000,
+], ids=range(14))
 def test_bad_polygons(root, package, text):
     add_image(root, 'train', 'ulm_000000_000019')
     path = path_of(root, 'gtFine', 'train', 'ulm_000000_000019', '_polygons.json')
     with open(path, 'w', encoding='latin-1') as file:
         file.write(text)
-    assert path in refused(root, PYTHONPATH=package)
+    assert quoted(path) in refused(root, PYTHONPATH=package)
+
+
+def test_a_label_that_is_no_regular_file(root, package):
+    add_image(root, 'train', 'ulm_000000_000019')
+    path = path_of(root, 'gtFine', 'train', 'ulm_000000_000019', '_labelIds.png')
+    os.mkfifo(path)
+    message = refused(root, PYTHONPATH=package)
+    assert quoted(path) in message
+    assert 'FIFO' in message
 
 
 def test_wrong_folders(root, tmp_path):
     assert '--cityscapes_dir' in refused(root)
     (root / 'leftImg8bit').mkdir(parents=True)
-    told = refused(root)
-    assert '--cityscapes_dir' in told
-    assert 'gtFine' in told
+    message = refused(root)
+    assert '--cityscapes_dir' in message
+    assert 'gtFine' in message
     add_image(root, 'train', 'ulm_000000_000019')
     assert 'gtFine' in refused(root)  # images alone do not train
     script = [sys.executable, 'convert_cityscapes.py', '--list_dir=%s' % (tmp_path / 'lists')]

@@ -105,10 +105,10 @@ def refused(folder, *args):
     """The one sentence of a run that fails, which leaves no list."""
     code, _, err = convert(folder, *args)
     assert code == 1
-    told = [line for line in err.replace('\r', '\n').split('\n') if line.startswith('error: ')]
-    assert len(told) == 1, err
+    messages = [line for line in err.replace('\r', '\n').split('\n') if line.startswith('error: ')]
+    assert len(messages) == 1, err
     assert not os.path.isdir(str(folder / 'lists')) or os.listdir(str(folder / 'lists')) == []
-    return told[0]
+    return messages[0]
 
 
 def lines(folder, name):
@@ -232,13 +232,13 @@ def test_without_test_images(tmp_path):
     assert 'test.txt not written' in err
 
 
-def test_images_that_are_missing_are_told(tmp_path, voc, sbd):
+def test_images_that_are_missing_are_reported(tmp_path, voc, sbd):
     os.remove(os.path.join(voc, 'JPEGImages', SBD_VAL[0] + '.jpg'))
     _, err = converted(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + sbd)
     assert '1 images of the lists are missing from JPEGImages (%s)' % SBD_VAL[0] in err
 
 
-def test_labels_that_are_missing_are_told_and_left_out(tmp_path, voc, sbd):
+def test_labels_that_are_missing_are_reported_and_left_out(tmp_path, voc, sbd):
     for key in (TRAIN[0], TRAIN[1], VAL[1]):  # SBD labels the last two
         os.remove(os.path.join(voc, 'SegmentationClass', key + '.png'))
     os.remove(os.path.join(sbd, 'cls', SBD_VAL[0] + '.mat'))
@@ -259,23 +259,34 @@ def test_windows_line_ends_in_the_id_lists(tmp_path, voc):
 
 
 def test_wrong_folders(tmp_path, voc, sbd):
-    told = refused(tmp_path, '--voc_dir=%s' % (tmp_path / 'absent'))
-    assert '--voc_dir' in told
-    assert 'ImageSets/Segmentation' in told
+    message = refused(tmp_path, '--voc_dir=%s' % (tmp_path / 'absent'))
+    assert '--voc_dir' in message
+    assert 'ImageSets/Segmentation' in message
     assert '--voc_dir' in refused(tmp_path)
     assert '--voc_dir' in refused(tmp_path, '--voc_dir=' + sbd)
-    told = refused(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + voc)
-    assert '--sbd_dir' in told
-    assert 'cls' in told
+    message = refused(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + voc)
+    assert '--sbd_dir' in message
+    assert 'cls' in message
 
 
 def test_unknown_flags_are_refused(tmp_path, voc):
-    told = refused(tmp_path, '--voc=' + voc)
-    assert all('--' + name in told for name in ('voc_dir', 'sbd_dir', 'list_dir'))
+    message = refused(tmp_path, '--voc=' + voc)
+    assert '--voc_dir' in message
 
 
 def test_missing_id_list(tmp_path, voc):
     os.remove(os.path.join(voc, 'ImageSets', 'Segmentation', 'val.txt'))
+    assert 'val.txt' in refused(tmp_path, '--voc_dir=' + voc)
+
+
+@pytest.mark.parametrize('kind', ['fifo', 'binary'])
+def test_bad_id_list(tmp_path, voc, kind):
+    path = os.path.join(voc, 'ImageSets', 'Segmentation', 'val.txt')
+    if kind == 'fifo':
+        fifo(path)
+    else:
+        with open(path, 'wb') as file:
+            file.write(bytes(bytearray(range(256))))
     assert 'val.txt' in refused(tmp_path, '--voc_dir=' + voc)
 
 
@@ -316,9 +327,9 @@ def test_sbd_labels_saved_as_floating_point(tmp_path, voc, sbd):
 @pytest.mark.parametrize('damage', [break_mat, empty_mat, other_mat, flat_mat, strange_mat, half_mat])
 def test_bad_labels_of_sbd(tmp_path, voc, sbd, damage):
     damage(sbd)
-    told = refused(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + sbd)
-    assert SBD_VAL[0] + '.mat' in told
-    assert '1 labels' in told
+    message = refused(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + sbd)
+    assert SBD_VAL[0] + '.mat' in message
+    assert '1 labels' in message
     assert len(labels(voc)) == 6  # the others are kept for the next run
     shutil.rmtree(sbd)
     make_sbd(tmp_path / 'again')
@@ -326,9 +337,23 @@ def test_bad_labels_of_sbd(tmp_path, voc, sbd, damage):
     assert '1 labels written, 6 were there' in out
 
 
-def test_bad_label_of_voc(tmp_path, voc):
-    with open(os.path.join(voc, 'SegmentationClass', VAL[0] + '.png'), 'r+b') as file:
+def truncated(path):
+    with open(path, 'r+b') as file:
         file.truncate(60)
+
+
+def unknown_colour(path):
+    Image.fromarray(voc_colours()[np.array([[0, 1, 99]])]).save(path)
+
+
+def fifo(path):
+    os.remove(path)
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize('damage', [truncated, unknown_colour, fifo])
+def test_bad_label_of_voc(tmp_path, voc, damage):
+    damage(os.path.join(voc, 'SegmentationClass', VAL[0] + '.png'))
     assert VAL[0] + '.png' in refused(tmp_path, '--voc_dir=' + voc)
 
 
