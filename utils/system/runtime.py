@@ -43,9 +43,9 @@ def prepare(xla=False):
     oneDNN is quicker in training and, as batch norm is folded, in prediction too; TensorFlow 2 leaves it off on some
     processors. A setting of the user's own is never overridden.
 
-    TensorFlow's start prints notices, some before any setting of its own counts; they appear only if the start fails,
-    if there is an NVIDIA driver but no GPU, or if TF_CPP_MIN_LOG_LEVEL is set to 0 or 1. Its later errors appear, its
-    notices and warnings do not.
+    TensorFlow's own lines appear only if its start fails or if TF_CPP_MIN_LOG_LEVEL is set below 3: what fails comes as
+    an exception, `devices` says whether a GPU is used, and lines marked as errors are written where nothing fails, as
+    when an op falls back to another kernel. Some come before that variable is read, so they are held back.
 
     Args:
       xla: let XLA's clusters run on the CPU too.
@@ -53,14 +53,15 @@ def prepare(xla=False):
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
     if xla:
         os.environ.setdefault('TF_XLA_FLAGS', '--tf_xla_cpu_global_jit')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     logging.getLogger('tensorflow').setLevel(logging.ERROR)
     with held_stderr() as held, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # TensorFlow 1.15's own numpy warnings
         import tensorflow.compat.v1 as tf
         tf.disable_v2_behavior()
         tf.logging.set_verbosity(tf.logging.ERROR)  # queue runners are deprecated and work on both versions
-        held.drop = os.environ['TF_CPP_MIN_LOG_LEVEL'] >= '2' and (on_gpu() or not has_driver())
+        gpus()  # which loads CUDA
+        held.drop = os.environ['TF_CPP_MIN_LOG_LEVEL'] >= '3'
     return tf
 
 
@@ -127,7 +128,7 @@ def devices():
         found.append(('GPU:%d %s' % (number, name)).strip())
     line = 'devices: ' + ', '.join(found)
     if len(found) == 1 and has_driver():
-        line += '; there is an NVIDIA driver but TensorFlow sees no GPU: ' + (
+        line += '; there is an NVIDIA driver but TensorFlow sees no GPU (TF_CPP_MIN_LOG_LEVEL=0 shows why): %s' % (
             'install CUDA 10.0 and cuDNN 7' if tf.__version__.startswith('1.')
             else 'pip install "tensorflow[and-cuda]==%s"' % tf.__version__)
     return line
