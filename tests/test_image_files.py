@@ -123,6 +123,15 @@ def test_what_is_accepted_of_damaged_jpegs_is_what_the_reader_decodes(tmp_path):
     assert 50 < accepted < 150
 
 
+def test_a_jpeg_that_pillow_reads_and_tensorflow_does_not_is_refused(tmp_path):
+    data = bytearray(read(saved(tmp_path, Image.fromarray(picture(48, 64)), 'a.jpg')))
+    data[-1] ^= 2  # the end marker
+    path = save(tmp_path, bytes(data), 'b.jpg')
+    with Image.open(path) as image:
+        image.load()
+    refused(load_image, path, 'damaged or unreadable (Invalid JPEG data')
+
+
 def test_exif_rotation_is_left_alone(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
