@@ -129,7 +129,7 @@ def test_a_jpeg_that_pillow_reads_and_tensorflow_does_not_is_refused(tmp_path):
     path = save(tmp_path, bytes(data), 'b.jpg')
     with Image.open(path) as image:
         image.load()
-    refused(load_image, path, 'damaged or unreadable (Invalid JPEG data')
+    refused(load_image, path, 'damaged or unreadable', 'Invalid JPEG data')
 
 
 def test_exif_rotation_is_left_alone(tmp_path):

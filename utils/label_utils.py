@@ -1,29 +1,9 @@
-"""Label maps as pictures (colours, overlay with a legend) and as training targets (resized)."""
+"""Label maps and network inputs as pictures: colours, an overlay with a legend."""
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.data.palette import MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
-
-
-def prepare_label(label, new_size, align_corners=False):
-    """Resizes labels to the size of the logits by nearest neighbour.
-
-    The source index is floor(i * in / out), TensorFlow's legacy rule and the original's; with align_corners it
-    is round(i * (in - 1) / (out - 1)), which for 8k+1 pixels and k+1 logits is Caffe's label[::8].
-
-    Args:
-      label: integer tensor [N, H, W, 1].
-      new_size: (h, w), numbers or an int32 tensor [2].
-      align_corners: which rule.
-
-    Returns:
-      int32 tensor [N, h, w].
-    """
-    label = tf.cast(label, tf.int32)
-    label = tf.image.resize_nearest_neighbor(label, new_size, align_corners)  # [N, h, w, 1]
-    return tf.squeeze(label, axis=[3])  # [N, h, w]
 
 
 def decode_labels(mask, num_images=1, num_classes=21, palette=None):
