@@ -31,12 +31,9 @@ def add_blob(blobs, array, legacy=False, double=False):
 
 def write_layers(path, layers, version=1, suffix=b'', **blob_options):
     """layers: [(name, type, arrays)]; version 1 writes `layer`, 0 the older `layers`."""
-    net = caffe_weights.net_parameter()(name='net')
-    for name, kind, arrays in layers:
-        if version == 1:
-            layer = net.layer.add(name=name, type=kind, bottom=['below'], top=[name])
-        else:
-            layer = net.layers.add(name=name, type={'Convolution': 4, 'InnerProduct': 14}.get(kind, 0))
+    net = caffe_weights.net_parameter()()
+    for name, _, arrays in layers:
+        layer = (net.layer if version == 1 else net.layers).add(name=name.encode())
         for array in arrays:
             add_blob(layer.blobs, array, **blob_options)
     path.write_binary(net.SerializeToString() + suffix)
@@ -257,13 +254,13 @@ def test_other_caffe_models(tmpdir):
 @pytest.mark.parametrize('dims', [[5, 3, 7, 7], [-1, 3, 7, 7], [2 ** 40, 2 ** 40], [0, -1], []])
 def test_data_that_does_not_fill_its_shape(tmpdir, dims):
     net = caffe_weights.net_parameter()()
-    layer = net.layer.add(name='conv1\n', type='Convolution')
+    layer = net.layer.add(name=b'conv1')
     add_blob(layer.blobs, np.ones((2, 3, 7, 7)))
     del layer.blobs[0].shape.dim[:]
     layer.blobs[0].shape.dim.extend(dims)
     path = tmpdir.join('x.caffemodel')
     path.write_binary(net.SerializeToString())
-    with pytest.raises(UserError, match=r'x.caffemodel is damaged or incomplete.*conv1\\n has 294 values for'):
+    with pytest.raises(UserError, match=r'x.caffemodel is damaged or incomplete.*a layer has 294 values for'):
         weight_files.open_weights(str(path))
 
 
@@ -272,3 +269,35 @@ def test_biases_of_another_number_than_channels(tmpdir):
                                            ('bn_conv1', 'BatchNorm', [[5.0, 5.0], [1.0, 1.0], [1.0]])])
     with pytest.raises(UserError, match='damaged or incomplete.*1 values for 2 channels'):
         weight_files.open_weights(path)
+
+
+def test_damaged_layer_names(tmpdir):
+    """Some are no UTF-8; what they belong to is missing, and no other file is read for it."""
+    path = tmpdir.join('x.caffemodel')
+    write_layers(path, he_resnet_50(np.random.RandomState(0))[0])
+    content = path.read_binary()
+    for name in (b'res4b_branch2\xff', b'res4b_branch2\0', b'\xe4\xb8s4b_branch2a', b'res4\n_branch2a'):
+        path.write_binary(content.replace(field(1, b'res4b_branch2a'), field(1, name)))
+        with pytest.raises(UserError) as info:
+            pretrained.open_pretrained(str(path), 'res50')
+        assert '1 of 265 variables are missing (resnet_v1_50/block3/unit_2/bottleneck_v1/conv1/w' in str(info.value)
+
+
+def test_random_damage(tmpdir):
+    """Bytes changed at random places of names, lengths and numbers: read, or reported in a printable sentence."""
+    path = tmpdir.join('x.caffemodel')
+    write_layers(path, he_resnet_50(np.random.RandomState(0))[0])
+    content = np.frombuffer(path.read_binary(), np.uint8)
+    places = np.flatnonzero((content > 96) & (content < 123))[::7]
+    reported = 0
+    for seed in range(60):
+        rng = np.random.RandomState(seed)
+        damaged = content.copy()
+        damaged[rng.choice(places, 3) + rng.randint(-8, 8, 3)] = rng.randint(0, 256, 3)
+        path.write_binary(damaged.tobytes())
+        try:
+            pretrained.open_pretrained(str(path), 'res50')
+        except UserError as error:
+            assert str(error).isprintable() and len(str(error)) <= 400
+            reported += 1
+    assert reported > 5

@@ -12,8 +12,10 @@ import tensorflow.compat.v1 as tf
 
 from utils import checkpoint
 from utils.net.blocks import BLOCKS
+from utils.net.compat import COMPAT, Input
+from utils.system.command_line import run
 from utils.system.errors import UserError
-from utils.weights import checkpoints, pretrained, weight_names
+from utils.weights import checkpoints, made_for, pretrained, weight_files, weight_names
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ENCODERS = ['deeplab', 'res101', 'res50']
@@ -157,7 +159,13 @@ def test_newest_is_what_the_state_file_names(tmpdir):
     assert checkpoints.find_checkpoint(str(tmpdir)) == str(tmpdir.join('model.ckpt-1'))
     tmpdir.join('checkpoint').write(state % 'model.ckpt-9')
     assert checkpoints.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
-    tmpdir.join('checkpoint').write('no state at all')
+    for damaged in (b'no state at all', b'\xff\xfe\0', bytes(range(256)) * 9, b''):
+        tmpdir.join('checkpoint').write_binary(damaged)
+        assert checkpoints.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
+    tmpdir.join('checkpoint').remove()
+    os.mkfifo(str(tmpdir.join('checkpoint')))
+    os.mkfifo(str(tmpdir.join('model.ckpt-4.index')))
+    touch_checkpoints(tmpdir, 'model.ckpt-4.data-00000-of-00001')
     assert checkpoints.find_checkpoint(str(tmpdir)).endswith('model.ckpt-3')
 
 
@@ -235,13 +243,15 @@ def damage(prefix, how):
             file.write(bytes([byte[0] ^ 0xFF]))
 
 
-@pytest.mark.parametrize('how', ['data', 'index', 'no data', 'one byte'])
-def test_damaged_checkpoints_are_named(small, tmpdir, how):
+@pytest.mark.parametrize('how, why', [('data', 'Read less bytes than requested'), ('index', 'bad magic number'),
+                                      ('no data', 'data-00000-of-00001'), ('one byte', 'Checksum does not match')])
+def test_damaged_checkpoints_are_named(small, tmpdir, how, why):
     shapes = model_shapes('res50')
     prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), random_values(shapes))
     damage(prefix, how)
     for result, _ in (restored(shapes, prefix), start_from(shapes, prefix, 'res50', restore_decoder=True)):
-        assert_sentence(result, prefix, 'damaged or incomplete')
+        assert_sentence(result, prefix, 'damaged or incomplete', why)
+        assert len(str(result)) <= 400 and str(result).isprintable()
 
 
 # Starting from pre-trained weights.
@@ -370,13 +380,88 @@ def test_missing_file_and_unknown_encoder(tmpdir):
         pretrained.open_pretrained(str(tmpdir), 'res152')
 
 
+def test_a_checkpoint_of_text(small, tmpdir):
+    """A variable of the right name and shape that holds no numbers."""
+    values = random_values(model_shapes('res50'))
+    values['resnet_v1_50/conv1/BatchNorm/gamma'] = np.array([b'x'] * 4, object)
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), values)
+    result, found = start_from(model_shapes('res50'), prefix, 'res50')
+    assert_sentence(result, 'damaged or incomplete', 'gamma holds no numbers')
+    assert_untouched(found)
+    result, _ = restored(model_shapes('res50'), prefix)
+    assert_sentence(result, 'damaged or incomplete')
+
+
+# What weights were made for.
+
+def test_slims_weights_keep_what_they_were_made_for(small, tmpdir):
+    values = random_values(weight_names.encoder_shapes('res50'))
+    extras = {'resnet_v1_50/logits/biases': np.zeros(10, np.float32)}
+    slims = weight_files.open_weights(write_checkpoint(tmpdir.join('slim.ckpt'), dict(values, **extras)))
+    assert slims.compat == 'slim' and slims.input == COMPAT['slim'].input
+    assert '--compat:       slim, --channel_order=rgb --img_mean=123.68,116.78,103.94' in checkpoint.describe(slims)
+    first, second = str(tmpdir.join('first')), str(tmpdir.join('second'))
+    checkpoint.save_weights(slims, first)
+    checkpoint.save_weights(weight_files.open_weights(first), second)
+    saved = weight_files.open_weights(second)
+    assert (saved.compat, saved.input) == (slims.compat, slims.input)
+    assert set(saved.shapes) == set(values)
+    assert checkpoint.describe(saved).split('\n')[1:] == [
+        line for line in checkpoint.describe(slims).split('\n')[1:] if 'logits' not in line]
+    for result, found in (restored(values_shapes(values), second), start_from(model_shapes('res50'), second, 'res50')):
+        assert not isinstance(result, UserError)
+        assert_names_equal(found, values, values)
+
+
+def values_shapes(values):
+    return {name: value.shape for name, value in values.items()}
+
+
+def test_weights_that_do_not_tell_what_they_were_made_for(small, tmpdir):
+    values = random_values(model_shapes('res50'))
+    weights = weight_files.open_weights(write_checkpoint(tmpdir.join('model.ckpt-1'), values))
+    assert weights.compat is None and weights.input is None
+    assert '--compat:       as it was trained\n' in checkpoint.describe(weights)
+    checkpoint.save_weights(weights, str(tmpdir.join('copy')))
+    saved = weight_files.open_checkpoint(str(tmpdir.join('copy')))
+    assert saved.compat is None and saved.input is None and set(saved.shapes) == set(values)
+
+
+@pytest.mark.parametrize('compat, network_input', [
+    (None, None), ('caffe', None), (None, Input('bgr', (103.939, 116.779, 123.68))), ('slim', COMPAT['slim'].input)])
+def test_entry_round_trip(compat, network_input):
+    assert made_for.decode(made_for.encode(compat, network_input)) == (compat, network_input)
+
+
+@pytest.mark.parametrize('entry', [
+    b'', b'\xff\0', b'[]', b'3', b'{}', b'["compat", "channel_order", "img_mean"]', b'[' * 100000,
+    b'{"compat": "torch", "channel_order": null, "img_mean": null}',
+    b'{"compat": ["caffe"], "channel_order": null, "img_mean": null}',
+    b'{"compat": "caffe", "channel_order": "bgr", "img_mean": null}',
+    b'{"compat": "caffe", "channel_order": "bgr", "img_mean": "123"}',
+    b'{"compat": "caffe", "channel_order": "bgr", "img_mean": [1, 2, NaN]}',
+    b'{"compat": "caffe", "channel_order": "bgr", "img_mean": [1, 2, 1%s]}' % (b'0' * 400),
+    b'{"compat": "caffe", "channel_order": "cmyk", "img_mean": [1, 2, 3]}', np.float32(1)])
+def test_damaged_entry(tmpdir, entry):
+    prefix = write_checkpoint(tmpdir.join('x'), {made_for.NAME: entry})
+    with pytest.raises(UserError) as info:
+        weight_files.open_weights(prefix)
+    assert_sentence(info.value, prefix, 'damaged or incomplete')
+
+
 # The command line.
 
-def command(*args):
-    process = subprocess.Popen([sys.executable, '-m', 'utils.checkpoint'] + list(args), cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-    out, err = process.communicate()
-    return process.returncode, out, err
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """A function from arguments to (exit code, stdout, stderr) of python -m utils.checkpoint."""
+    def call(*args):
+        monkeypatch.setattr(sys, 'argv', ['utils.checkpoint'] + list(args))
+        try:
+            code = run(checkpoint.main, sys.argv[:1])
+        except SystemExit as error:  # of argparse
+            code = error.code
+        return (code,) + tuple(capsys.readouterr())
+    return call
 
 
 def test_description(small, tmpdir):
@@ -384,7 +469,7 @@ def test_description(small, tmpdir):
     values['conv1/weights/Momentum'] = values['conv1/weights']
     values['global_step'] = np.int64(1)
     prefix = write_checkpoint(tmpdir.join('model.ckpt-20'), values)
-    lines = checkpoint.describe(checkpoint.weight_files.open_weights(prefix)).split('\n')
+    lines = checkpoint.describe(weight_files.open_weights(prefix)).split('\n')
     assert lines[0] == prefix + ': a TensorFlow checkpoint, 157 variables'
     head = dict(line.split(':', 1) for line in lines[1:5])
     assert [head[flag].strip() for flag in ('--encoder_name', '--num_classes', '--dilated_type')] == [
@@ -396,7 +481,47 @@ def test_description(small, tmpdir):
     assert lines[-1] == 'and 1 slots of an optimizer'
 
 
-def test_command_line(tmpdir):
+def test_description_of_other_files(small, tmpdir):
+    """Names that no network has are shown printable, and in order of their numbers."""
+    values = {'tower%d/w' % i: np.float32(i) for i in (10, 9, 1)}
+    shown = checkpoint.describe(weight_files.open_weights(write_checkpoint(tmpdir.join('x'), values)))
+    assert '--encoder_name: none (the file fits no encoder_name (deeplab, res101, res50))' in shown
+    assert shown.endswith('tower1/w   scalar\ntower9/w   scalar\ntower10/w  scalar')
+    odd = weight_files.WeightsFile('x', 'a thing', None, None, {'a\x1b[2J\u00b2' + '9' * 5000: (1,)}, None)
+    shown = checkpoint.describe(odd)
+    assert all(line.isprintable() and len(line) < 100 for line in shown.split('\n'))
+
+
+def test_places_that_cannot_be_saved_to(small, tmpdir):
+    weights = weight_files.open_weights(write_checkpoint(tmpdir.join('model.ckpt-1'),
+                                                         random_values(model_shapes('res50'))))
+    tmpdir.join('file').write('')
+    for place, words in ((tmpdir.join('new', ''), 'is a folder'), (tmpdir, 'exists already'),
+                         (tmpdir.join('model.ckpt-1'), 'exists already'),
+                         (tmpdir.join('file', 'x'), 'cannot be written'), ('/dev/full/x', 'cannot be written')):
+        before = sorted(os.listdir(str(tmpdir)))
+        with pytest.raises(UserError) as info:
+            checkpoint.save_weights(weights, str(place) + ('/' if words == 'is a folder' else ''))
+        assert_sentence(info.value, words, '--save')
+        assert sorted(os.listdir(str(tmpdir))) == before
+
+
+def test_a_full_disk_leaves_nothing(small, tmpdir, monkeypatch):
+    def fail(values, origin, prefix):
+        with open(prefix + '.data-00000-of-00001', 'w') as file:
+            file.write('half')
+        raise tf.errors.ResourceExhaustedError(None, None, prefix + '; No space left on device')
+
+    weights = weight_files.open_weights(write_checkpoint(tmpdir.join('model.ckpt-1'),
+                                                         random_values(model_shapes('res50'))))
+    monkeypatch.setattr(checkpoint, 'write_values', fail)
+    with pytest.raises(UserError) as info:
+        checkpoint.save_weights(weights, str(tmpdir.join('new', 'x')))
+    assert_sentence(info.value, 'cannot be written', 'No space left on device')
+    assert os.listdir(str(tmpdir.join('new'))) == []
+
+
+def test_command_line(command, tmpdir):
     values = random_values(model_shapes('res50'))
     values['global_step'] = np.int64(4)
     prefix, copy = write_checkpoint(tmpdir.join('model.ckpt-4'), values), str(tmpdir.join('new', 'model.ckpt-0'))
@@ -418,8 +543,15 @@ def test_command_line(tmpdir):
     assert len(os.listdir(os.path.dirname(copy))) == 2
 
 
-def test_command_line_mistakes(tmpdir):
+def test_command_line_mistakes(command, tmpdir):
     code, _, err = command(str(tmpdir.join('nothing.ckpt')))
     assert code == 1 and 'error: ' in err and 'nothing.ckpt: no such weights file' in err and 'Traceback' not in err
     code, _, err = command(str(tmpdir), '--sav', 'x')
     assert code == 2 and 'unrecognized arguments: --sav' in err
+
+
+def test_command_line_as_a_process(tmpdir):
+    process = subprocess.Popen([sys.executable, '-m', 'utils.checkpoint', str(tmpdir.join('nothing.ckpt'))], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    out, err = process.communicate()
+    assert process.returncode == 1 and out == '' and err.splitlines()[-1].startswith('error: ')

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,8 @@ import tensorflow.compat.v1 as tf
 
 import network
 from utils.net.blocks import BLOCKS, convolutions, resnet_blocks
-from utils.system.errors import UserError
+from utils.net.compat import Input
+from utils.system.errors import UserError, quoted
 from utils.weights import checkpoints, keras_weights, pretrained, weight_files, weight_names
 
 # In a process of its own, as Keras 3 wants eager mode, which other tests may have turned off.
@@ -67,6 +69,120 @@ def write_legacy(path, units, arrays=None):
         for name, array in (arrays or {}).items():
             file[name] = array
     return written
+
+
+def names_of_2016(layer):
+    """(convolution, batch norm) in Keras' first ResNet-50 of a layer that is now called conv4_block6_1."""
+    if layer == 'conv1':
+        return 'conv1', 'bn_conv1'
+    stage, unit, index = re.match(r'conv(\d)_block(\d)_(\d)', layer).groups()
+    branch = '%s%s_branch%s' % (stage, ' abcdef'[int(unit)], ('1', '2a', '2b', '2c')[int(index)])
+    return 'res' + branch, 'bn' + branch
+
+
+LEAVES_OF_2016 = {'kernel': 'W', 'bias': 'b', 'moving_mean': 'running_mean', 'moving_variance': 'running_std'}
+
+
+def write_as_in_2016(path, layers, form):
+    """Writes {(Keras' layer, leaf): array} under the names of 2016, datasets named by the format `form`."""
+    with h5py.File(str(path), 'w') as file:
+        for (layer, leaf), array in layers.items():
+            layer, kind = layer.rsplit('_', 1)
+            name = names_of_2016(layer)[kind == 'bn']
+            file[form.format(layer=name, leaf=LEAVES_OF_2016.get(leaf, leaf), new=leaf)] = array
+
+
+@pytest.mark.parametrize('form', [
+    '{layer}/{layer}_{leaf}:0', '{layer}/{layer}_{leaf}', '{layer}/{new}:0', '{layer}/{layer}/{new}:0',
+    'model_weights/{layer}/{layer}_{leaf}:0', 'model_weights/{layer}/{layer}_1/{new}:0'])
+def test_keras_first_resnet_50(tmpdir, narrow, form):
+    layers = write_legacy(tmpdir.join('new.h5'), (3, 4, 6, 3))
+    write_as_in_2016(tmpdir.join('old.h5'), layers, form)
+    weights = pretrained.open_pretrained(str(tmpdir.join('old.h5')), 'res50')
+    assert_weights_are(weights, layers, 'res50')
+    assert weights.compat == 'caffe' and weights.input == Input('bgr', (103.939, 116.779, 123.68))
+
+
+def test_kernels_in_theanos_order(tmpdir, narrow):
+    layers = write_legacy(tmpdir.join('new.h5'), (3, 4, 6, 3))
+    turned = {key: array.transpose(3, 2, 0, 1) if array.ndim == 4 else array for key, array in layers.items()}
+    write_as_in_2016(tmpdir.join('th.h5'), turned, '{layer}/{layer}_{leaf}')
+    with pytest.raises(UserError, match='th.h5 holds kernels in the order of Theano .*: give the file for TensorFlow'):
+        weight_files.open_weights(str(tmpdir.join('th.h5')))
+
+
+def test_keras_3_without_layer_names(tmpdir):
+    """As Keras 3.0 to 3.3 write .weights.h5: the shortcut of the first unit has the shape of its last convolution."""
+    path = str(tmpdir.join('old.weights.h5'))
+    with h5py.File(path, 'w') as file:
+        for i, shape in enumerate([(7, 7, 3, 64), (1, 1, 64, 64), (3, 3, 64, 64), (1, 1, 64, 256), (1, 1, 64, 256)]):
+            file['layers/conv2d%s/vars/0' % ('_%d' % i if i else '')] = np.zeros(shape, np.float32)
+    with pytest.raises(UserError, match="names no layers, as Keras up to 3.3 .* save it as .h5"):
+        weight_files.open_weights(path)
+
+
+def test_two_resnets_in_one_file(tmpdir, narrow):
+    path = tmpdir.join('ensemble.h5')
+    write_legacy(path, (3, 4, 6, 3), {'second/conv1_conv/kernel:0': np.ones((7, 7, 3, 4), np.float32)})
+    with pytest.raises(UserError, match='ensemble.h5 holds more than one ResNet .*conv1_conv/kernel:0'):
+        weight_files.open_weights(str(path))
+
+
+def hostile(file, name, what):
+    """Replaces a dataset by one that is no array of the layer's numbers."""
+    del file[name]
+    if what == '600 TB':
+        file.create_dataset(name, (7, 7, 3, 2 ** 40), np.float32, chunks=(7, 7, 3, 64))
+    elif what == 'compound':
+        file[name] = np.zeros(3, [('a', np.float32), ('b', np.int32)])
+    elif what == 'empty':
+        file[name] = h5py.Empty('f4')
+    elif what == 'reference':
+        file.create_dataset(name, (7, 7, 3, 4), h5py.special_dtype(ref=h5py.Reference))
+    elif what == 'strings':
+        file[name] = np.array([b'x'] * 4)
+    elif what == 'integers':
+        file[name] = np.ones((7, 7, 3, 4), np.int32)
+    else:
+        file[name] = np.ones((7, 7, 3, 4) if what == 'rank' else 3, np.float32)
+
+
+@pytest.mark.parametrize('what, words', [
+    ('600 TB', 'conv1/weights: 7x7x3x1099511627776 in the file, 7x7x3x4 in the network'),
+    ('compound', 'conv1_conv/kernel:0 holds no floating-point numbers'), ('empty', 'holds no floating-point numbers'),
+    ('reference', 'holds no floating-point numbers'), ('strings', 'holds no floating-point numbers'),
+    ('integers', 'holds no floating-point numbers'), ('few', 'conv1/weights: 3 in the file'),
+    ('bias', 'conv1_conv/bias:0 has shape (3,) for 4 channels'),
+    ('rank', 'conv1/BatchNorm/gamma: 7x7x3x4 in the file, 4 in the network')])
+def test_hostile_datasets(tmpdir, narrow, what, words):
+    path = str(tmpdir.join('x.h5'))
+    write_legacy(path, (3, 4, 6, 3))
+    layer = {'bias': 'conv1_conv/conv1_conv/bias:0', 'rank': 'conv1_bn/conv1_bn/gamma:0'}
+    with h5py.File(path, 'r+') as file:
+        hostile(file, layer.get(what, 'conv1_conv/conv1_conv/kernel:0'), what)
+    with pytest.raises(UserError) as info:
+        pretrained.open_pretrained(path, 'res50')
+    assert words in str(info.value) and str(info.value).isprintable() and len(str(info.value)) <= 400
+
+
+def test_random_damage(tmpdir, narrow):
+    """Bytes changed at random places of HDF5's own structures: read, or reported in a printable sentence."""
+    path = tmpdir.join('x.h5')
+    write_legacy(path, (3, 4, 6, 3))
+    content = np.frombuffer(path.read_binary(), np.uint8)
+    places = np.flatnonzero((content > 96) & (content < 123))
+    reported = 0
+    for seed in range(30):
+        rng = np.random.RandomState(seed)
+        damaged = content.copy()
+        damaged[rng.choice(places, 3)] = rng.randint(0, 256, 3)
+        path.write_binary(damaged.tobytes())
+        try:
+            pretrained.open_pretrained(str(path), 'res50')
+        except UserError as error:
+            assert str(error).isprintable() and len(str(error)) <= 400
+            reported += 1
+    assert reported > 5
 
 
 def assert_weights_are(weights, layers, encoder_name):
@@ -140,7 +256,7 @@ def test_folded_biases_keep_the_function():
     np.testing.assert_allclose(after, before, rtol=1e-12)
 
 
-def test_other_models_are_told(tmpdir, narrow):
+def test_other_models_are_reported(tmpdir, narrow):
     deep, vgg, cut, renamed = (str(tmpdir.join(name)) for name in ('deep', 'vgg', 'cut', 'renamed'))
     write_legacy(deep, (3, 8, 36, 3))
     with h5py.File(vgg, 'w') as file:
@@ -154,7 +270,7 @@ def test_other_models_are_told(tmpdir, narrow):
                         (cut, 'damaged or incomplete'), (renamed, '4 of 520 variables are missing')):
         with pytest.raises(UserError) as info:
             pretrained.open_pretrained(path, 'deeplab')
-        assert path in str(info.value) and words in str(info.value) and '\n' not in str(info.value)
+        assert quoted(path) in str(info.value) and words in str(info.value) and '\n' not in str(info.value)
 
 
 @pytest.mark.parametrize('encoder_name', ['deeplab', 'res101', 'res50'])

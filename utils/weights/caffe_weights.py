@@ -10,22 +10,18 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from utils.system.errors import quoted
 from utils.weights import weight_names
 
 # The part of Caffe's caffe.proto that holds weights: message -> [(field, number, type)]. A type with a capital
-# is a message, * marks repeated and + repeated packed fields.
+# is a message, * marks repeated and + repeated packed fields. A name is text, but may be damaged.
 CAFFE_PROTO = {
     'BlobShape': [('dim', 1, '+int64')],
     'BlobProto': [('num', 1, 'int32'), ('channels', 2, 'int32'), ('height', 3, 'int32'),
                   ('width', 4, 'int32'), ('data', 5, '+float'), ('diff', 6, '+float'),
                   ('shape', 7, 'BlobShape'), ('double_data', 8, '+double')],
-    'LayerParameter': [('name', 1, 'string'), ('type', 2, 'string'), ('bottom', 3, '*string'),
-                       ('top', 4, '*string'), ('blobs', 7, '*BlobProto')],
-    'V1LayerParameter': [('bottom', 2, '*string'), ('top', 3, '*string'), ('name', 4, 'string'),
-                         ('type', 5, 'int32'), ('blobs', 6, '*BlobProto')],
-    'NetParameter': [('name', 1, 'string'), ('layers', 2, '*V1LayerParameter'),
-                     ('layer', 100, '*LayerParameter')],
+    'LayerParameter': [('name', 1, 'bytes'), ('blobs', 7, '*BlobProto')],
+    'V1LayerParameter': [('name', 4, 'bytes'), ('blobs', 6, '*BlobProto')],
+    'NetParameter': [('layers', 2, '*V1LayerParameter'), ('layer', 100, '*LayerParameter')],
 }
 # A packed field looks like a byte string on the wire: read as one, numpy takes it as it is, without a Python
 # float for each of 44 million weights.
@@ -85,11 +81,12 @@ def parse(path):
         if not layers or consumed != len(content):
             return None
         if not as_bytes or all(blob.data or blob.double_data for layer in layers for blob in layer.blobs):
-            return {layer.name: [to_array(blob, as_bytes, layer.name) for blob in layer.blobs] for layer in layers}
+            return {layer.name.decode('utf-8', 'backslashreplace'): [to_array(blob, as_bytes) for blob in layer.blobs]
+                    for layer in layers}
     return None
 
 
-def to_array(blob, as_bytes, layer):
+def to_array(blob, as_bytes):
     """The array of a BlobProto, of its shape or its legacy num, channels, height and width.
 
     Raises:
@@ -103,7 +100,7 @@ def to_array(blob, as_bytes, layer):
                                  for numbers in (blob.data, blob.double_data)])
     shape = list(blob.shape.dim) if blob.HasField('shape') else [blob.num, blob.channels, blob.height, blob.width]
     if min(shape, default=1) < 0 or functools.reduce(operator.mul, shape, 1) != values.size:
-        raise ValueError('layer %s has %d values for %s' % (quoted(layer), values.size, shape))
+        raise ValueError('a layer has %d values for %s' % (values.size, shape))
     return values.reshape(shape)
 
 

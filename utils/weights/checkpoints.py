@@ -92,7 +92,9 @@ def restore_checkpoint(sess, variables, prefix):
         raise UserError('%s does not fit the network: %s.' % (
             quoted(prefix), '; '.join(problems + fitting.hints(wanted, found))))
     try:
-        tf.train.Saver(variables).restore(sess, prefix)
+        saver = tf.train.Saver(variables).saver_def
+        # What Saver.restore runs; it would bury the reason under advice on a changed graph.
+        sess.run(saver.restore_op_name, {saver.filename_tensor_name: prefix})
     except weight_files.READ_ERRORS as error:
         raise weight_files.damaged(prefix, error)
 
