@@ -131,15 +131,16 @@ def product_training(tf, images, labels, job):
     """(session, function of an iteration that returns its loss, function of an update or None, iterations of one)."""
     from model import Model
     from model_msc import Model_msc
+    from utils.training import loop
     conf = flag_values('main_msc' if job.multi_scale else 'main', encoder_name=job.encoder_name, train_bn=False,
                        dilated_type=job.dilated_type, batch_size=job.batch, learning_rate=LEARNING_RATE)
     model = (Model_msc if job.multi_scale else Model)(conf)
     graph = model.training_graph(images, labels)
-    sess, update = new_session(tf, 'product'), graph['update']
+    sess, update = new_session(tf, 'product'), graph.update
     if update.accumulate is None:
-        return sess, lambda: model.train_step(sess, graph, 0)['loss/total'], None, 1
-    return (sess, lambda: sess.run([graph['losses'], update.accumulate])[0]['loss/total'],
-            lambda: sess.run(update.apply, {graph['rate']: LEARNING_RATE}), conf.grad_update_every)
+        return sess, lambda: loop.train_step(sess, graph, conf, 0)[0]['loss/total'], None, 1
+    return (sess, lambda: sess.run([graph.losses, update.accumulate])[0]['loss/total'],
+            lambda: sess.run(update.apply, {graph.rate: LEARNING_RATE}), conf.grad_update_every)
 
 
 def reference_training(tf, images, labels, job):
@@ -166,7 +167,8 @@ def predict(tf, sgemm, job):
     if job.form == 'product':
         from model import Model
         conf = flag_values(encoder_name=job.encoder_name, train_bn=False, dilated_type=job.dilated_type)
-        prediction = Model(conf).inference(images)[1]
+        from utils.prediction import scores
+        prediction = scores.class_map(Model(conf).scores(images)[1])
     else:
         from benchmarks import reference
         prediction = reference.inference(images, job.encoder_name)
@@ -228,9 +230,11 @@ def reader(tf, sgemm, job):
     with tempfile.TemporaryDirectory() as folder:
         images, labels = write_pairs(folder, job.files, job.image_size)
         if job.form == 'product':
+            from utils.data import augment, palette
             from utils.image_reader import ImageReader
-            source = ImageReader(images, labels, IMG_MEAN, num_threads=job.threads)
-            batch, running = source.training_batch(job.batch, tuple(job.size)), source.running
+            from utils.net.compat import COMPAT
+            source = ImageReader(images, labels, palette.load_classes(21), COMPAT['original'].input, job.threads)
+            batch, running = source.training_batch(job.batch, augment.Augmentation(tuple(job.size))), source.running
         else:
             from benchmarks import reference
             batch = reference.training_batch(images, labels, IMG_MEAN, job.batch, tuple(job.size))

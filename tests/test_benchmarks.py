@@ -16,6 +16,7 @@ from model_msc import Model_msc
 from utils import label_utils
 from utils.data.palette import voc_colours
 from utils.net import dilated
+from utils.training import loop
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -24,7 +25,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def test_reference_logits(encoder_name, settings):
     images, found = recipe.image(1, 49, 41), []
     model = Model(settings(encoder_name=encoder_name, train_bn=False))
-    for logits in (lambda x: model.network(x, phase=False).outputs, lambda x: reference.network(x, encoder_name, 21)):
+    for logits in (lambda x: model.network(x, False, 'frozen').outputs,
+                   lambda x: reference.network(x, encoder_name, 21)):
         with tf.Graph().as_default(), tf.Session() as sess:
             outputs = logits(tf.constant(images))
             variables = tf.global_variables()
@@ -38,12 +40,13 @@ def test_reference_logits(encoder_name, settings):
 def test_reference_training(model_class, every, settings):
     """Two updates: the losses, and how far a weight of every rate moves."""
     images, labels = recipe.image(1, 41, 41), recipe.label(1, 41, 41, 21).astype(np.int32)
-    model = model_class(settings(encoder_name='res50', train_bn=False, batch_size=1, grad_update_every=every,
-                                 learning_rate=1e-7))
+    conf = settings(encoder_name='res50', train_bn=False, batch_size=1, grad_update_every=every, learning_rate=1e-7)
+    model = model_class(conf)
     with tf.Graph().as_default(), tf.Session() as sess:
         graph = model.training_graph(tf.constant(images), tf.constant(labels))
-        recipe.assign(sess, graph['net'].variables)
-        ours = [model.train_step(sess, graph, 0)['loss/total'] for _ in range(2)], moves(sess)
+        recipe.assign(sess, graph.net.variables)
+        sess.run(tf.local_variables_initializer())
+        ours = [loop.train_step(sess, graph, conf, 0)[0]['loss/total'] for _ in range(2)], moves(sess)
     with tf.Graph().as_default(), tf.Session() as sess:
         graph = reference.training(tf.constant(images), tf.constant(labels), 'res50',
                                    multi_scale=model_class is Model_msc, grad_update_every=every)

@@ -1,6 +1,7 @@
 """Five updates against the original's, single and multi-scale, and the parts of the loss and the update."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tensorflow.compat.v1 as tf
 
 from model import Model
 from model_msc import Model_msc, scaled_size
+from utils.net import layers
 from utils.prediction import scores
 from utils.training import loop, losses, optimizer
 
@@ -128,3 +130,32 @@ def test_rates_of_the_groups(settings):
     assert [multiplier for _, multiplier in groups] == [1, 10, 20]
     assert [v.op.name for v in groups[2][0]] == ['decoder/aspp/conv%d/biases' % i for i in range(1, 5)]
     assert all(v.op.name.startswith('resnet_v1_50/') for v in groups[0][0]) and len(groups[0][0]) == 53
+
+
+def test_gradients_read_the_weights_of_before_the_update():
+    """The decoder's update comes before the encoder's gradient is computed, which must still read the old decoder.
+
+    With reference variables (use_resource=False in layers.variable), as in the original, it reads the new one.
+    """
+    updated = threading.Event()
+
+    @tf.custom_gradient
+    def decode(features, weights):
+        def gradients(outer):
+            late = tf.py_func(lambda value: (updated.wait(60), value)[1], [outer], tf.float32)
+            late.set_shape(outer.shape)
+            return tf.matmul(late, weights, transpose_b=True), tf.matmul(features, outer, transpose_a=True)
+        return tf.matmul(features, weights), gradients
+
+    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(inter_op_parallelism_threads=4)) as sess:
+        encoder, decoder = [layers.variable(name, [3, 3], tf.initializers.ones()) for name in ('encoder', 'decoder')]
+        loss = tf.reduce_sum(decode(tf.matmul(tf.ones([1, 3]), encoder), decoder))
+        rate, settings = tf.constant(1.0), optimizer.Settings(momentum=0.0)
+        first = optimizer.build_update(loss, [([decoder], 10.0)], rate, settings).apply
+        with tf.control_dependencies([first]):
+            told = tf.py_func(updated.set, [], [])
+        second = optimizer.build_update(loss, [([encoder], 1.0)], rate, settings).apply
+        sess.run(tf.global_variables_initializer())
+        sess.run([second, told])
+        np.testing.assert_array_equal(sess.run(decoder), np.full([3, 3], 1 - 10 * 3))
+        np.testing.assert_array_equal(sess.run(encoder), np.full([3, 3], 1 - 3))

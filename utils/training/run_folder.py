@@ -53,7 +53,8 @@ def read_settings(modeldir):
     try:
         with open(path, encoding='utf-8') as file:
             settings = json.load(file)
-        return {'flags': dict(settings['flags']), 'input': compat.Input(**settings['input'])}
+        known = compat.Input(settings['input']['channel_order'], tuple(map(float, settings['input']['img_mean'])))
+        return {'flags': dict(settings['flags']), 'input': known}
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError('%s is damaged (%s): remove it, and set --channel_order, --img_mean and --compat as in that '
                         'training.' % (quoted(path), reason(error)))
