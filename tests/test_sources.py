@@ -94,7 +94,20 @@ def test_unknown_colours_are_reported_before_the_work(tmp_path, capsys):
     make(tmp_path, {'train': {'a': label}})
     sources.open_source(conf(tmp_path), load_classes(21, 255, 'voc'), 'data_list')
     warning = capsys.readouterr().err.splitlines()[-1]
-    assert all(words in warning for words in ('1 warnings', '5 6 7', 'a.png'))
+    assert all(words in warning for words in ('warning: list', 'train.txt', 'line 1: ', '5 6 7', 'a.png'))
+
+
+def test_warnings_before_the_work_are_few(tmp_path, capsys):
+    label = np.array([[(0, 0, 0), (5, 6, 7)]])
+    make(tmp_path, {name: {str(i): label for i in range(5)} for name in ('train', 'val')})
+    classes = load_classes(21, 255, 'voc')
+    sources.open_source(conf(tmp_path), classes, 'data_list')
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith(('warning', '...'))]
+    assert len(warnings) == 4
+    assert '20 of 21 classes have no pixel' in warnings[0]
+    assert '... and 3 more warnings' in warnings[3]
+    sources.open_source(conf(tmp_path), classes, 'valid_data_list')  # of a few images, say
+    assert 'have no pixel' not in capsys.readouterr().err
 
 
 # the report
@@ -154,7 +167,10 @@ def test_camvid_with_the_default_flags(tmp_path, capsys):
     assert out.count(hint) == 3
     assert out.count("VOC's names are assumed for the 21 classes; --palette names others.") == 1
     assert out.endswith('no file is broken; 4 warnings above\n')
+    out = reported(tmp_path, capsys, palette='', num_classes=12)
+    assert out.count('note: no pixel is ignored; if class 11 is void, give --num_classes=11 --ignore_label=11') == 3
     out = reported(tmp_path, capsys, palette='', num_classes=11, ignore_label=11)
+    assert 'note' not in out
     assert out.endswith('all files are as they should be\n')
 
 

@@ -15,8 +15,8 @@ _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
 _STRETCHED = {'L;2': 85, 'L;4': 17}  # Pillow stretches 2- and 4-bit grey to 0..255
 _VOID, _UNKNOWN = -1, -2  # entries of a colour table
 
-# Pictures of up to twice the size that Pillow warns of are read; its error beyond that becomes a UserError.
-warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+# Pillow's warnings (large pictures, odd tags) name no file; what it cannot read is an error, which does.
+warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 def load_image(path):

@@ -41,12 +41,18 @@ def open_source(conf, classes, flag, num_steps=None):
         source = source._replace(labels=[''] * len(source.images))
     data_lists.check_files_exist(source, NEEDS_LABELS[flag])
     if conf.check_labels and len(source.images) <= MAX_CHECKED:
-        result = _check(conf, classes, source)
-        data_check.raise_on_problems(result, 'list ' + quoted(source.name))
-        if result.warnings:
-            print('warning: list %s has %d warnings, which --option=check lists: %s' % (
-                quoted(source.name), len(result.warnings), result.warnings[0]), file=sys.stderr)
+        _raise_or_warn(_check(conf, classes, source), classes, source, whole=flag == 'data_list')
     return source
+
+
+def _raise_or_warn(result, classes, source, whole, shown=3):
+    """UserError for a CheckResult's problems; its warnings on stderr, with those on classes if it has the whole data."""
+    data_check.raise_on_problems(result, 'list ' + quoted(source.name))
+    warnings = (_unlikely_classes(classes, result) if whole else []) + result.warnings
+    for sentence in warnings[:shown]:
+        print('warning: list %s: %s' % (quoted(source.name), sentence), file=sys.stderr)
+    if warnings[shown:]:
+        print('... and %d more warnings, which --option=check lists' % len(warnings[shown:]), file=sys.stderr)
 
 
 def check_lists(conf, classes):
@@ -89,6 +95,10 @@ def _report(conf, classes, source, need_labels):
                                in zip(source.lines, source.images, source.labels) if not label)
     result.warnings.extend(_unlikely_classes(classes, result))
     data_check.print_report(result, classes.palette.names)
+    last = classes.num_classes - 1
+    if last > 1 and result.histogram[last] and not result.ignored and not classes.palette.named:
+        print('note: no pixel is ignored; if class %d is void, give --num_classes=%d --ignore_label=%d' % (
+            last, last, last))
     return result
 
 
@@ -108,7 +118,7 @@ def _unlikely_classes(classes, result):
         sentences.append('%d of %d classes have no pixel: %s%s.' % (
             len(absent), num_classes, ' '.join(map(str, absent[:20])), ' ...' if absent[20:] else ''))
     names = classes.palette.names
-    if num_classes - 1 - last >= max(2, num_classes // 4):
+    if last > 0 and num_classes - 1 - last >= max(2, num_classes // 4):
         sentences.append('labels hold 0..%d only: is --num_classes=%d meant, or %d with --ignore_label=%d if %d is '
                          'void?' % (last, last + 1, last, last, last))
     elif last == num_classes - 1 and classes.palette.named and names and names[-1].lower() in _VOID_NAMES:
