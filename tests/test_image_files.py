@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 
@@ -16,6 +18,7 @@ from utils.data.image_files import load_image
 from utils.data.palette import Classes, Palette, load_classes, voc_colours
 from utils.system.errors import UserError, quoted
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZES = [(1, 1), (9, 17), (40, 33), (64, 48)]
 
 
@@ -130,6 +133,31 @@ def test_a_jpeg_that_pillow_reads_and_tensorflow_does_not_is_refused(tmp_path):
     with Image.open(path) as image:
         image.load()
     refused(load_image, path, 'damaged or unreadable', 'Invalid JPEG data')
+
+
+def test_decoding_does_not_fix_the_number_of_threads_of_later_sessions(tmp_path):
+    """A process's first session fixes it, and that is to be the network's."""
+    path = saved(tmp_path, Image.fromarray(picture(9, 9)), 'a.jpg')
+    script = """
+import sys, threading
+from utils.system import runtime
+tf = runtime.prepare()
+from utils.data import image_files
+image_files.load_image(sys.argv[1])
+running, most = [], []
+def count(x):
+    running.append(x)
+    threading.Event().wait(0.3)
+    most.append(len(running))
+    running.remove(x)
+    return x
+config = tf.ConfigProto(inter_op_parallelism_threads=1)
+with tf.Session(config=config) as sess:
+    sess.run([tf.py_func(count, [i], tf.int32) for i in range(3)])
+print(max(most))
+"""
+    out = subprocess.check_output([sys.executable, '-c', script, path], cwd=ROOT, stderr=subprocess.DEVNULL)
+    assert out.decode().split() == ['1']
 
 
 def test_exif_rotation_is_left_alone(tmp_path):

@@ -46,7 +46,7 @@ def open_source(conf, classes, flag, num_steps=None):
 
 
 def _raise_or_warn(result, classes, source, whole, shown=3):
-    """UserError for a CheckResult's problems; its warnings on stderr, with those on classes if it has the whole data."""
+    """UserError for a CheckResult's problems; its warnings on stderr, those on classes too if it is of all data."""
     data_check.raise_on_problems(result, 'list ' + quoted(source.name))
     warnings = (_unlikely_classes(classes, result) if whole else []) + result.warnings
     for sentence in warnings[:shown]:
@@ -113,14 +113,14 @@ def _unlikely_classes(classes, result):
     if not len(present):
         return ['no label has a pixel of any class.'] if result.num_labels else []
     sentences, last = [], int(present[-1])
-    absent = sorted(set(range(num_classes)) - set(present.tolist()))
+    absent = sorted(set(range(num_classes)) - set(present.tolist()) - {classes.ignore_label})
     if 2 * len(absent) > num_classes:
         sentences.append('%d of %d classes have no pixel: %s%s.' % (
             len(absent), num_classes, ' '.join(map(str, absent[:20])), ' ...' if absent[20:] else ''))
     names = classes.palette.names
     if last > 0 and num_classes - 1 - last >= max(2, num_classes // 4):
-        sentences.append('labels hold 0..%d only: is --num_classes=%d meant, or %d with --ignore_label=%d if %d is '
-                         'void?' % (last, last + 1, last, last, last))
+        void = '' if result.ignored else ', or %d with --ignore_label=%d if %d is void' % (last, last, last)
+        sentences.append('labels hold 0..%d only: is --num_classes=%d meant%s?' % (last, last + 1, void))
     elif last == num_classes - 1 and classes.palette.named and names and names[-1].lower() in _VOID_NAMES:
         sentences.append("class %d is called '%s': is --num_classes=%d with --ignore_label=%d meant?" % (
             last, names[-1], last, last))
