@@ -157,6 +157,10 @@ def test_server_name():
         assert name.endswith('.png')
     with pytest.raises(UserError, match='holiday.png'):
         cityscapes_labels.server_name('/data/holiday.png')
+    with pytest.raises(UserError) as caught:
+        cityscapes_labels.server_name('/data/\x1b[2J' + 'x' * 500)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 300
 
 
 def test_frame_key():

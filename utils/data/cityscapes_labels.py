@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted
 
 # (name, label id, colour), in the order of the train ids 0..18.
 # Source: cityscapesscripts.helpers.labels, https://github.com/mcordts/cityscapesScripts
@@ -58,7 +58,7 @@ def server_name(image_path):
     key = frame_key(image_path)
     if key is None:
         raise UserError('%s: the name is not of the form city_000000_000000_leftImg8bit.png, by which the '
-                        'benchmark finds predictions; leave out --id_format=labelIds.' % image_path)
+                        'benchmark finds predictions; leave out --id_format=labelIds.' % quoted(image_path))
     return key + '_pred_labelIds.png'
 
 
