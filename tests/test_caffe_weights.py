@@ -185,7 +185,7 @@ def test_wrong_and_damaged_models_are_reported(tmpdir):
         assert quoted(path) in str(info.value) and words in str(info.value), info.value
 
 
-def test_another_encoder_is_told_which_fits(tmpdir):
+def test_the_encoder_that_fits_is_named(tmpdir):
     path = write_layers(tmpdir.join('x.caffemodel'), network_layers(np.random.RandomState(0)))
     with pytest.raises(UserError, match='the file fits --encoder_name=deeplab --num_classes=3'):
         pretrained.open_pretrained(path, 'res50')

@@ -220,7 +220,7 @@ def test_a_checkpoint_without_some_of_its_encoder(small, tmpdir):
     assert_sentence(result, '1 of 108 variables are missing', 'not the whole of that encoder')
 
 
-def test_fix_w_is_never_left_out_in_silence(small, tmpdir):
+def test_fix_w_is_never_left_out_silently(small, tmpdir):
     for fix_w, dilated_type in (((16, 16), 'smooth_GI'), ((7, 7, 1, 1, 1), 'smooth_SSC')):
         prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), random_values(model_shapes('res50', fix_w=fix_w)))
         result, found = restored(model_shapes('res50'), prefix)
@@ -487,6 +487,8 @@ def test_description_of_other_files(small, tmpdir):
     shown = checkpoint.describe(weight_files.open_weights(write_checkpoint(tmpdir.join('x'), values)))
     assert '--encoder_name: none (the file fits no encoder_name (deeplab, res101, res50))' in shown
     assert shown.endswith('tower1/w   scalar\ntower9/w   scalar\ntower10/w  scalar')
+    longest = 'resnet_v1_50/block4/unit_3/bottleneck_v1/shortcut/BatchNorm/moving_variance'
+    assert longest in '\n'.join(checkpoint.table({longest: (2048,)}))
     odd = weight_files.WeightsFile('x', 'a thing', None, None, {'a\x1b[2J\u00b2' + '9' * 5000: (1,)}, None)
     shown = checkpoint.describe(odd)
     assert all(line.isprintable() and len(line) < 100 for line in shown.split('\n'))
@@ -554,4 +556,5 @@ def test_command_line_as_a_process(tmpdir):
     process = subprocess.Popen([sys.executable, '-m', 'utils.checkpoint', str(tmpdir.join('nothing.ckpt'))], cwd=ROOT,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     out, err = process.communicate()
-    assert process.returncode == 1 and out == '' and err.splitlines()[-1].startswith('error: ')
+    assert process.returncode == 1 and out == ''
+    assert err.startswith('error: ') and err.count('\n') == 1, err  # and no line of TensorFlow's own

@@ -7,12 +7,14 @@ import sys
 import tempfile
 from collections import OrderedDict
 
-import tensorflow.compat.v1 as tf
-
 from utils.net import blocks
+from utils.system import runtime
 from utils.system.command_line import run
 from utils.system.errors import UserError, quoted, reason
-from utils.weights import checkpoints, fitting, made_for, weight_files, weight_names
+
+tf = runtime.prepare()  # before the weights' modules import TensorFlow, whose own lines it keeps off the screen
+
+from utils.weights import checkpoints, fitting, made_for, weight_files, weight_names  # noqa: E402
 
 
 def in_order(names):
@@ -35,7 +37,7 @@ def table(shapes):
     rows = []
     for (scope, shape), leaves in groups.items():
         leaf = leaves[0] if len(leaves) == 1 else '{%s}' % ','.join(leaves)
-        rows.append((quoted(scope + '/' + leaf if scope else leaf), fitting.size(shape)))
+        rows.append(('/'.join(quoted(part) for part in (scope, leaf) if part), fitting.size(shape)))
     width = max([len(name) for name, _ in rows] or [0])
     return ['%-*s  %s' % (width, name, shape) for name, shape in rows]
 
