@@ -1,11 +1,12 @@
 """Data lists: text files with one image, or one image and its label, a line."""
 
 import collections
+import functools
 import os
 import re
 import sys
 
-from utils.data.regular_files import find_regular, read_file
+from utils.data.regular_files import find_missing, read_file
 from utils.system import output_files
 from utils.system.errors import UserError, quoted
 
@@ -38,7 +39,7 @@ def read_labeled_image_list(data_dir, data_list):
     Raises:
       UserError: the list is missing, empty, no regular file or not UTF-8 text, or a line is malformed.
     """
-    prefix = os.path.join(data_dir, '')
+    prefix, is_folder = os.path.join(data_dir, ''), functools.lru_cache(maxsize=1024)(os.path.isdir)
     images, labels, numbers, slashed = [], [], [], {}
     for number, line in enumerate(_list_lines(data_list), 1):
         try:
@@ -48,7 +49,8 @@ def read_labeled_image_list(data_dir, data_list):
         if not fields:
             continue
         paths = [prefix + field.lstrip('/') for field in fields]
-        slashed.update((path, field) for path, field in zip(paths, fields) if field[:1] == '/')
+        slashed.update((path, field) for path, field in zip(paths, fields) if field[:1] == '/' and is_folder(
+            field[:field.rfind('/') + 1]))
         images.append(paths[0])
         labels.append(paths[1] if len(paths) == 2 else '')
         numbers.append(number)
@@ -80,16 +82,17 @@ def check_files_exist(source, need_labels):
     if need_labels and bare:
         raise UserError('list %s: %d of %d images have no label (%s): write the label after the image on the same '
                         'line.' % (quoted(source.name), len(bare), len(source.images), _first(bare)))
-    line_of = dict(zip(reversed(source.images), reversed(source.lines)))
-    for label, line in zip(source.labels, source.lines):
-        line_of.setdefault(label, line)
-    line_of.pop('', None)
-    missing = sorted((line_of[path], path) for path in set(line_of) - find_regular(line_of))
+    paths = set(source.images)
+    paths.update(source.labels)
+    paths.discard('')
+    missing = set(find_missing(paths))
     if missing:
+        pairs = zip(source.lines, source.images, source.labels)
+        places = [(line, path) for line, image, label in pairs for path in (image, label) if path in missing]
         raise UserError('list %s: %d of %d files are missing or no regular files (%s): check the list and --data_dir, '
                         'and quote paths with spaces.' % (
-                            quoted(source.name), len(missing), len(line_of), _first(
-                                missing, lambda place: 'line %d: %s' % (place[0], quoted(place[1])))))
+                            quoted(source.name), len(missing), len(paths), _first(
+                                places, lambda place: 'line %d: %s' % (place[0], quoted(place[1])))))
 
 
 def output_names(images):
@@ -197,9 +200,9 @@ def _split_unusual_line(line):
 
 def _outside(slashed):
     """{path: absolute path} of those of {path below data_dir: absolute path} that exist only as the latter."""
-    absent = set(slashed) - find_regular(slashed)
-    present = find_regular(slashed[path] for path in absent)
-    return {path: slashed[path] for path in absent if slashed[path] in present}
+    absent = find_missing(slashed)
+    nowhere = set(find_missing(slashed[path] for path in absent))
+    return {path: slashed[path] for path in absent if slashed[path] not in nowhere}
 
 
 def _report_duplicates(data_list, images, numbers):
