@@ -11,7 +11,7 @@ from absl import flags
 
 from utils.net import compat
 from utils.system import command_line, runtime
-from utils.system.command_line import DEFINE_number, DEFINE_path, DEFINE_whole
+from utils.system.command_line import DEFINE_list, DEFINE_number, DEFINE_path, DEFINE_whole
 
 FLAGS = flags.FLAGS
 SAMPLE_FLAGS = os.path.join('dataset', 'sample.flags')
@@ -41,19 +41,19 @@ DEFINE_path('pretrain_file', '', 'weights to start from; random weights if empty
 flags.DEFINE_boolean('restore_decoder', False, "take the decoder too from --pretrain_file, where its shapes fit")
 flags.DEFINE_boolean('train_bn', None, 'train batch norm; by default only without --pretrain_file')
 DEFINE_number('bn_decay', 0.9, 'of the moving averages of a trained batch norm', upper_bound=1)
-DEFINE_path('data_list', './dataset/train.txt', 'training list: an image and its label a line; what a flag file of '
+DEFINE_list('data_list', './dataset/train.txt', 'training list: an image and its label a line; what a flag file of '
             "this repo's dataset/ names is found there if it is not in the working folder")
 
 # validation
 DEFINE_whole('valid_step', None, 'checkpoint to test; by default the newest')
 DEFINE_whole('valid_num_steps', None, 'images to test; by default the whole list', lower_bound=1)
-DEFINE_path('valid_data_list', './dataset/val.txt', 'validation list')
+DEFINE_list('valid_data_list', './dataset/val.txt', 'validation list')
 
 # prediction
 DEFINE_path('out_dir', 'output', 'folder of predictions and metrics', output=True)
 DEFINE_whole('test_step', None, 'checkpoint to predict with; by default the newest')
 DEFINE_whole('test_num_steps', None, 'images to predict; by default the whole list', lower_bound=1)
-DEFINE_path('test_data_list', './dataset/val.txt', 'prediction list; labels are not read')
+DEFINE_list('test_data_list', './dataset/val.txt', 'prediction list; labels are not read')
 flags.DEFINE_boolean('visual', True, 'write coloured masks too')
 flags.DEFINE_boolean('overlay', False, 'write the images under their coloured masks too, with a legend')
 flags.DEFINE_enum('id_format', 'trainIds', ['trainIds', 'labelIds'],

@@ -104,6 +104,8 @@ def test_nearest_flag():
     (['--flagfile=dataset/prediction.png'], "flag file 'dataset/prediction.png' cannot be read"),
     (['test'], "unexpected argument 'test': write --option=test."),
     (['photo.JPG'], '--test_data_list'),
+    (['--test_data_list=photo.jpg'], 'this is an image, not a list: write the paths of your images into a text file'),
+    (['--data_list', 'label.PNG'], '--data_list=label.PNG: this is an image'),
     (['num_steps=3'], 'flags are written --name=value'),
 ])
 def test_mistakes(args, told, monkeypatch):

@@ -9,12 +9,14 @@ import sys
 from absl import app, flags
 
 from utils.system.errors import UserError, quoted, reason
+from utils.system.interrupts import Interrupted
 
 flags.disclaim_key_flags()  # a flag belongs to the module that calls DEFINE_path or DEFINE_number
 
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUR_FLAGFILES = os.path.join(REPO, 'dataset')
 PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+WRITE_A_LIST = 'write the paths of your images into a text file, one a line, and give it'
 LONGEST_NAME = 100
 MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
 MOST_NUMBER = 3.4e38  # TensorFlow's float32
@@ -62,6 +64,17 @@ def DEFINE_whole(name, default, help, lower_bound=0, upper_bound=MOST_WHOLE):
 def DEFINE_number(name, default, help, lower_bound=0, upper_bound=None):
     """Defines a flag whose value is a finite number."""
     flags.DEFINE(FiniteParser(lower_bound, upper_bound), name, default, help)
+
+
+def DEFINE_list(name, default, help):
+    """Defines a path flag whose file is a list of images; an image itself is refused."""
+    DEFINE_path(name, default, help)
+    flags.register_validator(name, lambda path: not is_picture(path), 'this is an image, not a list: ' + WRITE_A_LIST)
+
+
+def is_picture(path):
+    """Whether the path's suffix is that of an image."""
+    return os.path.splitext(path)[1].lower() in PICTURES
 
 
 def own_flags():
@@ -128,9 +141,8 @@ def _nearest(name):
 def _stray(word):
     """What to say about a word that is no flag."""
     text = "unexpected argument '%s': " % quoted(word)
-    if os.path.splitext(word)[1].lower() in PICTURES and 'test_data_list' in flags.FLAGS:
-        return text + ('write the paths of your images into a text file, one a line, and give it as --test_data_list '
-                       'with --option=predict.')
+    if is_picture(word) and 'test_data_list' in flags.FLAGS:
+        return text + WRITE_A_LIST + ' as --test_data_list, with --option=predict.'
     if 'option' in flags.FLAGS and word in flags.FLAGS['option'].parser.enum_values:
         return text + 'write --option=%s.' % word
     return text + 'flags are written --name=value.'
@@ -198,7 +210,7 @@ def run(main, argv=None, default_args=lambda args: []):
 
     Returns:
       0; 1 after a UserError or an operating system's error on a named file, reported in one sentence on stderr;
-      130 after Ctrl-C.
+      130 after Ctrl-C; 128 + its number after another signal that a run ended on in good order.
     """
     argv = sys.argv if argv is None else argv
     app.define_help_flags()
@@ -212,6 +224,8 @@ def run(main, argv=None, default_args=lambda args: []):
         return 0
     except UserError as error:
         message = str(error)
+    except Interrupted as error:
+        return 128 + error.number
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         return 130
