@@ -24,25 +24,13 @@ def checkpoint_steps(modeldir):
     return sorted(set(steps))
 
 
-def named_step(modeldir, steps):
-    """The one of `steps` that a directory's 'checkpoint' file names, None if it names none or is damaged."""
-    if not os.path.isfile(os.path.join(modeldir, 'checkpoint')):
-        return None
-    try:
-        state = tf.train.get_checkpoint_state(modeldir)
-    except weight_files.READ_ERRORS:
-        return None
-    # The last component alone: the path inside is an old one where the directory was moved or copied.
-    newest = os.path.basename(state.model_checkpoint_path) if state else ''
-    return next((step for step in steps if newest == 'model.ckpt-%d' % step), None)
-
-
 def find_checkpoint(modeldir, step=None, flag='valid_step'):
     """The prefix modeldir/model.ckpt-N of a complete checkpoint.
 
     Args:
       modeldir: a directory.
-      step: N; None takes the one that the directory's 'checkpoint' file names, else the highest.
+      step: N; None takes the highest. TensorFlow's own record, the file 'checkpoint', names the one saved last, which
+        after another start in the same directory is an earlier step.
       flag: the flag that the step came from, for the message.
 
     Raises:
@@ -55,9 +43,7 @@ def find_checkpoint(modeldir, step=None, flag='valid_step'):
     if not steps:
         raise UserError('%s holds no complete checkpoint model.ckpt-N: train first, or name the directory of '
                         'the checkpoints with --modeldir.' % quoted(modeldir))
-    if step is None:
-        step = named_step(modeldir, steps)
-        step = steps[-1] if step is None else step
+    step = steps[-1] if step is None else step
     if step not in steps:
         raise UserError('%s holds no complete checkpoint of step %d: set --%s to one of %s.' % (
             quoted(modeldir), step, flag, fitting.some(list(map(str, steps[::-1])), 5)))
