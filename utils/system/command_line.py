@@ -187,7 +187,7 @@ def _lines(path):
 
 def _found(path):
     """The path as it is if it exists in the working folder or nowhere, otherwise that of the repo's own file."""
-    ours = os.path.join(REPO, path)
+    ours = os.path.normpath(os.path.join(REPO, path))
     inside = os.path.realpath(ours).startswith(OUR_FLAGFILES + os.sep)
     return ours if inside and not os.path.exists(path) and os.path.exists(ours) else path
 
