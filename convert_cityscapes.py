@@ -187,6 +187,6 @@ def why_absent(name):
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('cityscapes_dir', '', 'the folder that has leftImg8bit, gtFine and gtCoarse')
-    flags.DEFINE_string('list_dir', './dataset/cityscapes', 'folder for the lists')
+    command_line.DEFINE_path('cityscapes_dir', '', 'the folder that has leftImg8bit, gtFine and gtCoarse')
+    command_line.DEFINE_path('list_dir', './dataset/cityscapes', 'folder for the lists', output=True)
     sys.exit(command_line.run(main))

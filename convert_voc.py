@@ -173,7 +173,7 @@ def write_lists(voc_dir, with_sbd, ids, labelled):
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('voc_dir', '', "VOC 2012's folder: VOCdevkit/VOC2012")
-    flags.DEFINE_string('sbd_dir', '', "SBD's folder: benchmark_RELEASE/dataset; VOC alone if empty")
-    flags.DEFINE_string('list_dir', './dataset', 'folder for the lists')
+    command_line.DEFINE_path('voc_dir', '', "VOC 2012's folder: VOCdevkit/VOC2012")
+    command_line.DEFINE_path('sbd_dir', '', "SBD's folder: benchmark_RELEASE/dataset; VOC alone if empty")
+    command_line.DEFINE_path('list_dir', './dataset', 'folder for the lists', output=True)
     sys.exit(command_line.run(main))

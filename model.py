@@ -49,10 +49,15 @@ class Model(object):
         conf = self.conf
         weights = pretrained.open_pretrained(conf.pretrain_file, conf.encoder_name) if conf.pretrain_file else None
         net_input = self._input(weights.input if weights else None)
+        if weights and weights.input:
+            print('the weights were made for %s; this run has %s' % tuple(
+                '--channel_order=%s --img_mean=%s' % (order, ','.join('%g' % value for value in mean))
+                for order, mean in (weights.input, net_input)))
         folder = run_folder.RunFolder(conf.modeldir, run_folder.deciding(conf, type(self).__name__), net_input)
         with folder.locked(), tf.Graph().as_default():
             folder.check()
             output_files.make_dir(conf.logdir, 'logdir')
+            output_files.check_file(conf.logfile, 'logfile')
             reader = self._reader('data_list', net_input)
             tf.set_random_seed(conf.random_seed)
             augmentation = augment.Augmentation((conf.input_height, conf.input_width), conf.random_scale,
@@ -159,8 +164,8 @@ class Model(object):
         source = sources.open_source(conf, self.classes, flag, num_steps)
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
 
-    def _session_config(self, one_op_at_a_time=False):
-        return runtime.session_config(one_op_at_a_time, self.conf.xla, self.conf.mixed_precision)
+    def _session_config(self):
+        return runtime.session_config(self.conf.xla, self.conf.mixed_precision)
 
     def _start(self, sess, graph, weights):
         """Initial weights or those of the WeightsFile `weights`."""
@@ -185,7 +190,7 @@ class Model(object):
 
     def _class_maps(self, reader, prefix, desc):
         """Yields (label [H, W], class map [H, W]) of the reader's images."""
-        return scores.class_maps(reader, self.scores, prefix, self._session_config(one_op_at_a_time=True), desc)
+        return scores.class_maps(reader, self.scores, prefix, self._session_config(), desc)
 
     def _write_scores(self, matrix, result, prefix):
         """metrics.json and confusion_matrix.png in out_dir."""

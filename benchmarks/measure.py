@@ -47,9 +47,9 @@ def onednn_is_on():
     return bool(test_util.IsMklEnabled())
 
 
-def new_session(tf, form, one_op_at_a_time=False):
+def new_session(tf, form):
     """A session with the product's configuration or TensorFlow's, its variables at their initial values."""
-    sess = tf.Session(config=runtime.session_config(one_op_at_a_time) if form == 'product' else None)
+    sess = tf.Session(config=runtime.session_config() if form == 'product' else None)
     sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
     return sess
 
@@ -172,7 +172,7 @@ def predict(tf, sgemm, job):
     else:
         from benchmarks import reference
         prediction = reference.inference(images, job.encoder_name)
-    sess = new_session(tf, job.form, one_op_at_a_time=True)
+    sess = new_session(tf, job.form)
     figure = repeat(lambda: sess.run(prediction, {images: image}), sgemm, job.budget)
     return {'': dict(figure, gflop=flops.forward(job.encoder_name, *job.size)[0] / 1e9, images=1, peak_mb=peak_mb())}
 

@@ -307,7 +307,7 @@ def main():
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('output', os.path.join(HERE, 'results.json'), 'JSON of all figures')
+    command_line.DEFINE_path('output', os.path.join(HERE, 'results.json'), 'JSON of all figures', output=True)
     flags.DEFINE_list('only', [], 'rows to measure; all if empty')
     flags.DEFINE_integer('rounds', 3, 'rounds over all rows', lower_bound=1)
     flags.DEFINE_float('minutes', 13.5, 'a further round of a row begins only if it ends before', lower_bound=0)

@@ -453,6 +453,7 @@ def main():
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('out_dir', os.path.join(HERE, 'sample'), 'Folder to write the sample data set into.')
+    command_line.DEFINE_path('out_dir', os.path.join(HERE, 'sample'), 'Folder to write the sample data set into.',
+                             output=True)
     flags.DEFINE_integer('seed', 0, 'Seed of the random scenes.', lower_bound=0, upper_bound=2 ** 32 - 1)
     sys.exit(command_line.run(main))

@@ -134,19 +134,15 @@ def devices():
     return line
 
 
-def session_config(one_op_at_a_time=False, xla=False, mixed_precision=False):
+def session_config(xla=False, mixed_precision=False):
     """GPU memory is taken as it is needed; ops without a GPU kernel run on the CPU.
 
     Args:
-      one_op_at_a_time: without a GPU, every op gets all cores and none runs beside it. It makes a prediction, whose
-        ops are a chain, about 6% quicker; a training step, whose gradients branch, no quicker.
       xla: compile clusters of ops.
       mixed_precision: compute in float16 where TensorFlow's graph rewrite deems it safe; on GPUs only.
     """
     import tensorflow.compat.v1 as tf
     config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
-    if one_op_at_a_time and not on_gpu():
-        config.inter_op_parallelism_threads = 1
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
     if mixed_precision:
