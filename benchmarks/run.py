@@ -303,7 +303,7 @@ def main():
     print_report(make_report(results, failures))
     print('figures in %s%s' % (FLAGS.output, '; those of --quick mean nothing' if FLAGS.quick else ''))
     if failures:
-        raise UserError('%d of the measurements failed, told above.' % len(failures))
+        raise UserError('%d of the measurements failed, as reported above.' % len(failures))
 
 
 if __name__ == '__main__':

@@ -72,8 +72,7 @@ def crop_pair(image, label, placement, crop, smooth=True):
     label = gather_pixels(label, rows, columns)
     if not smooth:
         return gather_pixels(image, rows, columns), label
-    # Pixels beyond the last centre are the edge's (tf.pad would take five times as long); a box from right to left
-    # mirrors.
+    # Pixels beyond the last centre are the edge's (tf.pad is slower); a box from right to left mirrors.
     image = tf.concat([image, image[-1:]], axis=0)
     image = tf.concat([image, image[:, -1:]], axis=1)  # [H + 1, W + 1, 3]
     corners = tf.stack([rows[0], columns[0], rows[-1], columns[-1]])

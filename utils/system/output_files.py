@@ -17,7 +17,7 @@ KINDS = [(stat.S_ISREG, 'a file'), (stat.S_ISDIR, 'a folder'), (stat.S_ISLNK, 'a
 
 
 def kind_of(path):
-    """What stands at path itself, no link followed: one of KINDS' names, 'a device', or None for nothing."""
+    """What is at path itself, no link followed: one of KINDS' names, 'a device', or None for nothing."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -26,10 +26,10 @@ def kind_of(path):
 
 
 def check_file(path, flag):
-    """Checks that a file can be written at path, where nothing or a regular file stands; makes its folder.
+    """Checks that a file can be written at path, where there is nothing or a regular file; makes its folder.
 
     Raises:
-      UserError: naming the flag; a folder, link, pipe, socket or device stands there, or its folder cannot be written.
+      UserError: naming the flag; it is a folder, link, pipe, socket or device, or its folder cannot be written.
     """
     make_dir(os.path.dirname(path) or '.', flag)
     kind = kind_of(path)
@@ -79,7 +79,7 @@ def whole(path):
     A link at path is replaced, not followed.
 
     Raises:
-      UserError: the file cannot be written, or a folder, pipe, socket or device stands at path; no part of the file
+      UserError: the file cannot be written, or path is a folder, pipe, socket or device; no part of the file
         is left.
     """
     temporary = '%s.%d.tmp' % (path, os.getpid())

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from utils.net import blocks
 from utils.system.errors import UserError, quoted
 from utils.weights import checkpoints, fitting, keras_weights, weight_files, weight_names
 
@@ -13,9 +12,6 @@ def open_pretrained(pretrain_file, encoder_name):
     Raises:
       UserError: missing, damaged or not the weights of this encoder.
     """
-    if encoder_name not in blocks.BLOCKS:
-        raise ValueError('unknown encoder_name %s; valid: %s' % (
-            quoted(encoder_name), ', '.join(sorted(blocks.BLOCKS))))
     if pretrain_file == 'imagenet':
         path = keras_weights.fetch_imagenet(encoder_name)
     else:
