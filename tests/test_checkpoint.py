@@ -365,12 +365,10 @@ def test_files_of_no_known_kind(tmpdir, content):
     assert_sentence(info.value, str(path), 'known kind', 'TensorFlow checkpoint', 'caffemodel', '.h5')
 
 
-def test_missing_file_and_unknown_encoder(tmpdir):
+def test_missing_file(tmpdir):
     with pytest.raises(UserError) as info:
         pretrained.open_pretrained(str(tmpdir.join('x.ckpt')), 'res50')
     assert_sentence(info.value, 'x.ckpt', 'no such weights file')
-    with pytest.raises(ValueError, match='deeplab, res101, res50'):
-        pretrained.open_pretrained(str(tmpdir), 'res152')
 
 
 def test_a_checkpoint_of_text(small, tmpdir):
