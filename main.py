@@ -78,7 +78,8 @@ DEFINE_whole('num_threads', min(runtime.usable_cores(), MOST_THREADS),
 
 # speed
 flags.DEFINE_boolean('xla', False, 'let XLA compile clusters of ops')
-flags.DEFINE_boolean('mixed_precision', False, 'float16 where TensorFlow deems it safe; on GPUs')
+flags.DEFINE_boolean('mixed_precision', False, 'float16 on GPUs, bfloat16 on processors that have it, where '
+                     'TensorFlow deems it safe')
 
 # log
 DEFINE_path('modeldir', 'model', 'folder of the checkpoints', output=True)

@@ -12,7 +12,7 @@ from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
 from utils.prediction import masks, metrics, scores
-from utils.system import command_line, memory, output_files, runtime
+from utils.system import command_line, memory, output_files, precision, runtime
 from utils.training import loop, losses, optimizer, run_folder
 from utils.weights import checkpoints, pretrained
 
@@ -29,6 +29,7 @@ class Model(object):
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
         self.train_bn = not conf.pretrain_file if conf.train_bn is None else conf.train_bn
+        self.precision = precision.chosen(conf.mixed_precision)
 
     def logits(self, net, images):
         """The logits that are trained, a list; the first is the one to predict with. Multi-scale overrides this.
@@ -120,7 +121,7 @@ class Model(object):
         decay = losses.weight_decay_loss(net.variables, conf.weight_decay)
         rate = tf.placeholder(tf.float32, [], 'learning_rate')
         settings = optimizer.Settings(conf.momentum, conf.grad_update_every, conf.weight_decay,
-                                      FLOAT16_LOSS_SCALE if conf.mixed_precision else 1.0)
+                                      FLOAT16_LOSS_SCALE if self.precision == 'float16' else 1.0)
         update = optimizer.build_update(entropy, optimizer.rate_groups(net), rate, settings,
                                         net.update_ops(conf.bn_decay), losses.decayed(net.variables))
         full_size = layers.resize(logits[0], tf.shape(images)[1:3], align_corners)
@@ -165,7 +166,7 @@ class Model(object):
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
 
     def _session_config(self):
-        return runtime.session_config(self.conf.xla, self.conf.mixed_precision)
+        return precision.configure(runtime.session_config(self.conf.xla), self.precision)
 
     def _start(self, sess, graph, weights):
         """Initial weights or those of the WeightsFile `weights`."""

@@ -159,3 +159,20 @@ def test_gradients_read_the_weights_of_before_the_update():
         sess.run([second, told])
         np.testing.assert_array_equal(sess.run(decoder), np.full([3, 3], 1 - 10 * 3))
         np.testing.assert_array_equal(sess.run(encoder), np.full([3, 3], 1 - 3))
+
+
+@pytest.mark.parametrize('every', [1, 2])
+def test_an_overflow_skips_the_update(every):
+    """With a loss scale, as for float16: weights and momentum are those of before, and the next update works."""
+    with tf.Graph().as_default(), tf.Session() as sess:
+        x = tf.placeholder(tf.float32, [])
+        one = tf.get_variable('one', [], initializer=tf.initializers.ones(), use_resource=True)
+        update = optimizer.build_update(x * one, [([one], 1.0)], tf.constant(0.1),
+                                        optimizer.Settings(0.9, grad_update_every=every, loss_scale=128.0))
+        sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+        for value in (2.0, np.inf, 2.0):
+            if every > 1:
+                sess.run(update.accumulate, {x: 2.0})
+                sess.run(update.accumulate, {x: value})
+            sess.run(update.apply, {x: value})
+        np.testing.assert_allclose(sess.run([one] + update.slots), [1 - 0.1 * 2 - 0.1 * 3.8, 3.8], rtol=1e-6)

@@ -134,17 +134,10 @@ def devices():
     return line
 
 
-def session_config(xla=False, mixed_precision=False):
-    """GPU memory is taken as it is needed; ops without a GPU kernel run on the CPU.
-
-    Args:
-      xla: compile clusters of ops.
-      mixed_precision: compute in float16 where TensorFlow's graph rewrite deems it safe; on GPUs only.
-    """
+def session_config(xla=False):
+    """GPU memory is taken as it is needed; ops without a GPU kernel run on the CPU; xla compiles clusters of ops."""
     import tensorflow.compat.v1 as tf
     config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
-    if mixed_precision:
-        config.graph_options.rewrite_options.auto_mixed_precision = 1  # RewriterConfig.ON, which tf does not export
     return config

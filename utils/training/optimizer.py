@@ -58,14 +58,28 @@ def build_update(loss, groups, learning_rate, settings, update_ops=(), decayed=(
     by_variable = dict(zip([v.op.name for v in variables], gradients))
     for v in decayed:
         by_variable[v.op.name] = decay(v, by_variable[v.op.name], settings.weight_decay)
-    apply_ops, slots = [], []
-    for members, multiplier in groups:
-        optimizer = tf.train.MomentumOptimizer(learning_rate * multiplier, settings.momentum)
-        apply_ops.append(optimizer.apply_gradients([(by_variable[v.op.name], v) for v in members]))
-        slots += [optimizer.get_slot(v, 'momentum') for v in members]
-    with tf.control_dependencies(apply_ops):
+    optimizers = [tf.train.MomentumOptimizer(learning_rate * multiplier, settings.momentum) for _, multiplier in groups]
+
+    def update():
+        return tf.group(*[optimizer.apply_gradients([(by_variable[v.op.name], v) for v in members])
+                          for optimizer, (members, _) in zip(optimizers, groups)])
+
+    applied = update() if settings.loss_scale == 1.0 else if_finite(gradients, update)
+    with tf.control_dependencies([applied]):
         zeroed = [tf.assign(s, tf.zeros_like(s)) for s in zero]
-    return Update(accumulate, tf.group(*(apply_ops + list(update_ops) + zeroed)), slots)
+    slots = [optimizer.get_slot(v, 'momentum') for optimizer, (members, _) in zip(optimizers, groups) for v in members]
+    return Update(accumulate, tf.group(*([applied] + list(update_ops) + zeroed)), slots)
+
+
+def if_finite(gradients, update):
+    """update()'s op, which runs only if all gradients are finite: in float16 a large one overflows now and then."""
+    finite = tf.reduce_all([tf.reduce_all(tf.is_finite(gradient)) for gradient in gradients])
+
+    def updated():
+        with tf.control_dependencies([update()]):
+            return tf.constant(True)
+
+    return tf.cond(finite, updated, lambda: tf.constant(False)).op
 
 
 def scaled_gradients(loss, variables, loss_scale):

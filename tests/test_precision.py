@@ -1,0 +1,59 @@
+"""16 bits: what is chosen where, what a session is asked for, and that bfloat16 differs by rounding alone."""
+
+import numpy as np
+import pytest
+import recipe
+import tensorflow.compat.v1 as tf
+
+from model import Model
+from utils.system import precision, runtime
+from utils.training import loop
+
+
+@pytest.mark.parametrize('flags, wanted', [
+    ('flags : fpu amx_bf16 amx_tile', True), ('model name: x\nflags\t\t: sse avx512_bf16', True),
+    ('flags : fpu avx512f amx_int8', False), ('', False),
+])
+def test_processors_with_bfloat16(tmp_path, monkeypatch, flags, wanted):
+    (tmp_path / 'cpuinfo').write_text(flags + '\n')
+    monkeypatch.delenv('TF_ENABLE_ONEDNN_OPTS', raising=False)
+    newer = not tf.__version__.startswith('1.')
+    assert precision.has_bfloat16(str(tmp_path / 'cpuinfo')) == (wanted and newer)
+    assert not precision.has_bfloat16(str(tmp_path / 'none'))
+    monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', '0')
+    assert not precision.has_bfloat16(str(tmp_path / 'cpuinfo'))
+
+
+@pytest.mark.parametrize('gpu, bfloat16, wanted', [
+    (True, True, 'float16'), (False, True, 'bfloat16'), (False, False, None)])
+def test_what_mixed_precision_means(monkeypatch, capsys, gpu, bfloat16, wanted):
+    monkeypatch.setattr(runtime, 'on_gpu', lambda: gpu)
+    monkeypatch.setattr(precision, 'has_bfloat16', lambda: bfloat16)
+    assert precision.chosen(False) is None and capsys.readouterr().out == ''
+    assert precision.chosen(True) == wanted
+    assert (wanted or '--mixed_precision needs') in capsys.readouterr().out
+
+
+def test_a_session_is_asked_for_it():
+    for name, field in precision.REWRITES.items():
+        if name == 'bfloat16' and tf.__version__.startswith('1.'):
+            continue  # never chosen there
+        options = precision.configure(tf.ConfigProto(), name).graph_options.rewrite_options
+        assert getattr(options, field) == precision.ON
+    assert precision.configure(tf.ConfigProto(), None) == tf.ConfigProto()
+
+
+@pytest.mark.skipif(not precision.has_bfloat16(), reason='no TensorFlow 2 with oneDNN on a processor with bfloat16')
+def test_bfloat16_rounds_and_no_more(settings, narrow):
+    conf = settings(encoder_name='res50', num_classes=6, batch_size=2, learning_rate=1e-3, train_bn=True)
+    found = []
+    with tf.Graph().as_default():
+        tf.set_random_seed(1)
+        images, labels = tf.constant(recipe.image(2, 65, 65)), tf.constant(recipe.label(2, 65, 65, 6))
+        graph = Model(conf).training_graph(images, labels)
+        for chosen in (None, 'bfloat16'):
+            with tf.Session(config=precision.configure(runtime.session_config(), chosen)) as sess:
+                sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+                found.append([loop.train_step(sess, graph, conf, step)[0]['loss/total'] for step in range(4)])
+    np.testing.assert_allclose(found[1], found[0], rtol=0.02)
+    assert found[0] != found[1]
