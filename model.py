@@ -51,9 +51,7 @@ class Model(object):
         weights = pretrained.open_pretrained(conf.pretrain_file, conf.encoder_name) if conf.pretrain_file else None
         net_input = self._input(weights.input if weights else None)
         if weights and weights.input:
-            print('the weights were made for %s; this run has %s' % tuple(
-                '--channel_order=%s --img_mean=%s' % (order, ','.join('%g' % value for value in mean))
-                for order, mean in (weights.input, net_input)))
+            print(pretrained.describe_input(weights.input, net_input))
         folder = run_folder.RunFolder(conf.modeldir, run_folder.deciding(conf, type(self).__name__), net_input)
         with folder.locked(), tf.Graph().as_default():
             folder.check()

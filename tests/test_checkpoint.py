@@ -549,3 +549,12 @@ def test_command_line_as_a_process(tmpdir):
     out, err = process.communicate()
     assert process.returncode == 1 and out == ''
     assert err.startswith('error: ') and err.count('\n') == 1, err  # and no line of TensorFlow's own
+
+
+def test_a_line_on_the_input():
+    keras = weight_files.IMAGENET_INPUT
+    assert pretrained.describe_input(keras, keras) == (
+        'input: --channel_order=bgr --img_mean=103.939,116.779,123.68, which these weights were made for')
+    assert pretrained.describe_input(keras, keras._replace(img_mean=(1.0, 2.0, 3.5))) == (
+        'note: these weights were made for --channel_order=bgr --img_mean=103.939,116.779,123.68, '
+        'this run has --channel_order=bgr --img_mean=1,2,3.5')

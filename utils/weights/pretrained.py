@@ -21,6 +21,15 @@ def open_pretrained(pretrain_file, encoder_name):
     return weights
 
 
+def describe_input(made_for, net_input):
+    """A line on the compat.Input that weights were made for and the one that a run has."""
+    wanted, given = ('--channel_order=%s --img_mean=%s' % (order, ','.join('%g' % value for value in mean))
+                     for order, mean in (made_for, net_input))
+    if made_for == net_input:
+        return 'input: %s, which these weights were made for' % given
+    return 'note: these weights were made for %s, this run has %s' % (wanted, given)
+
+
 def split(shapes, encoder_name):
     """{name: shape} of a network's variables as those of its encoder, its fix_w and its decoder."""
     encoder, fix_w, decoder = {}, {}, {}

@@ -1,0 +1,44 @@
+"""Signals: the first one waits for the end of the work, the second one ends the process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from utils.system import interrupts
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.mark.parametrize('number', interrupts.STOPPING)
+def test_the_first_signal_is_kept(number, capsys):
+    before = signal.getsignal(number)
+    with interrupts.deferred() as pending:
+        assert pending.number is None
+        os.kill(os.getpid(), number)
+        assert pending.number == number
+    assert signal.getsignal(number) == before
+    assert 'stopping after this step' in capsys.readouterr().err
+
+
+def test_the_second_signal_ends_the_process():
+    code = ('import os, signal\nfrom utils.system import interrupts\nwith interrupts.deferred():\n'
+            '    os.kill(os.getpid(), signal.SIGINT)\n    os.kill(os.getpid(), signal.SIGTERM)\nprint("on")')
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.returncode == 128 + signal.SIGTERM and process.stdout == b''
+
+
+def test_other_threads_may_use_it():
+    seen = []
+
+    def work():
+        with interrupts.deferred() as pending:
+            seen.append(pending.number)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [None]
