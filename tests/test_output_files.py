@@ -3,8 +3,6 @@
 import contextlib
 import json
 import os
-import resource
-import signal
 import socket
 import stat
 
@@ -31,16 +29,6 @@ def make(kind, path):
             one.bind(path)
     else:
         os.symlink('target' if kind == 'a symbolic link' else 'nothing', path)
-
-
-@pytest.fixture
-def full_disk():
-    """A function that limits every file to so many bytes until the test ends: a write beyond is refused."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 KINDS = ['a named pipe', 'a folder', 'a socket', 'a symbolic link', 'a dangling symbolic link']
@@ -119,8 +107,7 @@ def test_folders(tmp_path):
 
 def test_full_disk_leaves_no_half_file(tmp_path, full_disk):
     path = str(tmp_path / 'a.png')
-    full_disk(1000)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, full_disk(1000):
         output_files.save_image(np.random.RandomState(0).randint(0, 255, [99, 99]).astype(np.uint8), path)
     assert 'a.png' in str(error.value) and 'File too large' in str(error.value)
     assert os.listdir(str(tmp_path)) == []
@@ -128,8 +115,7 @@ def test_full_disk_leaves_no_half_file(tmp_path, full_disk):
 
 def test_log_lines_are_whole_on_a_full_disk(tmp_path, full_disk):
     path = str(tmp_path / 'log.txt')
-    full_disk(25)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, full_disk(25):
         for step in range(10):
             write_to_log.write_log('%d, 1.234567' % step, path)
     assert "log.txt' cannot be written (File too large)" in str(error.value) and '--logfile' in str(error.value)
@@ -185,8 +171,7 @@ def test_events_are_flushed_now_and_then(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_reported_and_leaves_whole_events(tmp_path, full_disk):
     writer = write_to_log.SummaryWriter(str(tmp_path))
-    full_disk(20000)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, full_disk(20000):
         for step in range(10 ** 6):
             writer.add_summary(write_to_log.scalar_summary({'loss': step}), step)
             if step % 10 == 0:
@@ -195,8 +180,7 @@ def test_a_full_disk_is_reported_and_leaves_whole_events(tmp_path, full_disk):
     writer.close()  # as a finally does: no second report
     steps = [event.step for event in events(writer.path)[1:]]
     assert steps == list(range(len(steps))) and len(steps) > 100
-    with pytest.raises(UserError, match='--logdir'):
-        full_disk(10)
+    with pytest.raises(UserError, match='--logdir'), full_disk(10):
         write_to_log.SummaryWriter(str(tmp_path))
 
 

@@ -1,7 +1,6 @@
 """A training's folder: its lock, the settings that it refuses to mix, and checkpoints that are whole and counted."""
 
 import os
-import resource
 import subprocess
 import sys
 
@@ -102,17 +101,12 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
         'checkpoint', 'mine.tmp', 'model.ckpt-1.data-00000-of-00001', 'model.ckpt-1.index', 'settings.json']
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, full_disk):
     folder = make_folder(tmp_path)
     save_steps(folder, [1])
     before = sorted(os.listdir(str(tmp_path)))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100000, limits[1]))
-    try:
-        with pytest.raises(UserError) as error:
-            save_steps(folder, [2], size=100000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(UserError) as error, full_disk(100000):
+        save_steps(folder, [2], size=100000)
     assert 'model.ckpt-2 cannot be written (' in str(error.value) and 'File too large' in str(error.value)
     assert '--modeldir' in str(error.value) and 'Graph execution error' not in str(error.value)
     assert sorted(os.listdir(str(tmp_path))) == before
