@@ -14,7 +14,7 @@ from utils.net import compat, layers
 from utils.prediction import masks, metrics, scores
 from utils.system import command_line, memory, output_files, precision, runtime
 from utils.training import loop, losses, optimizer, run_folder
-from utils.weights import checkpoints, pretrained
+from utils.weights import checkpoints, pretrained, run_settings
 
 SUMMARY_IMAGES = 4
 FLOAT16_LOSS_SCALE = 128.0
@@ -54,10 +54,10 @@ class Model(object):
             print(pretrained.describe_input(weights.input, net_input))
         folder = run_folder.RunFolder(conf.modeldir, run_folder.deciding(conf, type(self).__name__), net_input)
         with folder.locked(), tf.Graph().as_default():
-            folder.check()
             output_files.make_dir(conf.logdir, 'logdir')
             output_files.check_file(conf.logfile, 'logfile')
             reader = self._reader('data_list', net_input)
+            folder.check()
             tf.set_random_seed(conf.random_seed)
             augmentation = augment.Augmentation((conf.input_height, conf.input_width), conf.random_scale,
                                                 conf.random_mirror, self.numerics.scales)
@@ -66,7 +66,7 @@ class Model(object):
                 self._start(sess, graph, weights)
                 output_files.set_aside(conf.logfile, 'logfile')
                 folder.start(graph.saver)
-                with reader.running(sess), memory.enough_for('--batch_size, --input_height or --input_width'):
+                with memory.enough_for('--batch_size, --input_height or --input_width'), reader.running(sess):
                     loop.run(sess, graph, conf, folder, lambda pictures: self._panel(pictures, net_input))
 
     def test(self):
@@ -151,7 +151,7 @@ class Model(object):
 
     def _trained_input(self):
         """The Input for the checkpoints of modeldir: by default that of their training."""
-        trained = run_folder.read_settings(self.conf.modeldir)
+        trained = run_settings.read(self.conf.modeldir)
         if trained and trained['flags'].get('compat') != self.conf.compat:
             print('note: %s was trained with --compat=%s, this run has --compat=%s' % (
                 self.conf.modeldir, trained['flags'].get('compat'), self.conf.compat))

@@ -80,7 +80,7 @@ def test_limits():
 
 
 def test_nearest_flag():
-    assert refused('--optoin=test') == "unknown flag '--optoin': did you mean --option."
+    assert refused('--optoin=test') == "unknown flag '--optoin': did you mean --option?"
     assert 'did you mean --novisual' in refused('--no_visual')
     assert 'did you mean --flagfile' in refused('--flag_file=x')
     assert refused('--zzz=1') == "unknown flag '--zzz': --help lists the flags."
@@ -116,7 +116,7 @@ def test_mistakes(args, told, monkeypatch):
 def test_a_mistake_in_a_flag_file_is_named_by_its_line(elsewhere):
     (elsewhere / 'my.flags').write_text('# mine\n\n--num_steps=7\n// more\n--num_stesp=8\n')
     message = refused('--flagfile=my.flags')
-    assert message == "'my.flags', line 5: unknown flag '--num_stesp': did you mean --num_steps."
+    assert message == "'my.flags', line 5: unknown flag '--num_stesp': did you mean --num_steps?"
     (elsewhere / 'outer.flags').write_text('--flagfile=inner.flags\n')
     (elsewhere / 'inner.flags').write_text('--momentum=nan\n')
     message = refused('--flagfile', 'outer.flags')
@@ -185,14 +185,14 @@ def test_the_users_flags_count_after_the_samples():
 def test_multi_scale_reads_the_samples_own_settings_of_it(capsys):
     files = ('dataset/sample.flags', 'dataset/sample_msc.flags')
     assert command_line.run(lambda: None, ['main_msc.py'], lambda args: main.sample_args(args, files)) == 0
-    assert FLAGS.batch_size == 1 and FLAGS.num_classes == 6
+    assert FLAGS.batch_size == 8 and FLAGS.input_height == 97 and FLAGS.num_classes == 6
     assert 'dataset/sample_msc.flags' in capsys.readouterr().out
 
 
 def test_flags_of_a_mistake_are_reported_before_the_sample_is(capsys):
     assert command_line.run(lambda: None, ['main.py', '--optoin=test'], main.sample_args) == 1
     out, err = capsys.readouterr()
-    assert out == '' and err == "error: unknown flag '--optoin': did you mean --option.\n"
+    assert out == '' and err == "error: unknown flag '--optoin': did you mean --option?\n"
 
 
 def test_exit_codes(capsys):

@@ -152,9 +152,9 @@ def test_long_reports_are_cut(tmp_path, capsys):
     assert '... and 10 more' in out
 
 
-def test_progress_is_on_stderr(tmp_path, capsys):
+def test_progress_is_on_stderr(tmp_path, capfd):
     check([pair(tmp_path, 'a', [[0]])], desc='reading train.txt')
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert captured.out == ''
     assert 'reading train.txt' in captured.err
     assert '1/1' in captured.err
@@ -184,3 +184,19 @@ def test_map_with_progress_keeps_the_order_and_raises():
 def fail_at_seven(x):
     if x == 7:
         raise UserError('seven')
+
+
+def test_damage_that_the_decoder_only_prints_of_is_reported_by_name(tmp_path):
+    """libjpeg goes on after a surplus byte in the coded data and prints a line without a file's name."""
+    pixels = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
+    paths = [str(tmp_path / name) for name in ('good.jpg', 'surplus.jpg')]
+    for path in paths:
+        Image.fromarray(pixels).save(path)
+    with open(paths[1], 'rb') as file:
+        content = file.read()
+    with open(paths[1], 'wb') as file:
+        file.write(content[:-2] + bytes(40) + content[-2:])
+    result = check_pairs(paths, ['', ''], load_classes(6))
+    assert result.problems == [] and result.num_images == 2
+    assert len(result.warnings) == 1 and 'surplus.jpg: ' in result.warnings[0]
+    assert 'extraneous bytes' in result.warnings[0]

@@ -97,7 +97,7 @@ def test_folders(tmp_path):
     os.symlink('nothing', str(tmp_path / 'dangling'))
     os.mkfifo(str(tmp_path / 'pipe'))
     for name in ('file', 'dangling', 'pipe'):
-        with pytest.raises(UserError, match='not a folder.*--modeldir'):
+        with pytest.raises(UserError, match='it is a.*--modeldir'):
             output_files.make_dir(str(tmp_path / name), 'modeldir')
     with pytest.raises(UserError, match='Not a directory.*--modeldir'):
         output_files.make_dir(str(tmp_path / 'file' / 'model'), 'modeldir')

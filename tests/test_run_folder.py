@@ -11,7 +11,7 @@ from utils.net.compat import Input
 from utils.system.errors import UserError
 from utils.training import run_folder
 from utils.training.run_folder import RunFolder
-from utils.weights import checkpoints
+from utils.weights import checkpoints, run_settings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BGR = Input('bgr', (1.0, 2.5, 3.0))
@@ -32,17 +32,17 @@ def save_steps(folder, steps, max_to_keep=5, size=4):
 
 
 def test_settings_are_kept_beside_the_checkpoints(tmp_path):
-    assert run_folder.read_settings(str(tmp_path / 'none')) == {}
+    assert run_settings.read(str(tmp_path / 'none')) == {}
     folder = make_folder(tmp_path / 'model')
     folder.check()
     assert save_steps(folder, [0, 3])[1] == str(tmp_path / 'model' / 'model.ckpt-3')
-    assert run_folder.read_settings(folder.path) == {'flags': {'num_steps': 20, 'img_mean': None}, 'input': BGR}
+    assert run_settings.read(folder.path) == {'flags': {'num_steps': 20, 'img_mean': None}, 'input': BGR}
 
 
 def test_damaged_settings_are_reported(tmp_path):
     (tmp_path / 'settings.json').write_bytes(b'\xff{')
     with pytest.raises(UserError, match='settings.json is damaged'):
-        run_folder.read_settings(str(tmp_path))
+        run_settings.read(str(tmp_path))
 
 
 def test_a_run_of_other_settings_is_not_replaced(tmp_path, capsys):

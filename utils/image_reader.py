@@ -89,8 +89,9 @@ class ImageReader(object):
         threads = tf.train.start_queue_runners(sess, coord)
         try:
             yield
-        except tf.errors.OpError:
+        except tf.errors.OpError:  # a closed queue, of which the threads know why
             self._raise_first_cause()
+            coord.raise_requested_exception()
             raise
         finally:
             coord.request_stop()

@@ -1,13 +1,15 @@
 """Reads every file of a list and reports what would make training fail or go wrong."""
 
 import collections
+import contextlib
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
 from tqdm import tqdm
 
 from utils.data.image_files import load_image, read_label, show_colours
-from utils.system.errors import UserError, quoted
+from utils.system import runtime
+from utils.system.errors import UserError, printable, quoted
 
 # num_images: images read; num_labels: labels read; sizes: Counter of (height, width);
 # histogram: int64 [num_classes], pixels of each class; ignored: pixels of ignore_label;
@@ -34,8 +36,11 @@ def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None
     sizes, problems, warnings = collections.Counter(), [], []
     histogram = np.zeros(classes.num_classes, np.int64)
     ignored, num_labels = 0, 0
-    pairs = list(zip(images, labels))
-    results = map_with_progress(check, pairs, num_threads, desc, 'image')
+    with runtime.held_stderr() as held:
+        held.drop = True
+        results = list(map_with_progress(check, list(zip(images, labels)), num_threads, desc, 'image', held.stderr))
+    if held.text:
+        results = [add_decoder_lines(image, result) for image, result in zip(images, results)]
     for i, (size, counts, void, faults, remarks) in enumerate(results):
         where = 'line %d: ' % lines[i] if lines else ''
         sizes.update([size] if size else [])
@@ -48,11 +53,23 @@ def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None
     return CheckResult(sum(sizes.values()), num_labels, sizes, histogram, ignored, problems, warnings)
 
 
-def map_with_progress(function, items, num_threads, desc, unit):
+def add_decoder_lines(image_path, result):
+    """The result of a pair with a warning on what the image's decoder prints, which names no file."""
+    with runtime.held_stderr() as held, contextlib.suppress(UserError):
+        held.drop = True
+        load_image(image_path)
+    lines = [line for line in held.text.splitlines() if line.strip()]
+    if not lines or result[3]:
+        return result
+    warning = '%s: its decoder finds damage but goes on (%s).' % (quoted(image_path), printable(lines[0])[:80])
+    return result[:4] + (result[4] + [warning],)
+
+
+def map_with_progress(function, items, num_threads, desc, unit, file=None):
     """Yields function(item) for each of a list of items, in order, from threads, with a progress bar on stderr."""
     pool = ThreadPool(num_threads)
     try:
-        yield from tqdm(pool.imap(function, items), desc=desc, total=len(items), unit=unit)
+        yield from tqdm(pool.imap(function, items), desc=desc, total=len(items), unit=unit, file=file)
     finally:  # after Ctrl-C too: what is begun is finished, the rest dropped
         pool.terminate()
         pool.join()

@@ -32,7 +32,8 @@ class MaskWriter(object):
         self._names = self._cityscapes_names() if self._label_ids else [
             (name + '_mask.png', name) for name in data_lists.output_names(images)]
         wanted = {'prediction': True, 'visual_prediction': conf.visual, 'overlay_prediction': conf.overlay}
-        self.folders = {kind: output_files.make_dir(os.path.join(conf.out_dir, kind), 'out_dir')
+        output_files.make_dir(conf.out_dir, 'out_dir')
+        self.folders = {kind: output_files.make_dir(os.path.join(conf.out_dir, kind), 'out_dir', follow=False)
                         for kind, asked in sorted(wanted.items()) if asked}
 
     @contextlib.contextmanager

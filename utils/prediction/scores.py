@@ -31,7 +31,7 @@ def class_maps(reader, build, prefix, session_config, desc):
             checkpoints.restore_checkpoint(sess, net.variables, prefix)
             sess.run(fold)
             print('%s with %s' % (desc, prefix))
-            with reader.running(sess), memory.enough_for('the size of the images'):
+            with memory.enough_for('the size of the images'), reader.running(sess):
                 for _ in tqdm(reader.images, desc=desc, unit='image', mininterval=1.0):
                     fetched = sess.run(fetches)
                     yield fetched['label'], fetched['classes']

@@ -117,7 +117,7 @@ def _parse(argv):
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        raise UserError("unknown flag '--%s': %s." % (quoted(error.flagname), _nearest(error.flagname)))
+        raise UserError("unknown flag '--%s': %s" % (quoted(error.flagname), _nearest(error.flagname)))
     except (flags.Error, ValueError) as error:  # absl: --novisual=1 is a plain ValueError
         raise UserError(_bad_value(str(error)) + '.')
     if len(rest) > 1:
@@ -126,6 +126,8 @@ def _parse(argv):
 
 def _bad_value(message):
     """absl's message on a value, in one line, with the value shortened."""
+    message = re.sub(r'invalid literal for int\(\) with base .*', 'it is not a whole number', message)
+    message = re.sub(r'could not convert string to float.*', 'it is not a number', message)
     match = re.match(r'(?s)flag --(\w+)=(.*): (.*)$', message)
     return 'flag --%s=%s: %s' % (match.group(1), quoted(match.group(2)), reason(match.group(3))) if match else reason(
         message)
@@ -135,7 +137,7 @@ def _nearest(name):
     own = own_flags()
     booleans = ['no' + flag for flag in own if flags.FLAGS[flag].boolean]
     near = difflib.get_close_matches(name, own + booleans + ['flagfile', 'help'], 1)
-    return 'did you mean --%s' % near[0] if near else '--help lists the flags'
+    return 'did you mean --%s?' % near[0] if near else '--help lists the flags.'
 
 
 def _stray(word):

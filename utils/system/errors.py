@@ -38,4 +38,5 @@ def reason(error):
     text = re.sub(r'(?s)^\d+ root error\(s\) found\.\s*\(0\) [^:]+: ', '', text)
     text = re.split(r'\s*\[\[|\nHint:|\n\nOriginal stack trace|\n\s*\(1\) ', text)[0]
     text = re.sub(r'^Graph execution error:\s*', '', text)
+    text = re.sub(r'^\S+\.tempstate\d+; ', '', text)  # a file that the user did not name
     return printable(' '.join(text.split()).rstrip('.'))[:MOST_REASON]

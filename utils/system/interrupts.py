@@ -22,27 +22,42 @@ class Pending(object):
 
     number = None
 
-    def handle(self, number, frame):
-        if self.number is not None:
-            os._exit(128 + number)  # TensorFlow's threads would hold up any other end
-        self.number = number
-        print('\nstopping after this step; a second %s stops at once' % (
-            'Ctrl-C' if number == signal.SIGINT else 'signal'), file=sys.stderr)
+    def handle(self, number, frame=None):
+        self.number = self.number or number
+
+    def watch(self, pipe):
+        """Acts on the numbers of signals that come through a pipe, until it is closed."""
+        with os.fdopen(pipe, 'rb', 0) as stream:
+            numbers = (byte[0] for byte in iter(lambda: stream.read(1), b'') if byte[0] in STOPPING)
+            for came, number in enumerate(numbers):
+                if came:
+                    os._exit(128 + number)  # TensorFlow's threads would hold up any other end
+                self.handle(number)
+                print('\nstopping after this step; a second signal stops at once', file=sys.stderr)
 
 
 @contextlib.contextmanager
 def deferred():
     """Inside, SIGINT and SIGTERM only set the number of the Pending that this yields; a second one ends the process.
 
-    Outside the main thread, where Python allows no handlers, signals act as before.
+    Python's handlers do not run while a step computes, so a thread waits for the signals. Outside the main thread,
+    where Python allows no handlers, signals act as before.
     """
     pending = Pending()
     if threading.current_thread() is not threading.main_thread():
         yield pending
         return
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    watcher = threading.Thread(target=pending.watch, args=(read_end,), daemon=True)
+    watcher.start()
     previous = [(number, signal.signal(number, pending.handle)) for number in STOPPING]
+    wakeup = signal.set_wakeup_fd(write_end)
     try:
         yield pending
     finally:
+        signal.set_wakeup_fd(wakeup)
         for number, handler in previous:
             signal.signal(number, handler)
+        os.close(write_end)
+        watcher.join()

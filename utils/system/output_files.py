@@ -38,10 +38,14 @@ def check_file(path, flag):
     return path
 
 
-def make_dir(path, flag):
-    """Makes a folder that can be written to; UserError naming the flag if that fails."""
-    if os.path.lexists(path) and not os.path.isdir(path):
-        raise UserError('cannot write to %s (not a folder): give another folder with --%s.' % (quoted(path), flag))
+def make_dir(path, flag, follow=True):
+    """Makes a folder that can be written to; UserError naming the flag if that fails.
+
+    A symbolic link to a folder is one, too, unless `follow` is False.
+    """
+    if os.path.lexists(path) and not os.path.isdir(path) or not follow and os.path.islink(path):
+        raise UserError('cannot write to %s (it is %s): give another folder with --%s.' % (
+            quoted(path), kind_of(path), flag))
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -66,9 +66,13 @@ def prepare(xla=False):
 
 
 class Held(object):
-    """What to do with lines that were held back: nothing if drop is set."""
+    """Lines that were held back: `text`, once that has ended. They are written then unless `drop` is set."""
 
-    drop = False
+    drop, text = False, ''
+
+    def __init__(self, stderr):
+        """stderr: a file, not held back."""
+        self.stderr = stderr
 
 
 @contextlib.contextmanager
@@ -77,16 +81,19 @@ def held_stderr():
 
     Yields a Held. A process that native code aborts, as TensorFlow does on processors without AVX, says where.
     """
-    held = Held()
     sys.stderr.flush()
     stderr = os.dup(2)
     enabled = faulthandler.is_enabled()
-    with tempfile.TemporaryFile() as lines:
+    with tempfile.TemporaryFile() as lines, os.fdopen(os.dup(stderr), 'w') as real:
+        held = Held(real)
         try:
             if not enabled:
                 faulthandler.enable(stderr)
             os.dup2(lines.fileno(), 2)
             yield held
+        except KeyboardInterrupt:
+            held.drop = True
+            raise
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)
@@ -94,8 +101,9 @@ def held_stderr():
                 faulthandler.disable()
             os.close(stderr)
             lines.seek(0)
+            held.text = lines.read().decode('utf-8', 'replace')
             if not held.drop:
-                sys.stderr.write(lines.read().decode('utf-8', 'replace'))
+                sys.stderr.write(held.text)
 
 
 def gpus():

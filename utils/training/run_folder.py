@@ -10,15 +10,13 @@ import socket
 
 import tensorflow.compat.v1 as tf
 
-from utils.net import compat
 from utils.system import output_files
 from utils.system.errors import UserError, quoted, reason
-from utils.weights import checkpoints
+from utils.weights import checkpoints, run_settings
 
 LOCK = '.lock'
-SETTINGS = 'settings.json'
 # What TensorFlow's saver and our own files are called until they are whole.
-LEFTOVERS = ('model.ckpt-*.tempstate*', 'model.ckpt-*_temp*', 'checkpoint.tmp*', SETTINGS + '.*.tmp')
+LEFTOVERS = ('model.ckpt-*.tempstate*', 'model.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
 # The flags that decide what a training computes; all others only where it writes, how often and how fast.
 DECIDING = (
     'num_steps', 'random_seed', 'weight_decay', 'learning_rate', 'power', 'momentum', 'grad_update_every',
@@ -36,28 +34,10 @@ def deciding(conf, model_name):
       model_name: the class that trains, which multi-scale changes.
     """
     settings = {name: getattr(conf, name) for name in DECIDING}
+    settings['img_mean'] = conf.img_mean or None  # --img_mean= is none
     for name in PATHS:  # however the path is written
         settings[name] = os.path.realpath(settings[name]) if os.path.exists(settings[name]) else settings[name]
     return dict(settings, model=model_name)
-
-
-def read_settings(modeldir):
-    """What `RunFolder.start` wrote, {'flags': {name: value}, 'input': Input}; {} where the run is not known.
-
-    Raises:
-      UserError: the file is damaged.
-    """
-    path = os.path.join(modeldir, SETTINGS)
-    if not os.path.isfile(path):
-        return {}
-    try:
-        with open(path, encoding='utf-8') as file:
-            settings = json.load(file)
-        known = compat.Input(settings['input']['channel_order'], tuple(map(float, settings['input']['img_mean'])))
-        return {'flags': dict(settings['flags']), 'input': known}
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise UserError('%s is damaged (%s): remove it, and set --channel_order, --img_mean and --compat as in that '
-                        'training.' % (quoted(path), reason(error)))
 
 
 class RunFolder(object):
@@ -71,22 +51,33 @@ class RunFolder(object):
           net_input: the compat.Input that the network gets.
         """
         self.path = output_files.make_dir(modeldir, 'modeldir')
-        self._settings = {'flags': flags, 'input': net_input._asdict()}
+        self._flags, self._input = flags, net_input
 
     @contextlib.contextmanager
     def locked(self):
         """Keeps other trainings out; a process that ends in whatever way holds the folder no longer."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        with os.fdopen(os.open(os.path.join(self.path, LOCK), flags, 0o666), 'r+') as lock:
+        lock = self._open_lock()
+        try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError('another training (%s) writes to %s: wait until it ends or give another --modeldir.' % (
-                    quoted(lock.read().strip()) or 'process unknown', quoted(self.path)))
-            lock.truncate()
-            lock.write('process %d on %s' % (os.getpid(), socket.gethostname()))
-            lock.flush()
+                    quoted(os.read(lock, 99).decode('utf-8', 'replace')) or 'process unknown', quoted(self.path)))
+            with contextlib.suppress(OSError):  # on a full disk the lock holds, though nobody can read whose it is
+                os.ftruncate(lock, 0)
+                os.write(lock, ('process %d on %s' % (os.getpid(), socket.gethostname())).encode())
             yield
+        finally:
+            os.close(lock)
+
+    def _open_lock(self):
+        path = os.path.join(self.path, LOCK)
+        output_files.check_file(path, 'modeldir')
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            raise UserError('%s cannot be written (%s): free space or give another --modeldir.' % (
+                quoted(path), reason(error)))
 
     def check(self):
         """Raises UserError if the folder holds checkpoints of another run, one with other settings."""
@@ -94,26 +85,26 @@ class RunFolder(object):
         if not steps:
             return
         remedy = 'give another --modeldir or empty this one'
-        known = read_settings(self.path).get('flags')
+        known = run_settings.read(self.path).get('flags')
         if known is None:
-            raise UserError('%s holds checkpoints of a run with unknown settings (%d steps): %s.' % (
+            raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: %s.' % (
                 quoted(self.path), steps[-1], remedy))
-        now = json.loads(json.dumps(self._settings['flags']))
+        now = json.loads(json.dumps(self._flags))  # as they are in the file
         changed = ['%s=%s (now %s)' % (name, quoted(known.get(name)), quoted(now[name]))
                    for name in sorted(now) if known.get(name) != now[name]]
         if changed:
             more = ' and %d more' % (len(changed) - 3) if len(changed) > 3 else ''
             raise UserError('%s holds a run with other settings: %s%s; %s.' % (
                 quoted(self.path), ', '.join(changed[:3]), more, remedy))
-        print('%s holds checkpoints of the same settings up to step %d: training starts afresh and replaces them' % (
-            self.path, steps[-1]))
+        print('%s holds checkpoints of the same settings up to step %d: training starts afresh and replaces them one '
+              'by one; until then, the highest step is the newest' % (self.path, steps[-1]))
 
     def start(self, saver):
         """Writes the settings; what a killed run left half written is removed, its whole checkpoints are counted."""
         self._remove_leftovers()
         steps = checkpoints.checkpoint_steps(self.path)
         saver.recover_last_checkpoints([os.path.join(self.path, 'model.ckpt-%d' % step) for step in steps])
-        output_files.save_json(self._settings, os.path.join(self.path, SETTINGS))
+        run_settings.write(self.path, self._flags, self._input)
 
     def save(self, sess, saver, step):
         """Saves a checkpoint and returns its path; UserError, and nothing half written, if that fails."""

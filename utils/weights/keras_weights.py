@@ -176,7 +176,7 @@ def fetch_imagenet(encoder_name):
         return tf.keras.utils.get_file(file_name, url, cache_subdir='models', file_hash=md5, cache_dir=cache)
     except Exception as error:  # get_file itself raises bare Exceptions
         why = reason(Exception(str(error).replace('URL fetch failure on %s: ' % url, '')))
-        raise UserError('--pretrain_file=imagenet: %s could not be fetched (%s); put that file at %s, or name its path '
-                        'with --pretrain_file.' % (url, why, os.path.join(cache, 'models', file_name)))
+        raise UserError('--pretrain_file=imagenet: %s could not be fetched (%s); put it into %s or name its path.' % (
+            url, why[:60], quoted(os.path.join(cache, 'models'))))
     finally:
         socket.setdefaulttimeout(timeout)

@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from utils.net.compat import COMPAT, Input
 from utils.system.errors import UserError, quoted, reason
-from utils.weights import caffe_weights, keras_weights, made_for
+from utils.weights import caffe_weights, keras_weights, made_for, run_settings
 
 ACCEPTED = ('a TensorFlow checkpoint (its full prefix such as model/model.ckpt-20000, or its directory), '
             "a Caffe .caffemodel or Keras' ResNet50 or ResNet101 .h5")
@@ -37,12 +37,8 @@ def open_checkpoint(prefix):
     try:
         reader = tf.train.NewCheckpointReader(prefix)
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
-        compat, network_input = None, None
-        if shapes.get(made_for.NAME) == ():
-            compat, network_input = made_for.decode(reader.get_tensor(made_for.NAME))
-            del shapes[made_for.NAME]
-        elif any(re.match(r'resnet_v1_\d+/logits/', name) for name in shapes):  # slim's own ImageNet checkpoints
-            compat, network_input = 'slim', COMPAT['slim'].input
+        compat, network_input = origin_of(prefix, shapes, reader)
+        shapes.pop(made_for.NAME, None)
     except READ_ERRORS as error:
         raise damaged(prefix, error)
 
@@ -56,6 +52,16 @@ def open_checkpoint(prefix):
             raise damaged(prefix, error)
 
     return WeightsFile(prefix, 'a TensorFlow checkpoint', compat, network_input, shapes, read)
+
+
+def origin_of(prefix, shapes, reader):
+    """(mode, Input) that a checkpoint was made for: by its own entry, its names or its training's settings."""
+    if shapes.get(made_for.NAME) == ():
+        return made_for.decode(reader.get_tensor(made_for.NAME))
+    if any(re.match(r'resnet_v1_\d+/logits/', name) for name in shapes):  # slim's own ImageNet checkpoints
+        return 'slim', COMPAT['slim'].input
+    settings = run_settings.read(os.path.dirname(prefix)) if re.search(r'model\.ckpt-\d+$', prefix) else {}
+    return (settings['flags'].get('compat'), settings['input']) if settings else (None, None)
 
 
 def checkpoint_prefix(path):

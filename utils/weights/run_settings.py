@@ -1,0 +1,34 @@
+"""What a training writes beside its checkpoints: the flags that decide what it computes, and the network's input."""
+
+import json
+import os
+
+from utils.net import compat
+from utils.system import output_files
+from utils.system.errors import UserError, quoted, reason
+
+FILE = 'settings.json'
+
+
+def write(modeldir, flags, net_input):
+    """Writes {name: value} of the flags and the compat.Input."""
+    output_files.save_json({'flags': flags, 'input': net_input._asdict()}, os.path.join(modeldir, FILE))
+
+
+def read(modeldir):
+    """What `RunFolder.start` wrote, {'flags': {name: value}, 'input': Input}; {} where the run is not known.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = os.path.join(modeldir, FILE)
+    if not os.path.isfile(path):
+        return {}
+    try:
+        with open(path, encoding='utf-8') as file:
+            settings = json.load(file)
+        known = compat.Input(settings['input']['channel_order'], tuple(map(float, settings['input']['img_mean'])))
+        return {'flags': dict(settings['flags']), 'input': known}
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise UserError('%s is damaged (%s): to train, give another --modeldir; to test or predict, remove it and set '
+                        '--channel_order, --img_mean and --compat as in that training.' % (quoted(path), reason(error)))
