@@ -205,7 +205,7 @@ def test_duplicates_are_reported(tmp_path, capsys):
     assert len(images) == 4
     reported = capsys.readouterr().err
     assert reported.count('\n') == 1
-    assert all(words in reported for words in ('list.txt', '2 images are listed twice',
+    assert all(words in reported for words in ('list.txt', 'images listed twice: 2',
                                                'line 4 repeats line 1', 'line 5 repeats line 1'))
     read(tmp_path, 'a.jpg a.png\nb.jpg a.png\n')
     assert capsys.readouterr().err == ''

@@ -193,9 +193,9 @@ def test_vocs_names_are_right_for_vocs_images(tmp_path, capsys):
 def test_images_in_training_and_validation_list(tmp_path, capsys):
     make(tmp_path, {'train': {'a': BALANCED, 'b': BALANCED}, 'val': {'b': BALANCED}, 'test': {'b': None}})
     out = reported(tmp_path, capsys)
-    assert '1 images are in both the training and the validation list: ' + quoted(tmp_path / 'b.jpg') in out
+    assert 'images in both the training and the validation list: 1, ' + quoted(tmp_path / 'b.jpg') in out
     out = reported(tmp_path, capsys, valid_data_list=str(tmp_path / 'train.txt'))
-    assert '2 images are in both' in out
+    assert 'validation list: 2, ' in out
 
 
 def test_the_sample_has_no_fault(capsys):

@@ -212,7 +212,7 @@ def _report_duplicates(data_list, images, numbers):
     for image, number in zip(images, numbers):
         if first.setdefault(image, number) != number:
             repeats.append('line %d repeats line %d' % (number, first[image]))
-    warn('list %s: %%d images are listed twice' % quoted(data_list).replace('%', '%%'), repeats)
+    warn('list %s: images listed twice: %%d' % quoted(data_list).replace('%', '%%'), repeats)
 
 
 def _name_choices(path, with_extension):

@@ -136,7 +136,7 @@ def _shared_images(sources):
     shared = sorted(train & valid)
     if not shared:
         return []
-    return ['%d images are in both the training and the validation list: %s%s.' % (
+    return ['images in both the training and the validation list: %d, %s%s.' % (
         len(shared), ', '.join(map(quoted, shared[:2])), ', ...' if shared[2:] else '')]
 
 
