@@ -9,6 +9,7 @@ import sys
 
 from absl import flags
 
+from utils.data.palette import IGNORE_LABEL
 from utils.net import compat
 from utils.system import command_line, runtime
 from utils.system.command_line import DEFINE_list, DEFINE_number, DEFINE_path, DEFINE_whole
@@ -65,7 +66,7 @@ DEFINE_whole('batch_size', 10, 'images of one iteration', lower_bound=1, upper_b
 DEFINE_whole('input_height', 321, 'height of the training crops', lower_bound=17, upper_bound=MOST_SIDE)
 DEFINE_whole('input_width', 321, 'width of the training crops', lower_bound=17, upper_bound=MOST_SIDE)
 DEFINE_whole('num_classes', 21, 'classes', lower_bound=2, upper_bound=256)
-DEFINE_whole('ignore_label', 255, 'label value of pixels that do not count', -command_line.MOST_WHOLE)
+DEFINE_whole('ignore_label', IGNORE_LABEL, 'label value of pixels that do not count', -command_line.MOST_WHOLE)
 flags.DEFINE_boolean('random_scale', True, 'scale training images at random')
 flags.DEFINE_boolean('random_mirror', True, 'mirror training images at random')
 flags.DEFINE_enum('channel_order', None, ['bgr', 'rgb'], "of the network's input; by default that of --compat")

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from utils.data.palette import IGNORE_LABEL
 from utils.system.output_files import save_figure
 
 
-def confusion_matrix(label, prediction, num_classes, ignore_label=255):
+def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
     """Counts the pixels of every (label, prediction) pair.
 
     Args:
