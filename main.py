@@ -12,7 +12,7 @@ from absl import flags
 from utils.data.palette import IGNORE_LABEL
 from utils.net import compat
 from utils.system import command_line, runtime
-from utils.system.command_line import DEFINE_list, DEFINE_number, DEFINE_path, DEFINE_whole
+from utils.system.command_line import DEFINE_list, DEFINE_number, DEFINE_pair, DEFINE_path, DEFINE_whole
 
 FLAGS = flags.FLAGS
 SAMPLE_FLAGS = os.path.join('dataset', 'sample.flags')
@@ -30,6 +30,11 @@ DEFINE_whole('max_to_keep', 5, 'newest checkpoints to keep; 0 keeps all')
 DEFINE_whole('random_seed', 1234, 'seed of initial weights, order and augmentation; 0 to 2^31 - 1')
 DEFINE_number('weight_decay', 0.0005, 'factor of the L2 loss of the weights')
 DEFINE_number('learning_rate', 2.5e-4, 'initial learning rate')
+DEFINE_pair('decoder_rate', [10.0, 20.0], "rates of the decoder's weights and biases, times that of the encoder")
+flags.DEFINE_boolean('freeze_encoder', False, 'train the decoder alone')
+flags.DEFINE_enum('loss', 'ce', ['ce', 'ohem'], 'cross-entropy of all pixels, or of the hardest ones')
+DEFINE_number('ohem_fraction', 0.25, 'the share of the pixels that are the hardest, for --loss=ohem', 0.0001, 1)
+DEFINE_path('class_weights', '', "how much each class counts in the loss: 'balanced' or a file of a number a class")
 DEFINE_number('power', 0.9, 'of the poly learning rate')
 DEFINE_number('momentum', 0.9, 'of SGD', upper_bound=1)
 DEFINE_whole('grad_update_every', 1, 'iterations whose gradients are averaged for one update', lower_bound=1)
@@ -68,6 +73,7 @@ DEFINE_whole('input_width', 321, 'width of the training crops', lower_bound=17, 
 DEFINE_whole('num_classes', 21, 'classes', lower_bound=2, upper_bound=256)
 DEFINE_whole('ignore_label', IGNORE_LABEL, 'label value of pixels that do not count', -command_line.MOST_WHOLE)
 flags.DEFINE_boolean('random_scale', True, 'scale training images at random')
+DEFINE_pair('random_scale_range', None, 'random scales are uniform in it, such as 0.5,1.5; by default as --compat says')
 flags.DEFINE_boolean('random_mirror', True, 'mirror training images at random')
 flags.DEFINE_enum('channel_order', None, ['bgr', 'rgb'], "of the network's input; by default that of --compat")
 flags.DEFINE_list('img_mean', None, 'three numbers in the channel order, subtracted; by default those of --compat')

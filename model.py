@@ -13,7 +13,8 @@ from utils.image_reader import ImageReader
 from utils.net import compat, layers
 from utils.prediction import masks, metrics, scores
 from utils.system import command_line, memory, output_files, precision, runtime
-from utils.training import loop, losses, optimizer, run_folder
+from utils.system.errors import UserError
+from utils.training import class_weights, loop, losses, optimizer, run_folder
 from utils.weights import checkpoints, pretrained, run_settings
 
 SUMMARY_IMAGES = 4
@@ -28,7 +29,7 @@ class Model(object):
         self.conf = conf
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
-        self.train_bn = not conf.pretrain_file if conf.train_bn is None else conf.train_bn
+        self.train_bn = self._trains_bn()
         self.precision = precision.chosen(conf.mixed_precision)
 
     def logits(self, net, images):
@@ -57,11 +58,12 @@ class Model(object):
             output_files.make_dir(conf.logdir, 'logdir')
             output_files.check_file(conf.logfile, 'logfile')
             reader = self._reader('data_list', net_input)
+            weights_of_classes = class_weights.load(conf.class_weights, self.classes, reader.images, reader.labels,
+                                                    conf.num_threads)
             folder.check()
             tf.set_random_seed(conf.random_seed)
-            augmentation = augment.Augmentation((conf.input_height, conf.input_width), conf.random_scale,
-                                                conf.random_mirror, self.numerics.scales)
-            graph = self.training_graph(*reader.training_batch(conf.batch_size, augmentation))
+            images, labels = reader.training_batch(conf.batch_size, self._augmentation())
+            graph = self.training_graph(images, labels, weights_of_classes)
             with tf.Session(config=self._session_config()) as sess:
                 self._start(sess, graph, weights)
                 output_files.set_aside(conf.logfile, 'logfile')
@@ -109,18 +111,20 @@ class Model(object):
             return network.Deeplab_v2(images, **settings)
         return network.ResNet_segmentation(images, encoder_name=conf.encoder_name, **settings)
 
-    def training_graph(self, images, labels):
-        """The loop.TrainingGraph on images [N, H, W, 3] and labels [N, H, W, 1]."""
+    def training_graph(self, images, labels, weights_of_classes=None):
+        """The loop.TrainingGraph on images [N, H, W, 3] and labels [N, H, W, 1]; weights [num_classes] of the loss."""
         conf, align_corners = self.conf, self.numerics.align_corners
         net = self.network(images, phase=True, batch_norm='trained' if self.train_bn else 'frozen')
         logits = self.logits(net, images)
-        entropy = tf.add_n([losses.cross_entropy(one, labels, conf.num_classes, conf.ignore_label, align_corners)
-                            for one in logits])
+        weighting = losses.Weighting(weights_of_classes, conf.ohem_fraction if conf.loss == 'ohem' else 1.0)
+        entropy = tf.add_n([losses.cross_entropy(one, labels, conf.num_classes, conf.ignore_label, align_corners,
+                                                 weighting) for one in logits])
         decay = losses.weight_decay_loss(net.variables, conf.weight_decay)
         rate = tf.placeholder(tf.float32, [], 'learning_rate')
         settings = optimizer.Settings(conf.momentum, conf.grad_update_every, conf.weight_decay,
                                       FLOAT16_LOSS_SCALE if self.precision == 'float16' else 1.0)
-        update = optimizer.build_update(entropy, optimizer.rate_groups(net), rate, settings,
+        groups = optimizer.rate_groups(net, conf.decoder_rate, conf.freeze_encoder)
+        update = optimizer.build_update(entropy, groups, rate, settings,
                                         net.update_ops(conf.bn_decay), losses.decayed(net.variables))
         full_size = layers.resize(logits[0], tf.shape(images)[1:3], align_corners)
         return loop.TrainingGraph(
@@ -143,6 +147,23 @@ class Model(object):
         return net, full_size
 
     # parts -------------------------------------------------------------------------------------------------------
+
+    def _trains_bn(self):
+        """Whether batch norm is trained; UserError if --train_bn asks for it in an encoder that is not trained."""
+        conf = self.conf
+        if conf.freeze_encoder and conf.train_bn:
+            raise UserError('--freeze_encoder and --train_bn exclude each other: batch norm is in the encoder.')
+        return not (conf.pretrain_file or conf.freeze_encoder) if conf.train_bn is None else conf.train_bn
+
+    def _augmentation(self):
+        """The augment.Augmentation that the flags choose."""
+        conf = self.conf
+        chosen = augment.Augmentation((conf.input_height, conf.input_width), conf.random_scale, conf.random_mirror,
+                                      self.numerics.scales)
+        if not conf.random_scale_range:
+            return chosen
+        low, high = sorted(conf.random_scale_range)
+        return chosen._replace(scales=None, scale_range=(low, high))
 
     def _input(self, known):
         """The compat.Input that the flags choose; by default that of the weights, if it is known, or of the mode."""

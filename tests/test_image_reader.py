@@ -174,6 +174,8 @@ def test_scale_is_one_factor_for_both_sides(scales):
         assert abs(2 * height - width) <= 1
         assert 0 <= offset[0] <= max(height - 60, 0) and 0 <= offset[1] <= max(width - 250, 0)
     assert {placement.mirror for placement in drawn} == {True, False}
+    wider = [augment.draw(Augmentation((60, 250), scale_range=(2, 3)), 1, k, (100, 200)).scaled[0] for k in range(60)]
+    assert 200 <= min(wider) < 220 and 280 < max(wider) <= 300
     if scales:
         assert sizes == {50, 150}
     else:

@@ -11,10 +11,10 @@ ORDER, CHANGES = 0, 1  # streams of random numbers of one seed
 # mirroring; mirror: boolean, whether left and right are swapped.
 Placement = collections.namedtuple('Placement', 'scaled offset mirror')
 
-# random_scale, random_mirror: whether to; scales: those to choose from, None for uniform in [0.5, 1.5];
-# size: (h, w) of the crop.
-Augmentation = collections.namedtuple('Augmentation', 'size random_scale random_mirror scales')
-Augmentation.__new__.__defaults__ = (True, True, None)
+# size: (h, w) of the crop; random_scale, random_mirror: whether to; scales: those to choose from, None for uniform in
+# scale_range.
+Augmentation = collections.namedtuple('Augmentation', 'size random_scale random_mirror scales scale_range')
+Augmentation.__new__.__defaults__ = (True, True, None, (0.5, 1.5))
 
 
 def shuffled(seed, epoch, count):
@@ -31,7 +31,7 @@ def draw(augmentation, seed, k, size):
       size: (height, width) of the image.
 
     Returns:
-      A Placement: the scale uniform in [0.5, 1.5] or one of scales and the scaled size int(size * scale), the offset
+      A Placement: the scale uniform in scale_range or one of scales and the scaled size int(size * scale), the offset
       anywhere that the crop fits, mirrored at probability 0.5.
     """
     random = np.random.RandomState([CHANGES, seed, k])
@@ -39,7 +39,8 @@ def draw(augmentation, seed, k, size):
     scaled = np.array(size, np.int32)
     if augmentation.random_scale:
         scales = augmentation.scales
-        factor = np.float32(0.5 + scale if scales is None else scales[int(scale * len(scales))])
+        low, high = augmentation.scale_range
+        factor = np.float32(low + (high - low) * scale if scales is None else scales[int(scale * len(scales))])
         scaled = np.maximum((scaled.astype(np.float32) * factor).astype(np.int32), 1)
     room = np.maximum(scaled - augmentation.size, 0) + 1
     offset = (room * [row, column]).astype(np.int32)

@@ -47,6 +47,21 @@ class FiniteParser(flags.FloatParser):
         return value
 
 
+class PairParser(flags.ArgumentParser):
+    """Two positive finite numbers with a comma between them, as a list."""
+
+    def parse(self, argument):
+        if isinstance(argument, list):
+            return argument
+        try:
+            pair = [float(word) for word in argument.split(',')]
+        except ValueError:
+            pair = []
+        if len(pair) != 2 or not all(0 < number < MOST_NUMBER for number in pair):
+            raise ValueError('give two positive numbers, such as 0.5,1.5')
+        return pair
+
+
 def DEFINE_path(name, default, help, output=False):
     """Defines a flag whose value is a path.
 
@@ -64,6 +79,11 @@ def DEFINE_whole(name, default, help, lower_bound=0, upper_bound=MOST_WHOLE):
 def DEFINE_number(name, default, help, lower_bound=0, upper_bound=None):
     """Defines a flag whose value is a finite number."""
     flags.DEFINE(FiniteParser(lower_bound, upper_bound), name, default, help)
+
+
+def DEFINE_pair(name, default, help):
+    """Defines a flag whose value is a list of two positive numbers."""
+    flags.DEFINE(PairParser(), name, default, help, serializer=flags.ListSerializer(','))
 
 
 def DEFINE_list(name, default, help):

@@ -1,6 +1,13 @@
 """The training loss: cross-entropy over the valid pixels of each set of logits, and weight decay."""
 
+import collections
+
 import tensorflow.compat.v1 as tf
+
+# class_weights: a factor for each class, or None for 1; hard_fraction: the share of the valid pixels, those with the
+# highest loss, that count (online hard example mining, Shrivastava et al. 2016, by pixels).
+Weighting = collections.namedtuple('Weighting', 'class_weights hard_fraction')
+Weighting.__new__.__defaults__ = (None, 1.0)
 
 
 def prepare_label(label, new_size, align_corners=False):
@@ -22,23 +29,38 @@ def prepare_label(label, new_size, align_corners=False):
     return tf.squeeze(label, axis=[3])  # [N, h, w]
 
 
-def cross_entropy(logits, label, num_classes, ignore_label, align_corners=False):
+def cross_entropy(logits, label, num_classes, ignore_label, align_corners=False, weighting=None):
     """Mean softmax cross-entropy over the pixels of a class; 0, not NaN, where a batch has none.
 
     Args:
       logits: [N, h, w, num_classes].
       label: integer [N, H, W, 1]. ignore_label and values outside 0..num_classes-1 do not count.
       align_corners: how the label shrinks to the logits' size, see prepare_label.
+      weighting: a Weighting; the mean is then one weighted by the pixels' classes.
 
     Returns:
       A scalar.
     """
     small = prepare_label(label, tf.shape(logits)[1:3], align_corners)  # [N, h, w]
     valid = (small >= 0) & (small < num_classes) & tf.not_equal(small, ignore_label)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=tf.where(valid, small, tf.zeros_like(small)), logits=logits)  # [N, h, w]
+    target = tf.where(valid, small, tf.zeros_like(small))
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits)  # [N, h, w]
     weights = tf.cast(valid, tf.float32)
+    if weighting and weighting.hard_fraction < 1:
+        weights *= hardest(losses, valid, weighting.hard_fraction)
+    if weighting and weighting.class_weights is not None:
+        weights *= tf.gather(tf.constant(weighting.class_weights, tf.float32), target)
+        return tf.div_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
     return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+
+
+def hardest(losses, valid, fraction):
+    """1 for the share of the valid pixels with the highest losses, at least one pixel, otherwise 0: [N, h, w]."""
+    count = tf.reduce_sum(tf.cast(valid, tf.float32))
+    kept = tf.maximum(tf.cast(tf.ceil(count * fraction), tf.int32), 1)
+    masked = tf.where(valid, losses, tf.fill(tf.shape(losses), -1.0))  # a loss is not negative
+    least = tf.nn.top_k(tf.reshape(masked, [-1]), kept).values[-1]
+    return tf.stop_gradient(tf.cast(masked >= least, tf.float32))
 
 
 def decayed(variables):

@@ -15,8 +15,7 @@ Settings.__new__.__defaults__ = (1, 0.0, 1.0)
 # None. slots: the variables of the momentum. The sums of gradients are local variables, to be initialised.
 Update = collections.namedtuple('Update', 'accumulate apply slots')
 
-DECODER_WEIGHTS_RATE = 10.0
-DECODER_BIASES_RATE = 20.0
+DECODER_RATES = (10.0, 20.0)  # of the decoder's weights and biases, times the encoder's
 
 
 def poly(learning_rate, step, num_steps, power):
@@ -24,13 +23,14 @@ def poly(learning_rate, step, num_steps, power):
     return learning_rate * (1.0 - step / float(num_steps)) ** power
 
 
-def rate_groups(net):
-    """[(variables, multiplier of the rate)]: encoder, decoder weights, decoder biases."""
+def rate_groups(net, decoder_rates=DECODER_RATES, freeze_encoder=False):
+    """[(variables, multiplier of the rate)]: encoder, unless it is frozen, decoder weights, decoder biases."""
     weights, biases = zip(*net.decoder_variables)
     decoder = {v.op.name for v in weights + biases}
     trainable = {v.op.name for v in tf.trainable_variables()}
     encoder = [v for v in net.variables if v.op.name in trainable and v.op.name not in decoder]
-    return [(encoder, 1.0), (list(weights), DECODER_WEIGHTS_RATE), (list(biases), DECODER_BIASES_RATE)]
+    decoder_groups = [(list(weights), decoder_rates[0]), (list(biases), decoder_rates[1])]
+    return decoder_groups if freeze_encoder else [(encoder, 1.0)] + decoder_groups
 
 
 def build_update(loss, groups, learning_rate, settings, update_ops=(), decayed=()):
@@ -57,6 +57,8 @@ def build_update(loss, groups, learning_rate, settings, update_ops=(), decayed=(
         gradients, update_ops, zero = [s.read_value() for s in sums], (), sums
     by_variable = dict(zip([v.op.name for v in variables], gradients))
     for v in decayed:
+        if v.op.name not in by_variable:  # of a frozen encoder
+            continue
         by_variable[v.op.name] = decay(v, by_variable[v.op.name], settings.weight_decay)
     optimizers = [tf.train.MomentumOptimizer(learning_rate * multiplier, settings.momentum) for _, multiplier in groups]
 

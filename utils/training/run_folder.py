@@ -22,8 +22,9 @@ DECIDING = (
     'num_steps', 'random_seed', 'weight_decay', 'learning_rate', 'power', 'momentum', 'grad_update_every',
     'encoder_name', 'dilated_type', 'compat', 'pretrain_file', 'restore_decoder', 'train_bn', 'bn_decay', 'data_list',
     'data_dir', 'batch_size', 'input_height', 'input_width', 'num_classes', 'ignore_label', 'random_scale',
-    'random_mirror', 'channel_order', 'img_mean', 'palette', 'mixed_precision')
-PATHS = ('data_list', 'data_dir', 'pretrain_file', 'palette')
+    'random_mirror', 'random_scale_range', 'decoder_rate', 'freeze_encoder', 'loss', 'ohem_fraction', 'class_weights',
+    'channel_order', 'img_mean', 'palette', 'mixed_precision')
+PATHS = ('data_list', 'data_dir', 'pretrain_file', 'palette', 'class_weights')
 
 
 def deciding(conf, model_name):

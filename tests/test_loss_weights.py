@@ -1,0 +1,100 @@
+"""Weights of classes and hard pixels in the loss, a frozen encoder and the decoder's rates, against numpy."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from PIL import Image
+
+from model import Model
+from utils.data.palette import load_classes
+from utils.system import command_line
+from utils.system.errors import UserError
+from utils.training import class_weights, losses, optimizer
+
+
+def example():
+    """Logits [2, 4, 5, 3] and labels [2, 4, 5, 1] with some that do not count; the pixels' losses, valid or not."""
+    random = np.random.RandomState(0)
+    logits = random.randn(2, 4, 5, 3).astype(np.float32)
+    label = random.randint(0, 3, (2, 4, 5, 1))
+    label[0, 0], label[1, 1, :2] = 255, 7
+    valid = label[..., 0] < 3
+    log_softmax = logits - np.log(np.exp(logits).sum(axis=3, keepdims=True))
+    picked = -np.take_along_axis(log_softmax, np.where(label < 3, label, 0), axis=3)[..., 0]
+    return logits, label, picked, valid
+
+
+def computed(logits, label, weighting):
+    with tf.Graph().as_default(), tf.Session() as sess:
+        return sess.run(losses.cross_entropy(tf.constant(logits), tf.constant(label), 3, 255, weighting=weighting))
+
+
+def test_class_weights():
+    logits, label, pixels, valid = example()
+    factors = np.array([0.5, 0.0, 3.0])
+    weights = np.where(valid, factors[np.where(valid, label[..., 0], 0)], 0)
+    found = computed(logits, label, losses.Weighting(factors))
+    np.testing.assert_allclose(found, (weights * pixels).sum() / weights.sum(), rtol=1e-5)
+    assert computed(logits, np.full_like(label, 255), losses.Weighting(factors)) == 0
+
+
+@pytest.mark.parametrize('fraction', [0.01, 0.25, 0.7])
+def test_hard_pixels(fraction):
+    logits, label, pixels, valid = example()
+    hardest = np.sort(pixels[valid])[::-1][:max(1, int(np.ceil(fraction * valid.sum())))]
+    np.testing.assert_allclose(computed(logits, label, losses.Weighting(None, fraction)), hardest.mean(), rtol=1e-5)
+    assert computed(logits, np.full_like(label, 255), losses.Weighting(None, fraction)) == 0
+
+
+def test_all_weights_1_change_nothing():
+    logits, label, pixels, valid = example()
+    for weighting in (None, losses.Weighting(), losses.Weighting(np.ones(3))):
+        np.testing.assert_allclose(computed(logits, label, weighting), pixels[valid].mean(), rtol=1e-5)
+
+
+def test_balanced_weights(tmp_path):
+    np.testing.assert_allclose(class_weights.balanced([60, 30, 0, 10]), [0.5, 1, 1, 3])
+    paths = str(tmp_path / 'image.png'), str(tmp_path / 'label.png')
+    Image.new('RGB', (10, 10)).save(paths[0])
+    label = np.zeros([10, 10], np.uint8)
+    label[:3], label[3] = 1, 255
+    Image.fromarray(label).save(paths[1])
+    found = class_weights.load('balanced', load_classes(3), [paths[0]], [paths[1]], 1)
+    np.testing.assert_allclose(found, [0.75, 1.5, 1])
+    assert class_weights.load('', load_classes(3), [], [], 1) is None
+
+
+@pytest.mark.parametrize('text, words', [
+    ('1 2', 'give 3 numbers'), ('1 2 -3', 'none negative'), ('0 0 0', 'not all 0'), ('1 2 nan', 'give 3'),
+    ('a b c', 'file of numbers'), (None, 'No such file'),
+])
+def test_bad_class_weights(tmp_path, text, words):
+    path = tmp_path / 'weights.txt'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match='--class_weights=.*weights.txt') as error:
+        class_weights.read(str(path), 3)
+    assert words in str(error.value)
+    path.write_text('1\n2.5\n0\n')
+    np.testing.assert_array_equal(class_weights.read(str(path), 3), [1, 2.5, 0])
+
+
+def test_a_frozen_encoder_and_the_decoders_rates(settings, narrow):
+    narrow({'res50': (1, 1, 1, 1)})
+    with tf.Graph().as_default():
+        model = Model(settings(encoder_name='res50', num_classes=3, freeze_encoder=True, decoder_rate=[3.0, 5.0]))
+        graph = model.training_graph(tf.zeros([1, 33, 33, 3]), tf.zeros([1, 33, 33, 1], tf.int32))
+        groups = optimizer.rate_groups(graph.net, [3.0, 5.0], freeze_encoder=True)
+    assert [rate for _, rate in groups] == [3, 5]
+    assert {v.op.name.split('/')[0] for v in graph.update.slots} == {'decoder'} and len(graph.update.slots) == 8
+    assert not model.train_bn
+    with pytest.raises(UserError, match='--freeze_encoder and --train_bn'):
+        Model(settings(freeze_encoder=True, train_bn=True))
+
+
+@pytest.mark.parametrize('text', ['1', '1,2,3', '0,1', '-1,1', 'a,b', 'nan,1', '1,inf', ''])
+def test_pairs(text):
+    parser = command_line.PairParser()
+    with pytest.raises(ValueError, match='two positive numbers'):
+        parser.parse(text)
+    assert parser.parse('0.5,1.5') == [0.5, 1.5]
