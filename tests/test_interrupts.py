@@ -27,9 +27,10 @@ def test_the_first_signal_is_kept(number, capsys):
 def test_the_second_signal_ends_the_process_while_native_code_runs():
     """Two signals while a native function computes for hours, during which no Python handler runs."""
     code = ('import hashlib, os, signal, threading\nfrom utils.system import interrupts\n'
-            'for seconds, number in (0.2, signal.SIGINT), (0.4, signal.SIGTERM):\n'
-            '    threading.Timer(seconds, os.kill, (os.getpid(), number)).start()\n'
-            'with interrupts.deferred():\n    hashlib.pbkdf2_hmac("sha256", b"", b"", 2 ** 31 - 1)\nprint("on")')
+            'with interrupts.deferred():\n'
+            '    for seconds, number in (0.2, signal.SIGINT), (0.4, signal.SIGTERM):\n'
+            '        threading.Timer(seconds, os.kill, (os.getpid(), number)).start()\n'
+            '    hashlib.pbkdf2_hmac("sha256", b"", b"", 2 ** 31 - 1)\nprint("on")')
     process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.returncode == 128 + signal.SIGTERM and process.stdout == b'' and b'stopping' in process.stderr
 
