@@ -132,7 +132,8 @@ class DilatedResNet(object):
         """Weights [3, 3, depth_in, num_classes] and biases [num_classes]."""
         weights_start, biases_start = None, None
         if self.numerics.gaussian_aspp:
-            weights_start, biases_start = tf.initializers.random_normal(stddev=0.01), tf.initializers.zeros()
+            weights_start = tf.initializers.random_normal(stddev=0.01, seed=layers.seed_of(scope))
+            biases_start = tf.initializers.zeros()
         return (layers.variable(scope + '/weights', [3, 3, depth_in, self.num_classes], weights_start),
                 layers.variable(scope + '/biases', [self.num_classes], biases_start))
 

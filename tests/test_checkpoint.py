@@ -14,7 +14,7 @@ from utils import checkpoint
 from utils.net.blocks import BLOCKS
 from utils.net.compat import COMPAT, Input
 from utils.system.command_line import run
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted
 from utils.weights import checkpoints, made_for, pretrained, weight_files, weight_names
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -100,7 +100,7 @@ def assert_sentence(error, *words):
     text = str(error)
     assert '\n' not in text and text.endswith('.')
     for word in words:
-        assert word in text, '%r lacks %r' % (text, word)
+        assert word in text or quoted(word) in text, '%r lacks %r' % (text, word)
 
 
 # Names.

@@ -1,13 +1,20 @@
 """The layers of the network: variables by their full names, frozen or trained batch norm, pooling, resizing."""
 
+import zlib
+
 import tensorflow.compat.v1 as tf
+
+
+def seed_of(name):
+    """The seed of a variable's random values beside the graph's own: by default it would depend on all ops before."""
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
 def variable(name, shape, initializer=None, trainable=True):
     """A float32 variable; Glorot's uniform unless an initializer is given, as the original's."""
     # A resource variable's readers keep the value of before an update, so that no gradient can see a weight
     # that the same step has already changed.
-    return tf.get_variable(name, shape, tf.float32, initializer or tf.glorot_uniform_initializer(),
+    return tf.get_variable(name, shape, tf.float32, initializer or tf.glorot_uniform_initializer(seed_of(name)),
                            trainable=trainable, use_resource=True)
 
 
