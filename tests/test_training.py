@@ -149,7 +149,7 @@ def test_gradients_read_the_weights_of_before_the_update():
 
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(inter_op_parallelism_threads=4)) as sess:
         encoder, decoder = [layers.variable(name, [3, 3], tf.initializers.ones()) for name in ('encoder', 'decoder')]
-        loss = tf.reduce_sum(decode(tf.matmul(tf.ones([1, 3]), encoder), decoder))
+        loss = tf.nn.l2_loss(decode(tf.matmul(tf.ones([1, 3]), encoder), decoder))  # gradients begin after all reads
         rate, settings = tf.constant(1.0), optimizer.Settings(momentum=0.0)
         first = optimizer.build_update(loss, [([decoder], 10.0)], rate, settings).apply
         with tf.control_dependencies([first]):
@@ -157,8 +157,8 @@ def test_gradients_read_the_weights_of_before_the_update():
         second = optimizer.build_update(loss, [([encoder], 1.0)], rate, settings).apply
         sess.run(tf.global_variables_initializer())
         sess.run([second, told])
-        np.testing.assert_array_equal(sess.run(decoder), np.full([3, 3], 1 - 10 * 3))
-        np.testing.assert_array_equal(sess.run(encoder), np.full([3, 3], 1 - 3))
+        np.testing.assert_array_equal(sess.run(decoder), np.full([3, 3], 1 - 10 * 27))
+        np.testing.assert_array_equal(sess.run(encoder), np.full([3, 3], 1 - 27))
 
 
 @pytest.mark.parametrize('every', [1, 2])
