@@ -58,9 +58,9 @@ class Model(object):
             output_files.make_dir(conf.logdir, 'logdir')
             output_files.check_file(conf.logfile, 'logfile')
             reader = self._reader('data_list', net_input)
+            folder.check()
             weights_of_classes = class_weights.load(conf.class_weights, self.classes, reader.images, reader.labels,
                                                     conf.num_threads)
-            folder.check()
             tf.set_random_seed(conf.random_seed)
             images, labels = reader.training_batch(conf.batch_size, self._augmentation())
             graph = self.training_graph(images, labels, weights_of_classes)

@@ -11,7 +11,7 @@ from utils.net.compat import Input
 from utils.system.errors import UserError
 from utils.training import run_folder
 from utils.training.run_folder import RunFolder
-from utils.weights import checkpoints, run_settings
+from utils.weights import checkpoints, run_settings, weight_files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BGR = Input('bgr', (1.0, 2.5, 3.0))
@@ -125,3 +125,11 @@ def test_a_folder_that_vanishes_is_reported(tmp_path):
             assert os.path.exists(path + '.index')
         except UserError as error:
             assert '--modeldir' in str(error)
+
+
+def test_damaged_settings_are_reported_as_such_when_the_checkpoint_is_opened(tmp_path):
+    save_steps(make_folder(tmp_path), [3])
+    (tmp_path / 'settings.json').write_text('{')
+    with pytest.raises(UserError) as error:
+        weight_files.open_checkpoint(str(tmp_path / 'model.ckpt-3'))
+    assert 'settings.json is damaged' in str(error.value) and 'copy or download' not in str(error.value)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 
-from utils.data.regular_files import find_missing, read_file
+from utils.data.regular_files import find_missing, read_file, text_lines
 from utils.system import output_files
 from utils.system.errors import UserError, quoted
 
@@ -147,11 +147,10 @@ def read_lines(path):
     """
     data = read_file(path)
     try:
-        text = data.decode('utf-8-sig')
+        return text_lines(data)
     except UnicodeDecodeError as error:
         raise UserError('list %s, line %d: not UTF-8 text; save the list as UTF-8.' % (
             quoted(path), data.count(b'\n', 0, error.start) + 1))
-    return text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
 
 
 def _list_lines(data_list):

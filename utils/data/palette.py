@@ -6,7 +6,7 @@ from collections import namedtuple
 import numpy as np
 
 from utils.data import cityscapes_labels
-from utils.data.regular_files import read_file
+from utils.data.regular_files import read_file, text_lines
 from utils.system.errors import UserError, quoted
 
 MAX_CLASSES = 256
@@ -98,14 +98,14 @@ def load_palette(spec, num_classes):
 def read_palette_file(path):
     """The lines of a palette file, a list of (name, (r, g, b))."""
     try:
-        text = read_file(path, MAX_PALETTE_BYTES).decode('utf-8-sig')
+        lines = text_lines(read_file(path, MAX_PALETTE_BYTES))
     except OSError as error:
         raise UserError("--palette=%s: neither 'voc' nor 'cityscapes', and as a file: %s." % (
             quoted(path), error.strerror))
     except UnicodeDecodeError:
         raise UserError('palette %s is not UTF-8 text.' % quoted(path))
     classes, line_of = [], {}
-    for number, line in enumerate(text.replace('\r\n', '\n').replace('\r', '\n').split('\n'), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith('#'):
             continue
         where = 'palette %s, line %d' % (quoted(path), number)

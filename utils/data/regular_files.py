@@ -33,6 +33,11 @@ def read_file(path, most_bytes=MAX_BYTES):
         raise OSError(errno.EINVAL, 'no file can have this name', path)
 
 
+def text_lines(data):
+    """The lines of a UTF-8 file's bytes, whatever ends them; UnicodeDecodeError if they are not UTF-8."""
+    return data.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n').split('\n')
+
+
 def is_regular(path):
     """Whether there is a regular file of this name."""
     try:

@@ -39,6 +39,8 @@ def open_checkpoint(prefix):
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
         compat, network_input = origin_of(prefix, shapes, reader)
         shapes.pop(made_for.NAME, None)
+    except UserError:  # of the settings beside it, which name themselves
+        raise
     except READ_ERRORS as error:
         raise damaged(prefix, error)
 
