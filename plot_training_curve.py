@@ -1,5 +1,7 @@
-"""Draws the loss over the training steps from the log that training writes, a `step, loss` on each line."""
+"""Draws loss, learning rate and mean IoU over the training steps of one or several runs, from what training logs."""
 
+import csv
+import io
 import os
 import re
 import sys
@@ -7,6 +9,7 @@ import sys
 import numpy as np
 from absl import flags
 
+from utils.data.regular_files import is_regular, read_file
 from utils.system import command_line
 from utils.system.errors import UserError, quoted
 from utils.system.output_files import check_figure, save_figure
@@ -14,46 +17,85 @@ from utils.system.output_files import check_figure, save_figure
 FLAGS = flags.FLAGS
 
 LINE = re.compile(r'\s*(\d{1,15})\s*,\s*(\S+)\s*$')
+METRICS = 'metrics.csv'
+NEEDED = ('step', 'total')
+SERIES = NEEDED + ('learning_rate', 'mean_iou')
+PANELS = (('total', 'loss', 3), ('learning_rate', 'learning rate', 1.7), ('mean_iou', 'mean IoU (%)', 2.4))  # inches
+FEW = 50  # points that each get a marker
 
 
-def parse_line(line):
-    """(step, loss) of one line, or None if it is not `step, loss`."""
+def parse_line(path, number, line):
+    """[step, loss] of a line of a log.txt; UserError if it is not `step, loss`."""
     match = LINE.match(line)
     try:
-        return match and (int(match.group(1)), float(match.group(2)))
-    except ValueError:
-        return None
+        return [int(match.group(1)), float(match.group(2))]
+    except (AttributeError, ValueError):  # no match, or a loss that is not a number
+        raise UserError("log '%s', line %d is not `step, loss`: '%s'." % (
+            quoted(path), number, quoted(line.strip()[:60])))
 
 
-def read_log(path):
-    """Reads a log; where a run was resumed or restarted, its later lines replace the earlier ones.
+def parse_row(header, row):
+    """The values of SERIES in a row of a metrics.csv, nan where it has none; ValueError says what is wrong with it."""
+    if len(row) != len(header):
+        raise ValueError('the number of columns is %d, not %d' % (len(row), len(header)))
+    values = {}
+    for name, text in zip(header, row):
+        try:
+            values[name] = float(text if text or name in NEEDED else 'nan')
+        except ValueError:
+            raise ValueError("'%s' in the column '%s' is not a number" % (quoted(text[:40]), quoted(name[:40])))
+    if not (0 <= values['step'] < 1e15 and values['step'].is_integer()):
+        raise ValueError('%s is no number of a step' % values['step'])
+    return [values.get(name, np.nan) for name in SERIES]
+
+
+def read_rows(path, lines):
+    """The values of SERIES in each row of a metrics.csv; a last line that training is still writing is left out."""
+    reader = csv.reader(line for line in lines if line.endswith('\n'))
+    try:
+        header = next(reader, NEEDED)
+        missing = [name for name in NEEDED if name not in header]
+        if missing:
+            raise ValueError("no column '%s'" % missing[0])
+        return [parse_row(header, row) for row in reader if row]
+    except (csv.Error, ValueError) as error:
+        raise UserError("metrics '%s', line %d: %s; correct it or give --logfile another log." % (
+            quoted(path), reader.line_num, error))
+
+
+def read_run(path):
+    """Reads a log.txt, a metrics.csv (known by its header) or that of a folder.
+
+    Where a run was resumed or restarted, its later lines replace the earlier ones.
 
     Returns:
-      steps, increasing, and losses: int64 [n] and float64 [n], n > 0.
+      a dict from SERIES to float64 [n], n > 0; steps increase, and what the file does not have is nan.
 
     Raises:
-      UserError: the file is missing or empty, a line is not `step, loss`, or no loss is finite.
+      UserError: the file is missing or empty, a line or column is not as it should be, or no loss is finite.
     """
-    if not os.path.isfile(path):
-        raise UserError("log '%s' is not a file: give --logfile the log of a training run." % quoted(path))
+    file = next(filter(is_regular, (path, os.path.join(path, METRICS))), None)
+    if file is None:
+        raise UserError("log '%s' is not a file, nor a folder with a %s: give --logfile the log or the --modeldir of a "
+                        'training run.' % (quoted(path), METRICS))
+    lines = list(io.StringIO(read_file(file).decode('utf-8-sig', 'replace'), newline=''))
+    if lines and set(NEEDED) & set(lines[0].strip().split(',')):
+        rows = read_rows(file, lines)
+    else:
+        rows = [parse_line(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     points = []
-    with open(path, encoding='utf-8', errors='replace') as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            point = parse_line(line)
-            if point is None:
-                raise UserError("log '%s', line %d is not `step, loss`: '%s'." % (
-                    quoted(path), number, quoted(line.strip()[:60])))
-            while points and points[-1][0] >= point[0]:
-                points.pop()
-            points.append(point)
+    for row in rows:
+        while points and points[-1][0] >= row[0]:
+            points.pop()
+        points.append(row + [np.nan] * (len(SERIES) - len(row)))
     if not points:
-        raise UserError("log '%s' is empty: wait until training has written a line." % quoted(path))
-    steps, losses = zip(*points)
-    if not np.isfinite(losses).any():
-        raise UserError("log '%s' has no finite loss to draw: training has diverged." % quoted(path))
-    return np.array(steps), np.array(losses)
+        raise UserError("log '%s' is empty: wait until training has written a line." % quoted(file))
+    values = np.array(points, np.float64)
+    values[np.abs(np.nan_to_num(values)) > command_line.MOST_NUMBER] = np.nan  # matplotlib fails near 1e308
+    run = dict(zip(SERIES, values.T))
+    if not np.isfinite(run['total']).any():
+        raise UserError("log '%s' has no finite loss to draw: training has diverged." % quoted(file))
+    return run
 
 
 def moving_average(values, window):
@@ -65,35 +107,95 @@ def moving_average(values, window):
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
 
 
-def draw(steps, losses, window):
-    """A matplotlib Figure of the raw and the smoothed loss."""
-    from matplotlib.figure import Figure
+def best_score(run):
+    """(mean IoU in percent, step) of a run's best validation, None if it has none."""
+    scored = np.isfinite(run['mean_iou'])
+    row = np.argmax(np.where(scored, run['mean_iou'], -1))
+    return (100 * run['mean_iou'][row], run['step'][row]) if scored.any() else None
 
-    figure = Figure(figsize=(8, 5))
-    axes = figure.add_subplot(1, 1, 1)
-    marker = '.' if len(steps) < 50 else None
-    axes.plot(steps, losses, color='C0', alpha=0.3, linewidth=0.8, marker=marker, label='loss')
-    if window > 1:
-        axes.plot(steps, moving_average(losses, window), color='C0', linewidth=1.8,
-                  label='mean of %d' % window)
-    axes.set(xlabel='training step', ylabel='loss')
-    axes.grid(alpha=0.3)
-    axes.legend()
+
+def best_text(run):
+    """What is said about a run's best validation; '' if it has none."""
+    return ', best mean IoU %.2f%% at step %d' % best_score(run) if best_score(run) else ''
+
+
+def make_panels(runs):
+    """A Figure and its panels, a dict from names of SERIES to Axes: one for each of PANELS that a run has data for."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    shown = [panel for panel in PANELS if any(np.isfinite(run[panel[0]]).any() for run in runs)]
+    names, labels, heights = zip(*shown)
+    figure = Figure(figsize=(9, 1.3 + sum(heights) + 0.2 * len(runs)))
+    rows = figure.subplots(len(shown), 1, sharex=True, squeeze=False, gridspec_kw={'height_ratios': heights})[:, 0]
+    for axes, label in zip(rows, labels):
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        for side in 'top', 'right':
+            axes.spines[side].set_visible(False)
+    rows[-1].set_xlabel('training step')
+    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
+    rows[-1].xaxis.set_major_formatter('{x:,.0f}')
+    return figure, dict(zip(names, rows))
+
+
+def draw_run(panels, run, label, window, color, width):
+    """Draws a run, the curve of its rate `width` points wide; the legend gives label to its loss."""
+    steps, marker = run['step'], '.' if len(run['step']) < FEW else None
+    panels['total'].plot(steps, run['total'], color=color, linewidth=0.8, alpha=0.3)
+    panels['total'].plot(steps, moving_average(run['total'], window), color=color, linewidth=1.8, zorder=3,
+                         marker=marker, label=label)
+    if 'learning_rate' in panels:
+        panels['learning_rate'].plot(steps, run['learning_rate'], color=color, linewidth=width, marker=marker)
+    if best_score(run):
+        scored, (best, step) = np.isfinite(run['mean_iou']), best_score(run)
+        panels['mean_iou'].plot(steps[scored], 100 * run['mean_iou'][scored], color=color, linewidth=1.8,
+                                marker='.' if scored.sum() < FEW else None)
+        panels['mean_iou'].plot(step, best, '*', color=color, markersize=13, markeredgecolor='black', zorder=4)
+
+
+def draw(runs, labels, smooth):
+    """A matplotlib Figure of runs and their names; smooth: rows in the moving average, None for a fortieth of all."""
+    from matplotlib import cm
+
+    figure, panels = make_panels(runs)
+    count = len(runs)
+    colors = cm.tab10.colors if count <= 10 else cm.turbo(np.linspace(0, 1, count))
+    widths = np.linspace(3.6 if count > 1 else 1.8, 1.8, count)  # of runs with equal rates each one shows
+    for run, label, color, width in zip(runs, labels, colors, widths):
+        length = len(run['step'])
+        window = min(smooth or max(1, length // 40), length)
+        text = ' ' + quoted(label).replace('$', r'\$')  # no formula, nor a name that matplotlib hides for its first _
+        text += (', loss: mean of %d' % window if window > 1 else '') + best_text(run)
+        draw_run(panels, run, text, window, color, width)
+    panels['total'].legend(loc='lower left', bbox_to_anchor=(0, 1.02), borderaxespad=0, frameon=False, fontsize='small')
+    if 'learning_rate' in panels:
+        panels['learning_rate'].ticklabel_format(axis='y', scilimits=(-2, 3), useMathText=True, useOffset=False)
+        panels['learning_rate'].set_ylim(bottom=0)
+    figure.align_ylabels()
     figure.tight_layout()
     return figure
 
 
 def main():
+    default = os.path.join('model', METRICS)
+    paths = FLAGS.logfile or [default if os.path.exists(default) else 'log.txt']
+    labels = paths if FLAGS.labels is None else FLAGS.labels
+    if len(labels) != len(paths):
+        raise UserError('the number of --labels is %d, of logs %d: give a name for each log.' % (
+            len(labels), len(paths)))
     check_figure(FLAGS.output, 'output')
-    steps, losses = read_log(FLAGS.logfile)
-    window = FLAGS.smooth or max(1, len(steps) // 40)
-    save_figure(draw(steps, losses, min(window, len(steps))), FLAGS.output)
-    print('The curve of %d losses, steps %d to %d, is saved in %s' % (
-        len(steps), steps[0], steps[-1], FLAGS.output))
+    runs = [read_run(os.path.expanduser(path)) for path in paths]
+    save_figure(draw(runs, labels, FLAGS.smooth), FLAGS.output)
+    for path, run in zip(paths, runs):
+        print('The curve of %d losses, steps %d to %d%s, from %s is saved in %s' % (
+            len(run['step']), run['step'][0], run['step'][-1], best_text(run), quoted(path), FLAGS.output))
 
 
 if __name__ == '__main__':
-    command_line.DEFINE_path('logfile', 'log.txt', 'log of a training run, a `step, loss` on each line')
+    flags.DEFINE_list('logfile', None, 'logs of training runs, with commas between them: each a log.txt, a metrics.csv '
+                      'or a --modeldir; by default model/metrics.csv if it exists, otherwise log.txt')
+    flags.DEFINE_list('labels', None, "the runs' names in the legend, with commas between them; by default their paths")
     command_line.DEFINE_path('output', 'training_curve.png', 'figure to write; its suffix chooses the format',
                              output=True)
     command_line.DEFINE_whole('smooth', None, 'lines in the moving average; by default a fortieth of all lines', 1)
