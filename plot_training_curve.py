@@ -22,6 +22,7 @@ NEEDED = ('step', 'total')
 SERIES = NEEDED + ('learning_rate', 'mean_iou')
 PANELS = (('total', 'loss', 3), ('learning_rate', 'learning rate', 1.7), ('mean_iou', 'mean IoU (%)', 2.4))  # inches
 FEW = 50  # points that each get a marker
+LONGEST_NAME = 45  # characters of a run's name in the legend
 
 
 def parse_line(path, number, line):
@@ -134,7 +135,7 @@ def make_panels(runs):
         for side in 'top', 'right':
             axes.spines[side].set_visible(False)
     rows[-1].set_xlabel('training step')
-    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
+    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
     rows[-1].xaxis.set_major_formatter('{x:,.0f}')
     return figure, dict(zip(names, rows))
 
@@ -161,11 +162,12 @@ def draw(runs, labels, smooth):
     figure, panels = make_panels(runs)
     count = len(runs)
     colors = cm.tab10.colors if count <= 10 else cm.turbo(np.linspace(0, 1, count))
-    widths = np.linspace(3.6 if count > 1 else 1.8, 1.8, count)  # of runs with equal rates each one shows
+    widths = np.linspace(3.2 if count > 1 else 1.8, 1.8, count)  # of runs with equal rates each one shows
     for run, label, color, width in zip(runs, labels, colors, widths):
         length = len(run['step'])
         window = min(smooth or max(1, length // 40), length)
-        text = ' ' + quoted(label).replace('$', r'\$')  # no formula, nor a name that matplotlib hides for its first _
+        name = label if len(label) <= LONGEST_NAME else '...' + label[3 - LONGEST_NAME:]
+        text = ' ' + quoted(name).replace('$', r'\$')  # no formula, nor a name that matplotlib hides for its first _
         text += (', loss: mean of %d' % window if window > 1 else '') + best_text(run)
         draw_run(panels, run, text, window, color, width)
     panels['total'].legend(loc='lower left', bbox_to_anchor=(0, 1.02), borderaxespad=0, frameon=False, fontsize='small')

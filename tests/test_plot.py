@@ -246,6 +246,7 @@ def test_legend_names_every_run_and_its_best_score(tmp_path):
     star = figure.axes[2].lines[1]
     assert star.get_marker() == '*' and list(star.get_xdata()) == [40] and list(star.get_ydata()) == [50]
     assert len({line.get_color() for line in figure.axes[0].lines}) == 3
+    assert legend_of(draw([log], ['/home/' + 60 * 'W' + '/model'], None)) == [' ...' + 36 * 'W' + '/model']
 
 
 def test_runs_beyond_ten_have_colours_of_their_own(tmp_path):
@@ -282,3 +283,10 @@ def test_extreme_numbers_are_drawn(tmp_path):
     for logs in 'log.txt', 'm.csv', 'one.txt', 'log.txt,m.csv,one.txt':
         code, _, err = plot(tmp_path, '--logfile=' + logs, '--smooth=2')
         assert (code, err) == (0, '')
+
+
+def test_ticks_of_a_single_step_are_whole(tmp_path):
+    write_log(tmp_path, ['3, 1.5'])
+    ticks = draw([read_run(str(tmp_path / 'log.txt'))], ['a'], None).axes[0].get_xticks()
+    assert 3 in ticks
+    np.testing.assert_array_equal(ticks % 1, 0)
