@@ -12,7 +12,7 @@ from absl import flags
 from utils.data.palette import IGNORE_LABEL
 from utils.net import compat
 from utils.system import command_line, runtime
-from utils.system.command_line import DEFINE_list, DEFINE_number, DEFINE_pair, DEFINE_path, DEFINE_whole
+from utils.system.command_line import DEFINE_list, DEFINE_number, DEFINE_pair, DEFINE_path, DEFINE_step, DEFINE_whole
 
 FLAGS = flags.FLAGS
 SAMPLE_FLAGS = os.path.join('dataset', 'sample.flags')
@@ -27,6 +27,8 @@ flags.DEFINE_enum('option', 'train', ['train', 'test', 'predict', 'check'],
 DEFINE_whole('num_steps', 20000, 'iterations to train', lower_bound=1)
 DEFINE_whole('save_interval', 1000, 'iterations between checkpoints', lower_bound=1)
 DEFINE_whole('max_to_keep', 5, 'newest checkpoints to keep; 0 keeps all')
+flags.DEFINE_enum('resume', 'auto', ['auto', 'never', 'must'], 'whether to go on from the newest checkpoint of '
+                  '--modeldir: if the settings are the same, never, or whatever they were')
 DEFINE_whole('random_seed', 1234, 'seed of initial weights, order and augmentation; 0 to 2^31 - 1')
 DEFINE_number('weight_decay', 0.0005, 'factor of the L2 loss of the weights')
 DEFINE_number('learning_rate', 2.5e-4, 'initial learning rate')
@@ -51,13 +53,14 @@ DEFINE_list('data_list', './dataset/train.txt', 'training list: an image and its
             "this repo's dataset/ names is found there if it is not in the working folder")
 
 # validation
-DEFINE_whole('valid_step', None, 'checkpoint to test; by default the newest')
+DEFINE_whole('valid_interval', 0, 'iterations between validations while training; 0 for none')
+DEFINE_step('valid_step', None, "checkpoint to test, or 'best' by --valid_interval's scores; by default the newest")
 DEFINE_whole('valid_num_steps', None, 'images to test; by default the whole list', lower_bound=1)
 DEFINE_list('valid_data_list', './dataset/val.txt', 'validation list')
 
 # prediction
 DEFINE_path('out_dir', 'output', 'folder of predictions and metrics', output=True)
-DEFINE_whole('test_step', None, 'checkpoint to predict with; by default the newest')
+DEFINE_step('test_step', None, "checkpoint to predict with, or 'best'; by default the newest")
 DEFINE_whole('test_num_steps', None, 'images to predict; by default the whole list', lower_bound=1)
 DEFINE_list('test_data_list', './dataset/val.txt', 'prediction list; labels are not read')
 flags.DEFINE_boolean('visual', True, 'write coloured masks too')

@@ -1,5 +1,7 @@
 """Training, testing and predicting with one network; what multi-scale changes is one method of Model."""
 
+import contextlib
+import functools
 import os
 
 import numpy as np
@@ -14,8 +16,9 @@ from utils.net import compat, layers
 from utils.prediction import masks, metrics, scores
 from utils.system import command_line, memory, output_files, precision, runtime
 from utils.system.errors import UserError
-from utils.training import class_weights, loop, losses, optimizer, run_folder
-from utils.weights import checkpoints, pretrained, run_settings
+from utils.training import class_weights, loop, losses, optimizer, records, run_folder
+from utils.training.start import Start
+from utils.weights import checkpoints, run_settings
 
 SUMMARY_IMAGES = 4
 FLOAT16_LOSS_SCALE = 128.0
@@ -47,39 +50,43 @@ class Model(object):
     # what to do --------------------------------------------------------------------------------------------------
 
     def train(self):
-        """Trains from random or pre-trained weights for num_steps + 1 steps, the last at rate 0."""
+        """Trains up to step num_steps, whose rate is 0, from the newest checkpoint or from step 0."""
         conf = self.conf
-        weights = pretrained.open_pretrained(conf.pretrain_file, conf.encoder_name) if conf.pretrain_file else None
-        net_input = self._input(weights.input if weights else None)
-        if weights and weights.input:
-            print(pretrained.describe_input(weights.input, net_input))
-        folder = run_folder.RunFolder(conf.modeldir, run_folder.deciding(conf, type(self).__name__), net_input)
+        folder = run_folder.RunFolder(conf.modeldir, run_folder.deciding(conf, type(self).__name__))
         with folder.locked(), tf.Graph().as_default():
             output_files.make_dir(conf.logdir, 'logdir')
             output_files.check_file(conf.logfile, 'logfile')
+            start = Start(conf, folder)
+            log = records.Records(conf, folder.run_id, self.classes)
+            log.read(start.step)
+            if start.finished(log.mean_iou):
+                return
+            net_input = self._input(start.input)
             reader = self._reader('data_list', net_input)
-            folder.check()
+            reports = loop.Reports(folder, log, lambda pictures: self._panel(pictures, net_input),
+                                   self._validation(net_input))
             weights_of_classes = class_weights.load(conf.class_weights, self.classes, reader.images, reader.labels,
                                                     conf.num_threads)
             tf.set_random_seed(conf.random_seed)
             images, labels = reader.training_batch(conf.batch_size, self._augmentation())
             graph = self.training_graph(images, labels, weights_of_classes)
-            with tf.Session(config=self._session_config()) as sess:
-                self._start(sess, graph, weights)
-                output_files.set_aside(conf.logfile, 'logfile')
-                folder.start(graph.saver)
-                with memory.enough_for('--batch_size, --input_height or --input_width'), reader.running(sess):
-                    loop.run(sess, graph, conf, folder, lambda pictures: self._panel(pictures, net_input))
+            with tf.Session(config=self._session_config()) as sess, contextlib.closing(log):
+                start.load(sess, graph, net_input)
+                print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
+                    'trained' if self.train_bn else 'frozen', self.train_bn))
+                folder.start(graph.saver, start.step, net_input)
+                log.open(start.step, sess.graph)
+                with memory.enough_for('--batch_size, --input_height or --input_width'), reader.running(
+                        sess, start.step * conf.batch_size * conf.grad_update_every):
+                    loop.run(sess, graph, conf, reports, start.step)
 
     def test(self):
         """Prints a checkpoint's scores and writes them with the confusion matrix to out_dir; returns the scores."""
-        conf, num_classes = self.conf, self.classes.num_classes
+        conf = self.conf
         output_files.make_dir(conf.out_dir, 'out_dir')
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
-        matrix = np.zeros([num_classes, num_classes], np.int64)
-        for label, prediction in self._class_maps(reader, prefix, 'test'):
-            matrix += metrics.confusion_matrix(label, prediction, num_classes, self.classes.ignore_label)
+        matrix = self._confusion_matrix(self._class_maps(reader, prefix, 'test'))
         result = metrics.scores(matrix)
         print(metrics.format_table(result, self.classes.palette.names))
         self._write_scores(matrix, result, prefix)
@@ -187,19 +194,6 @@ class Model(object):
     def _session_config(self):
         return precision.configure(runtime.session_config(self.conf.xla), self.precision)
 
-    def _start(self, sess, graph, weights):
-        """Initial weights or those of the WeightsFile `weights`."""
-        conf = self.conf
-        sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
-        if weights:
-            print(pretrained.restore_pretrained(sess, graph.net.variables, weights, conf.encoder_name,
-                                                conf.restore_decoder))
-            if weights.compat not in (None, conf.compat):
-                print('note: these weights were made for --compat=%s, this run has --compat=%s' % (
-                    weights.compat, conf.compat))
-        print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
-            'trained' if self.train_bn else 'frozen', self.train_bn))
-
     def _panel(self, pictures, net_input):
         """Input | label | prediction of the first images of a batch, in colour: uint8 RGB [n, h, 3 * w, 3]."""
         images, labels, predictions = pictures
@@ -209,8 +203,35 @@ class Model(object):
         return write_to_log.side_by_side(inputs, *colours)
 
     def _class_maps(self, reader, prefix, desc):
-        """Yields (label [H, W], class map [H, W]) of the reader's images."""
-        return scores.class_maps(reader, self.scores, prefix, self._session_config(), desc)
+        """Yields (label [H, W], class map [H, W]) of the reader's images, computed with a checkpoint's weights."""
+        print('%s with %s' % (desc, prefix))
+        restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
+        return scores.class_maps(reader, self.scores, restore, self._session_config(), desc)
+
+    def _validation(self, net_input):
+        """The loop.Reports' function that scores {name: array} of the network's variables; None without validations."""
+        if not self.conf.valid_interval:
+            return None
+        reader = self._reader('valid_data_list', net_input, self.conf.valid_num_steps)
+
+        def validate(values, stopped):
+            restore = functools.partial(checkpoints.load_values, values=values)
+            maps = scores.class_maps(reader, self.scores, restore, self._session_config(), scores.VALIDATION)
+            matrix = self._confusion_matrix(maps, stopped)
+            return None if stopped() else metrics.scores(matrix)
+
+        return validate
+
+    def _confusion_matrix(self, class_maps, stopped=lambda: False):
+        """Counts all (label, class map) that an iterator yields, or those before stopped() becomes true."""
+        num_classes = self.classes.num_classes
+        matrix = np.zeros([num_classes, num_classes], np.int64)
+        with contextlib.closing(class_maps):
+            for label, prediction in class_maps:
+                matrix += metrics.confusion_matrix(label, prediction, num_classes, self.classes.ignore_label)
+                if stopped():
+                    break
+        return matrix
 
     def _write_scores(self, matrix, result, prefix):
         """metrics.json and confusion_matrix.png in out_dir."""

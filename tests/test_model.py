@@ -64,8 +64,12 @@ def test_another_run_is_not_replaced(sample, capsys):
         assert file.read() == log  # nothing was touched
     assert Model_msc(sample(valid_num_steps=2)).test()['pixel_accuracy'] >= 0  # single-scale weights, three scales
     capsys.readouterr()
-    assert train(sample()).splitlines()[0][:8] == log[:8]
-    assert 'afresh' in capsys.readouterr().out
+    assert train(sample()) == log
+    assert 'a finished training of 4 steps' in capsys.readouterr().out
+    assert train(sample(resume='never')).splitlines()[0][:8] == log[:8]
+    assert 'is kept in' in capsys.readouterr().out
+    with open(sample().logfile + '.old') as file:
+        assert file.read() == log
 
 
 def test_test_and_predict_take_the_input_of_the_training(sample, capsys):

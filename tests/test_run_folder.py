@@ -18,25 +18,26 @@ BGR = Input('bgr', (1.0, 2.5, 3.0))
 
 
 def make_folder(path, **flags):
-    return RunFolder(str(path), dict({'num_steps': 20, 'img_mean': None}, **flags), BGR)
+    return RunFolder(str(path), dict({'num_steps': 20, 'img_mean': None}, **flags))
 
 
 def save_steps(folder, steps, max_to_keep=5, size=4):
-    """Starts a run in the folder and saves these steps of one variable."""
+    """Begins or, from the newest checkpoint, goes on with a run and saves these steps of one variable."""
     with tf.Graph().as_default(), tf.Session() as sess:
         variable = tf.get_variable('v', [size], use_resource=True, initializer=tf.initializers.ones())
         saver = tf.train.Saver([variable], max_to_keep=max_to_keep)
         sess.run(variable.initializer)
-        folder.start(saver)
+        folder.start(saver, folder.resume('must')[0] if checkpoints.checkpoint_steps(folder.path) else 0, BGR)
         return [folder.save(sess, saver, step) for step in steps]
 
 
 def test_settings_are_kept_beside_the_checkpoints(tmp_path):
     assert run_settings.read(str(tmp_path / 'none')) == {}
     folder = make_folder(tmp_path / 'model')
-    folder.check()
+    assert folder.resume('auto') == (0, {}, None)
     assert save_steps(folder, [0, 3])[1] == str(tmp_path / 'model' / 'model.ckpt-3')
-    assert run_settings.read(folder.path) == {'flags': {'num_steps': 20, 'img_mean': None}, 'input': BGR}
+    assert run_settings.read(folder.path) == {'flags': {'num_steps': 20, 'img_mean': None}, 'input': BGR,
+                                              'run': folder.run_id}
 
 
 def test_damaged_settings_are_reported(tmp_path):
@@ -45,17 +46,58 @@ def test_damaged_settings_are_reported(tmp_path):
         run_settings.read(str(tmp_path))
 
 
-def test_a_run_of_other_settings_is_not_replaced(tmp_path, capsys):
+def test_a_run_of_other_settings_is_gone_on_from_only_if_asked_to(tmp_path, capsys):
     save_steps(make_folder(tmp_path), [3])
     with pytest.raises(UserError) as error:
-        make_folder(tmp_path, num_steps=30, img_mean=['1', '2', '3']).check()
-    for words in ('num_steps=20 (now 30)', 'img_mean=None', '--modeldir'):
+        make_folder(tmp_path, num_steps=30, img_mean=['1', '2', '3']).resume('auto')
+    for words in ('num_steps=20 (now 30)', 'img_mean=None', '--modeldir', '--resume=must', '--resume=never'):
         assert words in str(error.value)
-    make_folder(tmp_path).check()
-    assert 'afresh' in capsys.readouterr().out
+    step, values, net_input = make_folder(tmp_path, num_steps=30).resume('must')
+    assert (step, values['v'].tolist(), net_input) == (4, [1] * 4, BGR)
+    assert 'num_steps=20 (now 30)' in capsys.readouterr().out
+    assert make_folder(tmp_path).resume('auto')[0] == 4
+    assert make_folder(tmp_path, num_steps=30).resume('never') == (0, {}, None)
     os.remove(str(tmp_path / 'settings.json'))
     with pytest.raises(UserError, match='unknown settings.*--modeldir'):
-        make_folder(tmp_path).check()
+        make_folder(tmp_path).resume('auto')
+    assert make_folder(tmp_path).resume('must')[0] == 4
+    with pytest.raises(UserError, match='--resume=must'):
+        make_folder(tmp_path / 'empty').resume('must')
+
+
+def test_a_finished_run_goes_on_with_a_longer_schedule(tmp_path):
+    save_steps(make_folder(tmp_path), [20])
+    assert make_folder(tmp_path, num_steps=30).resume('auto')[0] == 21
+    for flags in ({'num_steps': 10}, {'num_steps': 30, 'img_mean': ['1', '2', '3']}):
+        with pytest.raises(UserError, match='num_steps'):
+            make_folder(tmp_path, **flags).resume('auto')
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+    save_steps(make_folder(tmp_path), [3, 5])
+    (tmp_path / 'model.ckpt-5.data-00000-of-00001').write_bytes(b'\0')
+    assert make_folder(tmp_path).resume('auto')[0] == 4
+    assert 'model.ckpt-5 is damaged' in capsys.readouterr().err
+    (tmp_path / 'model.ckpt-3.index').write_bytes(b'\0')
+    with pytest.raises(UserError, match='--resume=never'):
+        make_folder(tmp_path).resume('auto')
+
+
+def test_an_older_run_is_kept_when_another_begins(tmp_path):
+    for runs in range(3):
+        folder = make_folder(tmp_path)
+        with tf.Graph().as_default(), tf.Session() as sess:
+            saver = tf.train.Saver([tf.get_variable('v', [4], use_resource=True)])
+            sess.run(tf.global_variables_initializer())
+            folder.start(saver, 0, BGR)
+            folder.save(sess, saver, runs)
+            folder.save_best(sess, saver, runs + 10)
+            folder.save_best(sess, saver, runs + 11)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob('**/*.index')} == {
+        'old/model.ckpt-0.index', 'old/best.ckpt-11.index', 'old2/model.ckpt-1.index', 'old2/best.ckpt-12.index',
+        'model.ckpt-2.index', 'best.ckpt-13.index'}
+    assert checkpoints.find_checkpoint(str(tmp_path), 'best') == str(tmp_path / 'best.ckpt-13')
+    assert checkpoints.find_checkpoint(str(tmp_path)) == str(tmp_path / 'model.ckpt-2')
 
 
 def test_paths_that_mean_the_same_file_are_the_same_setting(tmp_path, settings, monkeypatch):
@@ -68,8 +110,8 @@ def test_paths_that_mean_the_same_file_are_the_same_setting(tmp_path, settings, 
 
 
 def test_only_one_training_at_a_time_and_a_dead_one_holds_nothing(tmp_path):
-    program = ('import sys; from utils.training.run_folder import RunFolder; from utils.net.compat import Input\n'
-               'with RunFolder(sys.argv[1], {}, Input("bgr", (0, 0, 0))).locked(): print("held", flush=True); '
+    program = ('import sys; from utils.training.run_folder import RunFolder\n'
+               'with RunFolder(sys.argv[1], {}).locked(): print("held", flush=True); '
                'sys.stdin.read()')
     other = subprocess.Popen([sys.executable, '-c', program, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, universal_newlines=True)
@@ -84,10 +126,10 @@ def test_only_one_training_at_a_time_and_a_dead_one_holds_nothing(tmp_path):
 
 
 def test_checkpoints_of_an_earlier_start_are_counted(tmp_path):
-    save_steps(make_folder(tmp_path), [22, 24, 26], max_to_keep=3)
-    save_steps(make_folder(tmp_path), [0, 2], max_to_keep=3)
-    assert checkpoints.checkpoint_steps(str(tmp_path)) == [0, 2, 26]
-    assert checkpoints.find_checkpoint(str(tmp_path)) == str(tmp_path / 'model.ckpt-26')
+    save_steps(make_folder(tmp_path), [0, 2, 4], max_to_keep=3)
+    save_steps(make_folder(tmp_path), [6, 8], max_to_keep=3)
+    assert checkpoints.checkpoint_steps(str(tmp_path)) == [4, 6, 8]
+    assert checkpoints.find_checkpoint(str(tmp_path)) == str(tmp_path / 'model.ckpt-8')
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path):
@@ -117,7 +159,7 @@ def test_a_folder_that_vanishes_is_reported(tmp_path):
     with tf.Graph().as_default(), tf.Session() as sess:
         saver = tf.train.Saver([tf.get_variable('v', [1], use_resource=True)])
         sess.run(tf.global_variables_initializer())
-        folder.start(saver)
+        folder.start(saver, 0, BGR)
         os.remove(str(tmp_path / 'model' / 'settings.json'))
         os.rmdir(str(tmp_path / 'model'))
         try:

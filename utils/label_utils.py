@@ -90,12 +90,13 @@ def overlay(image, mask, palette, num_classes):
     tint = decode_labels(mask[None], 1, num_classes, palette)[0].astype(np.uint16)
     blend = np.where(known, (image.astype(np.uint16) + tint) // 2, image).astype(np.uint8)
     present = [int(value) for value in np.unique(mask) if 0 <= value < num_classes]
-    strip = _legend(present, palette, scale=max(1, image.shape[0] // 400))
+    strip = legend(present, palette, scale=max(1, image.shape[0] // 400))
     height = max(len(blend), len(strip))
     return np.concatenate([_pad_rows(blend, height), _pad_rows(strip, height)], axis=1)
 
 
-def _legend(classes, palette, scale, row=16):
+def legend(classes, palette, scale=1, row=16):
+    """Colours and names of some classes of a Palette below each other, uint8 RGB [row * scale * n, width, 3]."""
     # Pillow's built-in font has one size on old versions, so a big picture gets an enlarged legend.
     names = [palette.names[index] if palette.names else 'class %d' % index for index in classes]
     names = [name.encode('latin-1', 'replace').decode('latin-1') for name in names]  # all that the font knows

@@ -23,26 +23,36 @@ def write_log(text, logfile):
     Raises:
       UserError: the line cannot be written whole; then nothing of it is left.
     """
-    line = (text + '\n').encode('utf-8')
     try:
-        log = os.open(logfile, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
-        try:
-            _write_whole(log, line)
-        finally:
-            os.close(log)
+        write_line((text + '\n').encode('utf-8'), logfile)
     except OSError as error:
         raise UserError("log '%s' cannot be written (%s): free space or give another --logfile." % (
             quoted(logfile), reason(error)))
 
 
-def _write_whole(log, line):
-    size, written = os.fstat(log).st_size, 0
+def write_line(line, path, start=None):
+    """Writes bytes at the end of a file, made if there is none, or over what begins at `start` and is not longer.
+
+    Returns:
+      where the bytes start.
+
+    Raises:
+      OSError: they cannot be written whole; then nothing of them is left at the end.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
     try:
-        while written < len(line):  # one call but on a full disk, where the next one has the reason
-            written += os.write(log, line[written:])
-    except OSError:
-        os.ftruncate(log, size)
-        raise
+        size = os.fstat(file).st_size
+        start = size if start is None else start
+        written = 0
+        try:
+            while written < len(line):  # one call but on a full disk, where the next one has the reason
+                written += os.pwrite(file, line[written:], start + written)
+        except OSError:
+            os.ftruncate(file, size)
+            raise
+        return start
+    finally:
+        os.close(file)
 
 
 class SummaryWriter(object):
@@ -52,12 +62,17 @@ class SummaryWriter(object):
     --logdir, if the events cannot be written; the file then ends with the last event that was flushed.
     """
 
-    def __init__(self, logdir, graph=None):
-        """Opens a file of a new name in the existing folder logdir; graph: a tf.Graph to show, or None."""
+    def __init__(self, logdir, graph=None, suffix=None):
+        """Opens a file of a new name in the existing folder logdir.
+
+        Args:
+          graph: a tf.Graph to show, or None.
+          suffix: what the file's name ends with, after a dot.
+        """
         self.path, self.records = None, None
         self.size, self.flushed_size, self.flushed = 0, 0, time.time()  # bytes, bytes, seconds
         with self._reported(logdir):
-            self.path = _new_event_file(logdir)
+            self.path = _new_event_file(logdir, '.' + suffix if suffix else '')
             self.records = tf.python_io.TFRecordWriter(self.path)
         self._add(tf.Event(wall_time=time.time(), file_version='brain.Event:2'))
         if graph is not None:
@@ -111,11 +126,22 @@ class SummaryWriter(object):
                 quoted(place), reason(error)))
 
 
-def _new_event_file(logdir):
+def truncate_events(path, counts):
+    """Cuts an event file before its first torn or damaged event or the first for which counts(tf.Event) is false."""
+    size = 0
+    with contextlib.suppress(tf.errors.DataLossError):
+        for record in tf.python_io.tf_record_iterator(path):
+            if not counts(tf.Event.FromString(record)):
+                break
+            size += len(record) + RECORD_FRAME
+    os.truncate(path, size)
+
+
+def _new_event_file(logdir, suffix):
     """Makes an empty file that TensorBoard knows as events; its name is that of no other run."""
     for number in itertools.count():
-        path = os.path.join(logdir, 'events.out.tfevents.%010d.%s.%d.%d' % (
-            time.time(), socket.gethostname(), os.getpid(), number))
+        path = os.path.join(logdir, 'events.out.tfevents.%010d.%s.%d.%d%s' % (
+            time.time(), socket.gethostname(), os.getpid(), number, suffix))
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             return path

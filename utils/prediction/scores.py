@@ -4,7 +4,8 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from utils.system import memory
-from utils.weights import checkpoints
+
+VALIDATION = 'validation'  # a pass in the middle of a training, whose progress bar vanishes
 
 
 def class_map(scores):
@@ -12,13 +13,13 @@ def class_map(scores):
     return tf.argmax(scores, axis=3, output_type=tf.int32)
 
 
-def class_maps(reader, build, prefix, session_config, desc):
+def class_maps(reader, build, restore, session_config, desc):
     """Yields (label [H, W], class map [H, W]) of every image of a reader, in its order.
 
     Args:
       reader: an ImageReader.
       build: a function from images [1, H, W, 3] to (network with batch_norm 'folded', scores [1, H, W, num_classes]).
-      prefix: the checkpoint to restore.
+      restore: a function from a session and the network's variables that gives these their values.
       session_config: a tf.ConfigProto.
       desc: what the progress bar says.
     """
@@ -28,10 +29,9 @@ def class_maps(reader, build, prefix, session_config, desc):
         fetches = {'label': label[0, :, :, 0], 'classes': class_map(scores)[0]}
         fold = net.fold_ops()
         with tf.Session(config=session_config) as sess:
-            checkpoints.restore_checkpoint(sess, net.variables, prefix)
+            restore(sess, net.variables)
             sess.run(fold)
-            print('%s with %s' % (desc, prefix))
             with memory.enough_for('the size of the images'), reader.running(sess):
-                for _ in tqdm(reader.images, desc=desc, unit='image', mininterval=1.0):
+                for _ in tqdm(reader.images, desc=desc, unit='image', mininterval=1.0, leave=desc != VALIDATION):
                     fetched = sess.run(fetches)
                     yield fetched['label'], fetched['classes']

@@ -62,6 +62,16 @@ class PairParser(flags.ArgumentParser):
         return pair
 
 
+class StepParser(flags.IntegerParser):
+    """A step, as an integer, or the word 'best'."""
+
+    def convert(self, argument):
+        return argument if argument == 'best' else super(StepParser, self).convert(argument)
+
+    def is_outside_bounds(self, value):
+        return value != 'best' and super(StepParser, self).is_outside_bounds(value)
+
+
 def DEFINE_path(name, default, help, output=False):
     """Defines a flag whose value is a path.
 
@@ -79,6 +89,11 @@ def DEFINE_whole(name, default, help, lower_bound=0, upper_bound=MOST_WHOLE):
 def DEFINE_number(name, default, help, lower_bound=0, upper_bound=None):
     """Defines a flag whose value is a finite number."""
     flags.DEFINE(FiniteParser(lower_bound, upper_bound), name, default, help)
+
+
+def DEFINE_step(name, default, help):
+    """Defines a flag whose value is a step of a training or 'best'."""
+    flags.DEFINE(StepParser(0, MOST_WHOLE), name, default, help)
 
 
 def DEFINE_pair(name, default, help):

@@ -3,20 +3,28 @@
 import contextlib
 import fcntl
 import glob
+import itertools
 import json
 import os
+import re
 import shutil
 import socket
+import sys
+import uuid
+import zlib
 
 import tensorflow.compat.v1 as tf
 
+from utils.data.regular_files import read_file
 from utils.system import output_files
 from utils.system.errors import UserError, quoted, reason
 from utils.weights import checkpoints, run_settings
 
 LOCK = '.lock'
+OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...
+RESUME = ('auto', 'never', 'must')  # from the newest checkpoint: of the same settings, not at all, of any settings
 # What TensorFlow's saver and our own files are called until they are whole.
-LEFTOVERS = ('model.ckpt-*.tempstate*', 'model.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
+LEFTOVERS = ('*.ckpt-*.tempstate*', '*.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
 # The flags that decide what a training computes; all others only where it writes, how often and how fast.
 DECIDING = (
     'num_steps', 'random_seed', 'weight_decay', 'learning_rate', 'power', 'momentum', 'grad_update_every',
@@ -25,6 +33,7 @@ DECIDING = (
     'random_mirror', 'random_scale_range', 'decoder_rate', 'freeze_encoder', 'loss', 'ohem_fraction', 'class_weights',
     'channel_order', 'img_mean', 'palette', 'mixed_precision')
 PATHS = ('data_list', 'data_dir', 'pretrain_file', 'palette', 'class_weights')
+READ_WHOLE = ('data_list', 'palette', 'class_weights')  # whose contents count as well as their names
 
 
 def deciding(conf, model_name):
@@ -38,21 +47,25 @@ def deciding(conf, model_name):
     settings['img_mean'] = conf.img_mean or None  # --img_mean= is none
     for name in PATHS:  # however the path is written
         settings[name] = os.path.realpath(settings[name]) if os.path.exists(settings[name]) else settings[name]
+    for name in READ_WHOLE:
+        if os.path.isfile(settings[name]):
+            with contextlib.suppress(OSError):  # reported by what reads it
+                settings[name] += ' (crc32 %08x)' % zlib.crc32(read_file(settings[name], 1 << 31))
     return dict(settings, model=model_name)
 
 
 class RunFolder(object):
     """A training's modeldir."""
 
-    def __init__(self, modeldir, flags, net_input):
+    def __init__(self, modeldir, flags):
         """
         Args:
           modeldir: the folder; it is made if there is none.
           flags: the settings that decide the result, as `deciding` gives them.
-          net_input: the compat.Input that the network gets.
         """
         self.path = output_files.make_dir(modeldir, 'modeldir')
-        self._flags, self._input = flags, net_input
+        self._flags = flags
+        self.run_id = uuid.uuid4().hex[:8]
 
     @contextlib.contextmanager
     def locked(self):
@@ -80,45 +93,121 @@ class RunFolder(object):
             raise UserError('%s cannot be written (%s): free space or give another --modeldir.' % (
                 quoted(path), reason(error)))
 
-    def check(self):
-        """Raises UserError if the folder holds checkpoints of another run, one with other settings."""
-        steps = checkpoints.checkpoint_steps(self.path)
-        if not steps:
-            return
-        remedy = 'give another --modeldir or empty this one'
-        known = run_settings.read(self.path).get('flags')
-        if known is None:
-            raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: %s.' % (
-                quoted(self.path), steps[-1], remedy))
-        now = json.loads(json.dumps(self._flags))  # as they are in the file
-        changed = ['%s=%s (now %s)' % (name, quoted(known.get(name)), quoted(now[name]))
-                   for name in sorted(now) if known.get(name) != now[name]]
-        if changed:
-            more = ' and %d more' % (len(changed) - 3) if len(changed) > 3 else ''
-            raise UserError('%s holds a run with other settings: %s%s; %s.' % (
-                quoted(self.path), ', '.join(changed[:3]), more, remedy))
-        print('%s holds checkpoints of the same settings up to step %d: training starts afresh and replaces them one '
-              'by one; until then, the highest step is the newest' % (self.path, steps[-1]))
+    def resume(self, mode):
+        """Where training goes on, nothing being written yet.
 
-    def start(self, saver):
-        """Writes the settings; what a killed run left half written is removed, its whole checkpoints are counted."""
-        self._remove_leftovers()
+        Args:
+          mode: one of RESUME.
+
+        Returns:
+          (the step to begin with, {name: array} of the newest checkpoint that is whole, the compat.Input of its
+          training); (0, {}, None) to start afresh.
+
+        Raises:
+          UserError: the checkpoints are of other settings, or with 'must' there are none.
+        """
         steps = checkpoints.checkpoint_steps(self.path)
-        saver.recover_last_checkpoints([os.path.join(self.path, 'model.ckpt-%d' % step) for step in steps])
-        run_settings.write(self.path, self._flags, self._input)
+        if mode == 'must' and not steps:
+            raise UserError('--resume=must: %s holds no complete checkpoint to go on from.' % quoted(self.path))
+        if mode == 'never':
+            return 0, {}, None
+        known = run_settings.read(self.path)
+        self.run_id = known.get('run') or self.run_id  # also of one that ended before its first checkpoint
+        if not steps:
+            return 0, {}, None
+        self._compare(known.get('flags'), steps[-1], mode)
+        for step in reversed(steps):
+            path = os.path.join(self.path, '%s-%d' % (checkpoints.NEWEST, step))
+            try:
+                values = checkpoints.read_values(path)
+            except UserError as error:
+                print('%s training goes on from an earlier one.' % error, file=sys.stderr)
+                continue
+            return step + 1, values, known.get('input')
+        raise UserError('every checkpoint in %s is damaged: begin again with --resume=never.' % quoted(self.path))
+
+    def _compare(self, known, newest, mode):
+        """Raises UserError if the folder's run has other settings, unless `mode` is 'must'."""
+        ways = '--resume=never begins again (the old run is kept in %s) or give another --modeldir' % quoted(
+            os.path.join(self.path, OLD))
+        if known is None:
+            if mode == 'auto':
+                raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: --resume=must '
+                                'goes on from them, %s.' % (quoted(self.path), newest, ways))
+            return
+        now = json.loads(json.dumps(self._flags))  # as they are in the file
+        changed = [name for name in sorted(now) if known.get(name) != now[name]]
+        longer = changed == ['num_steps'] and newest == known.get('num_steps') < now['num_steps']
+        if not changed:
+            return
+        listed = ', '.join('%s=%s (now %s)' % (name, quoted(known.get(name)), quoted(now[name]))
+                           for name in changed[:3]) + (' and %d more' % (len(changed) - 3) if changed[3:] else '')
+        if mode == 'auto' and not longer:
+            raise UserError('%s holds a run with other settings: %s; --resume=must goes on with the new ones, %s.' % (
+                quoted(self.path), listed, ways))
+        print('changed settings: ' + listed)
+
+    def start(self, saver, first_step, net_input):
+        """Writes the settings; with first_step 0 an older run is set aside, otherwise its checkpoints are counted.
+
+        Args:
+          saver: a tf.train.Saver.
+          first_step: the step that training begins with.
+          net_input: the compat.Input that the network gets.
+        """
+        self._remove_leftovers()
+        if not first_step:
+            self._set_aside()
+        steps = checkpoints.checkpoint_steps(self.path)
+        saver.recover_last_checkpoints([os.path.join(self.path, '%s-%d' % (checkpoints.NEWEST, step))
+                                        for step in steps])
+        run_settings.write(self.path, self._flags, net_input, self.run_id)
+
+    def _set_aside(self):
+        """Moves the files of an older run into a new folder old, old2..."""
+        names = [name for name in sorted(os.listdir(self.path)) if os.path.isfile(os.path.join(self.path, name))
+                 and re.match(r'(model|best)\.ckpt-\d+\.|checkpoint$|metrics\.csv|settings\.json$', name)]
+        if not any('.ckpt-' in name for name in names):
+            return
+        candidates = (os.path.join(self.path, OLD + number) for number in itertools.chain(
+            [''], map(str, itertools.count(2))))
+        old = next(path for path in candidates if not os.path.lexists(path))
+        try:
+            os.mkdir(old)
+            for name in sorted(names, key=lambda name: name.endswith('.index'), reverse=True):
+                os.rename(os.path.join(self.path, name), os.path.join(old, name))
+        except OSError as error:
+            raise UserError('the older run in %s cannot be moved to %s (%s): give another --modeldir.' % (
+                quoted(self.path), quoted(old), reason(error)))
+        print('the older run is kept in %s' % old)
+
+    def save_best(self, sess, saver, step):
+        """Saves the weights as the best of the run, in place of the best before; UserError if that fails."""
+        earlier = [other for other in checkpoints.checkpoint_steps(self.path, checkpoints.BEST) if other != step]
+        self._save(sess, saver, step, checkpoints.BEST)
+        for other in earlier:
+            for path in sorted(glob.glob(os.path.join(
+                    glob.escape(self.path), '%s-%d.*' % (checkpoints.BEST, other))), reverse=True):  # the index first
+                os.remove(path)
 
     def save(self, sess, saver, step):
         """Saves a checkpoint and returns its path; UserError, and nothing half written, if that fails."""
-        path = os.path.join(self.path, 'model.ckpt')
-        index = '%s-%d.index' % (path, step)
+        return self._save(sess, saver, step, checkpoints.NEWEST)
+
+    def _save(self, sess, saver, step, kind):
+        path = os.path.join(self.path, '%s-%d' % (kind, step))
         try:
-            if os.path.exists(index):  # of an earlier start: never beside new data
-                os.remove(index)
-            return saver.save(sess, path, step, write_meta_graph=False)
+            if os.path.exists(path + '.index'):  # of an earlier start: never beside new data
+                os.remove(path + '.index')
+            # The saver keeps count of the newest ones only.
+            saver.save(sess, os.path.join(self.path, kind), step, write_meta_graph=False,
+                       write_state=kind == checkpoints.NEWEST)
+            output_files.sync(glob.glob(glob.escape(path) + '.*'))
+            return path
         except (tf.errors.OpError, OSError, ValueError) as error:  # ValueError: the folder is gone
             self._remove_leftovers()
-            raise UserError('%s-%d cannot be written (%s): free space or give another --modeldir.' % (
-                quoted(path), step, reason(error)))
+            raise UserError('%s cannot be written (%s): free space or give another --modeldir.' % (
+                quoted(path), reason(error)))
 
     def _remove_leftovers(self):
         """Removes what a save that was stopped in the middle left."""

@@ -8,16 +8,18 @@ import tensorflow.compat.v1 as tf
 from utils.system.errors import UserError, quoted
 from utils.weights import fitting, weight_files, weight_names
 
+NEWEST, BEST = 'model.ckpt', 'best.ckpt'  # what the names of checkpoints begin with
 
-def checkpoint_steps(modeldir):
-    """Sorted steps of the complete checkpoints model.ckpt-N in a directory; [] without such a directory."""
+
+def checkpoint_steps(modeldir, kind=NEWEST):
+    """Sorted steps of the complete checkpoints kind-N in a directory; [] without such a directory."""
     names = set(os.listdir(modeldir)) if os.path.isdir(modeldir) else set()
     names = {name for name in names if os.path.isfile(os.path.join(modeldir, name))}
     steps = []
     for name in names:
-        match = re.match(r'model\.ckpt-(\d+)\.data-00000-of-(\d{5})$', name)
+        match = re.match(re.escape(kind) + r'-(\d+)\.data-00000-of-(\d{5})$', name)
         if match:
-            prefix, shards = 'model.ckpt-' + match.group(1), int(match.group(2))
+            prefix, shards = '%s-%s' % (kind, match.group(1)), int(match.group(2))
             parts = ['%s.data-%05d-of-%05d' % (prefix, i, shards) for i in range(shards)]
             if names.issuperset(parts + [prefix + '.index']):
                 steps.append(int(match.group(1)))
@@ -25,12 +27,13 @@ def checkpoint_steps(modeldir):
 
 
 def find_checkpoint(modeldir, step=None, flag='valid_step'):
-    """The prefix modeldir/model.ckpt-N of a complete checkpoint.
+    """The prefix modeldir/model.ckpt-N of a complete checkpoint, or modeldir/best.ckpt-N.
 
     Args:
       modeldir: a directory.
-      step: N; None takes the highest. TensorFlow's own record, the file 'checkpoint', names the one saved last, which
-        after another start in the same directory is an earlier step.
+      step: N; None takes the highest, 'best' the one with the highest mean IoU in the validations of the training.
+        TensorFlow's own record, the file 'checkpoint', names the one saved last, which after another start in the same
+        directory is an earlier step.
       flag: the flag that the step came from, for the message.
 
     Raises:
@@ -39,15 +42,20 @@ def find_checkpoint(modeldir, step=None, flag='valid_step'):
     if not os.path.isdir(modeldir):
         raise UserError('there is no directory %s: train first, or name the directory of the checkpoints '
                         'with --modeldir.' % quoted(modeldir))
-    steps = checkpoint_steps(modeldir)
+    steps, best = checkpoint_steps(modeldir), checkpoint_steps(modeldir, BEST)
+    if step == 'best':
+        if not best:
+            raise UserError('%s holds no complete checkpoint best.ckpt-N: train with --valid_interval, or give --%s '
+                            'a step.' % (quoted(modeldir), flag))
+        return os.path.join(modeldir, '%s-%d' % (BEST, best[-1]))
     if not steps:
         raise UserError('%s holds no complete checkpoint model.ckpt-N: train first, or name the directory of '
                         'the checkpoints with --modeldir.' % quoted(modeldir))
     step = steps[-1] if step is None else step
     if step not in steps:
         raise UserError('%s holds no complete checkpoint of step %d: set --%s to one of %s.' % (
-            quoted(modeldir), step, flag, fitting.some(list(map(str, steps[::-1])), 5)))
-    return os.path.join(modeldir, 'model.ckpt-%d' % step)
+            quoted(modeldir), step, flag, fitting.some((['best'] if best else []) + list(map(str, steps[::-1])), 5)))
+    return os.path.join(modeldir, '%s-%d' % (NEWEST, step))
 
 
 def newest_in(path):
@@ -70,19 +78,29 @@ def restore_checkpoint(sess, variables, prefix):
     Raises:
       UserError: a variable is missing or has another shape, or the file is damaged.
     """
-    wanted = fitting.variable_shapes(variables)
-    found = weight_files.open_checkpoint(prefix).shapes
-    extra = [name for name in found if name.endswith('/fix_w') and name not in wanted]
-    problems = fitting.mismatches(wanted, found, extra if weight_names.encoder_of(wanted) else ())
-    if problems:
-        raise UserError('%s does not fit the network: %s.' % (
-            quoted(prefix), '; '.join(problems + fitting.hints(wanted, found))))
+    check_fit(variables, weight_files.open_checkpoint(prefix).shapes, prefix)
     try:
         saver = tf.train.Saver(variables).saver_def
         # What Saver.restore runs; it would bury the reason under advice on a changed graph.
         sess.run(saver.restore_op_name, {saver.filename_tensor_name: prefix})
     except weight_files.READ_ERRORS as error:
         raise weight_files.damaged(prefix, error)
+
+
+def check_fit(variables, found, prefix):
+    """Raises UserError if a file of {name: shape} `found` lacks a variable or has it in another shape."""
+    wanted = fitting.variable_shapes(variables)
+    extra = [name for name in found if name.endswith('/fix_w') and name not in wanted]
+    problems = fitting.mismatches(wanted, found, extra if weight_names.encoder_of(wanted) else ())
+    if problems:
+        raise UserError('%s does not fit the network: %s.' % (
+            quoted(prefix), '; '.join(problems + fitting.hints(wanted, found))))
+
+
+def read_values(prefix):
+    """All of a checkpoint, {name: array}; UserError if it is damaged anywhere."""
+    file = weight_files.open_checkpoint(prefix)
+    return {name: file.read(name) for name in file.shapes}
 
 
 def load_values(sess, variables, values):

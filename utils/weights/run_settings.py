@@ -10,13 +10,13 @@ from utils.system.errors import UserError, quoted, reason
 FILE = 'settings.json'
 
 
-def write(modeldir, flags, net_input):
-    """Writes {name: value} of the flags and the compat.Input."""
-    output_files.save_json({'flags': flags, 'input': net_input._asdict()}, os.path.join(modeldir, FILE))
+def write(modeldir, flags, net_input, run_id):
+    """Writes {name: value} of the flags, the compat.Input and the name that the run's event files end with."""
+    output_files.save_json({'flags': flags, 'input': net_input._asdict(), 'run': run_id}, os.path.join(modeldir, FILE))
 
 
 def read(modeldir):
-    """What `RunFolder.start` wrote, {'flags': {name: value}, 'input': Input}; {} where the run is not known.
+    """What `write` wrote, {'flags': {name: value}, 'input': Input, 'run': run_id}; {} where the run is not known.
 
     Raises:
       UserError: the file is damaged.
@@ -28,7 +28,7 @@ def read(modeldir):
         with open(path, encoding='utf-8') as file:
             settings = json.load(file)
         known = compat.Input(settings['input']['channel_order'], tuple(map(float, settings['input']['img_mean'])))
-        return {'flags': dict(settings['flags']), 'input': known}
+        return {'flags': dict(settings['flags']), 'input': known, 'run': str(settings.get('run', ''))}
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError('%s is damaged (%s): to train, give another --modeldir; to test or predict, remove it and set '
                         '--channel_order, --img_mean and --compat as in that training.' % (quoted(path), reason(error)))

@@ -62,7 +62,7 @@ def origin_of(prefix, shapes, reader):
         return made_for.decode(reader.get_tensor(made_for.NAME))
     if any(re.match(r'resnet_v1_\d+/logits/', name) for name in shapes):  # slim's own ImageNet checkpoints
         return 'slim', COMPAT['slim'].input
-    settings = run_settings.read(os.path.dirname(prefix)) if re.search(r'model\.ckpt-\d+$', prefix) else {}
+    settings = run_settings.read(os.path.dirname(prefix)) if re.search(r'(model|best)\.ckpt-\d+$', prefix) else {}
     return (settings['flags'].get('compat'), settings['input']) if settings else (None, None)
 
 

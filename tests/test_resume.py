@@ -1,0 +1,211 @@
+"""Trainings that are stopped and resumed: they end with the bits, and leave the records, of one never stopped."""
+
+import csv
+import glob
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from model import Model
+from model_msc import Model_msc
+from utils.system import interrupts
+from utils.system.errors import UserError
+from utils.training import loop
+from utils.weights import checkpoints
+
+SAMPLE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dataset', 'sample')
+STEPS = 6
+
+
+class Killed(Exception):
+    """Ends a training as a kill would: nothing more is saved."""
+
+
+@pytest.fixture
+def run(tmp_path, settings, narrow):
+    """A function from a name of a run and changed flags to the flags of a short training on the embedded sample."""
+    narrow({'res50': (1, 1, 1, 1)})
+
+    def make(name, **changed):
+        values = {flag: os.path.join(SAMPLE, listed) for flag, listed in (
+            ('data_list', 'train.txt'), ('valid_data_list', 'val.txt'))}
+        values.update({flag: str(tmp_path / name / flag) for flag in ('modeldir', 'logdir', 'logfile', 'out_dir')})
+        values.update(data_dir=SAMPLE, num_classes=6, encoder_name='res50', input_height=33, input_width=33,
+                      batch_size=2, num_steps=STEPS, save_interval=2, check_labels=False, learning_rate=1e-3,
+                      valid_num_steps=2, num_threads=2)
+        values.update(changed)
+        return settings(**values)
+
+    return make
+
+
+def kill_in(monkeypatch, name, count):
+    """Lets a function of the loop raise Killed instead of its count-th call."""
+    function, calls = getattr(loop, name), []
+
+    def dying(*args, **settings):
+        calls.append(args)
+        if len(calls) == count:
+            raise Killed()
+        return function(*args, **settings)
+
+    monkeypatch.setattr(loop, name, dying)
+
+
+def killed(monkeypatch, conf, name, count, model_class=Model):
+    with monkeypatch.context() as patch:
+        kill_in(patch, name, count)
+        with pytest.raises(Killed):
+            model_class(conf).train()
+
+
+def weights(conf, step=STEPS):
+    return checkpoints.read_values(os.path.join(conf.modeldir, 'model.ckpt-%d' % step))
+
+
+def records(conf):
+    """log.txt's text, metrics.csv's rows without the speed, [(step, tag)] of the events in all event files."""
+    with open(conf.logfile) as file:
+        log = file.read()
+    with open(os.path.join(conf.modeldir, 'metrics.csv'), newline='') as file:
+        rows = [row[:5] + row[6:] for row in csv.reader(file)]
+    events = [(event.step, value.tag) for path in sorted(glob.glob(os.path.join(conf.logdir, 'events*')))
+              for event in tf.train.summary_iterator(path) for value in event.summary.value]
+    return log, rows, events
+
+
+def assert_equal_runs(one, other):
+    found, wanted = weights(one), weights(other)
+    assert sorted(found) == sorted(wanted)
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name], name)
+    assert records(one) == records(other)
+
+
+@pytest.mark.parametrize('model_class, flags', [
+    (Model, {}),
+    (Model, {'train_bn': False, 'valid_interval': 3}),
+    (Model, {'grad_update_every': 2, 'valid_interval': 1}),
+    (Model_msc, {'grad_update_every': 2, 'batch_size': 1}),
+], ids=['trained batch norm', 'frozen', 'accumulated', 'msc'])
+def test_a_run_killed_twice_equals_one_never_stopped(run, monkeypatch, model_class, flags):
+    whole, stopped = run('whole', **flags), run('stopped', num_threads=3, **flags)
+    model_class(whole).train()
+    killed(monkeypatch, stopped, 'train_step', 4, model_class)
+    killed(monkeypatch, stopped, 'save', 2, model_class)
+    model_class(stopped).train()
+    assert_equal_runs(stopped, whole)
+
+
+def test_a_run_killed_at_all_places_in_turn_equals_one_never_stopped(run, monkeypatch):
+    whole, stopped = run('whole', valid_interval=4), run('stopped', valid_interval=4)
+    Model(whole).train()
+    for name, count in (('train_step', 1), ('save', 1), ('validate', 1), ('save', 1), ('train_step', 4),
+                        ('validate', 1), ('validate', 2)):
+        killed(monkeypatch, stopped, name, count)
+    Model(stopped).train()
+    assert_equal_runs(stopped, whole)
+    assert checkpoints.checkpoint_steps(stopped.modeldir, checkpoints.BEST) == checkpoints.checkpoint_steps(
+        whole.modeldir, checkpoints.BEST)
+
+
+def test_a_signal_in_a_validation_is_obeyed_and_the_validation_made_up_for(run, monkeypatch, capsys):
+    whole, stopped = run('whole', valid_interval=STEPS), run('stopped', valid_interval=STEPS)
+    Model(whole).train()
+    validate = loop.validate
+
+    def signalled(*args):
+        args[-1].number = 15 if args[-2] == STEPS else None
+        validate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, 'validate', signalled)
+        with pytest.raises(interrupts.Interrupted):
+            Model(stopped).train()
+    assert records(stopped)[1][-1][-1] == ''
+    Model(stopped).train()  # no step is left, but the validation is
+    assert_equal_runs(stopped, whole)
+    capsys.readouterr()
+    Model(stopped).train()
+    assert 'a finished training of %d steps' % (STEPS + 1) in capsys.readouterr().out
+
+
+def test_a_log_of_another_run_is_kept_and_the_own_one_written_anew(run, monkeypatch):
+    whole, stopped = run('whole'), run('stopped')
+    Model(whole).train()
+    killed(monkeypatch, stopped, 'train_step', 4)
+    with open(stopped.logfile, 'w') as file:
+        file.write('0, 7.0\n1, 8.0\n')
+    Model(stopped).train()
+    assert_equal_runs(stopped, whole)
+    with open(stopped.logfile + '.old') as file:
+        assert file.read() == '0, 7.0\n1, 8.0\n'
+
+
+def test_records_that_lack_steps_begin_anew(run, monkeypatch, capsys):
+    conf = run('stopped')
+    killed(monkeypatch, conf, 'train_step', 4)
+    with open(os.path.join(conf.modeldir, 'metrics.csv'), 'w') as file:
+        file.write('step,cross')
+    Model(conf).train()
+    log, rows, _ = records(conf)
+    assert [row[0] for row in rows] == ['step', '3', '4', '5', '6'] and len(log.splitlines()) == 4
+    assert 'does not hold all steps up to 2' in capsys.readouterr().out
+    with open(conf.logfile + '.old') as file:
+        assert len(file.read().splitlines()) == 3
+
+
+def test_a_file_that_goes_bad_is_named_after_the_weights_are_saved(run, tmp_path, monkeypatch):
+    shutil.copytree(SAMPLE, str(tmp_path / 'data'))
+    changed = {'data_dir': str(tmp_path / 'data'), 'valid_interval': 3, 'save_interval': 100, 'grad_update_every': 2}
+    whole, stopped = run('whole', **changed), run('stopped', **changed)
+    Model(whole).train()
+    validate = loop.validate
+    with open(os.path.join(SAMPLE, 'val.txt')) as file:
+        broken = tmp_path / 'data' / file.readline().split()[0].lstrip('/')
+    content = broken.read_bytes()
+
+    def spoil(*args):
+        if args[-2] == 3:
+            broken.write_bytes(content[:700])
+        return validate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, 'validate', spoil)
+        with pytest.raises(UserError, match=broken.name):
+            Model(stopped).train()
+    assert checkpoints.checkpoint_steps(stopped.modeldir) == [0, 3]
+    broken.write_bytes(content)
+    step = loop.train_step
+
+    def broken_later(*args, **settings):
+        if args[3] == 5:
+            raise tf.errors.OutOfRangeError(None, None, 'closed')
+        return step(*args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, 'train_step', broken_later)
+        with pytest.raises(tf.errors.OutOfRangeError):
+            Model(stopped).train()
+    assert checkpoints.checkpoint_steps(stopped.modeldir) == [0, 3, 4]
+    Model(stopped).train()
+    assert_equal_runs(stopped, whole)
+
+
+def test_the_best_checkpoint_has_the_highest_mean_iou(run):
+    conf = run('best', valid_interval=2)
+    Model(conf).train()
+    _, rows, _ = records(conf)
+    column = rows[0].index('mean_iou')
+    scores = {int(row[0]): float(row[column]) for row in rows[1:] if row[column]}
+    assert sorted(scores) == [0, 2, 4, 6]
+    best = min(step for step in scores if scores[step] == max(scores.values()))
+    assert checkpoints.checkpoint_steps(conf.modeldir, checkpoints.BEST) == [best]
+    for step in ('best', 6, 4):
+        scored = Model(run('best', valid_step=step)).test()
+        assert scored['mean_iou'] == scores[best if step == 'best' else step]
+        row = rows[1 + (best if step == 'best' else step)]
+        assert [float(cell) for cell in row[column + 2:]] == pytest.approx(list(scored['iou']), nan_ok=True)

@@ -1,0 +1,162 @@
+"""What a run leaves to read, each step once: log.txt, metrics.csv and TensorBoard's events, also after a resume."""
+
+import csv
+import glob
+import io
+import os
+
+import numpy as np
+
+from utils import label_utils, write_to_log
+from utils.system import output_files
+from utils.system.errors import UserError, quoted, reason
+
+METRICS = 'metrics.csv'
+# Columns of a training step and the tags of their values; then come those of a validation.
+STEP_TAGS = [('cross_entropy', 'loss/cross_entropy'), ('l2', 'loss/l2'), ('total', 'loss/total'),
+             ('learning_rate', 'learning_rate'), ('images_per_second', 'images_per_second')]
+SCORES = ['mean_iou', 'pixel_accuracy']
+TOTAL, MEAN_IOU = 3, 1 + len(STEP_TAGS)  # columns
+
+
+class Records(object):
+    """The three records of one run, to which a step is added as soon as it is done."""
+
+    def __init__(self, conf, run_id, classes):
+        """
+        Args:
+          conf: the flags as attributes; modeldir, logfile and logdir matter.
+          run_id: in the names of the event files, which other runs may share a logdir with.
+          classes: a Classes, for the columns of their IoU.
+        """
+        self.logfile, self.logdir, self.run_id = conf.logfile, conf.logdir, run_id
+        self.metrics = os.path.join(conf.modeldir, METRICS)
+        self._classes = classes
+        self.class_names = classes.palette.names or ['class %d' % index for index in range(classes.num_classes)]
+        self.header = ['step'] + [name for name, _ in STEP_TAGS] + SCORES + ['iou/' + name for name in self.class_names]
+        self.mean_iou = {}  # step -> of its validation
+        self._rows, self._end = [], 0  # what metrics.csv had before, without the header, and where that ends
+        self._row, self._row_start = [], 0  # the last one of metrics.csv and where it starts
+        self._writer = None
+
+    def read(self, first_step):
+        """Reads the steps before first_step, of which mean_iou then has the scores; writes nothing."""
+        self._rows = self._read_rows(first_step) if first_step else []
+        if self._rows is None:
+            print('%s does not hold all steps up to %d: it and the log begin anew, the old ones are kept' % (
+                quoted(self.metrics), first_step - 1))
+
+    def open(self, first_step, graph):
+        """Makes all three end with the step before first_step, which was read; 0 starts new ones, the log is kept.
+
+        Args:
+          first_step: the step to be added next.
+          graph: a tf.Graph for TensorBoard.
+        """
+        self._open_metrics()
+        self._open_log()
+        events = glob.glob(os.path.join(glob.escape(self.logdir), 'events.out.tfevents.*.' + self.run_id))
+        for path in events:
+            write_to_log.truncate_events(path, lambda event: self._counts(event, first_step))
+            if not first_step:  # of a run that ended before its first checkpoint
+                os.remove(path)
+        events = events if first_step else []
+        self._writer = write_to_log.SummaryWriter(self.logdir, None if events else graph, self.run_id)
+        if not events:
+            picture = label_utils.legend(range(self._classes.num_classes), self._classes.palette)
+            self._writer.add_summary(write_to_log.image_summary('classes', picture[np.newaxis]), first_step)
+
+    def add(self, step, values, pictures=()):
+        """Adds a step: {tag: value} of STEP_TAGS, and pictures for TensorBoard, uint8 RGB [n, h, w, 3]."""
+        write_to_log.write_log('%d, %f' % (step, values['loss/total']), self.logfile)
+        row = [step] + [repr(float(values[tag])) for _, tag in STEP_TAGS]
+        self._append(row + [''] * (len(self.header) - len(row)))
+        self._writer.add_summary(write_to_log.scalar_summary(values), step)
+        if len(pictures):
+            self._writer.add_summary(write_to_log.image_summary('input_label_prediction', pictures), step)
+
+    def add_scores(self, step, result):
+        """Adds the scores of the validation in the step added last, a dict of metrics.scores."""
+        values = [result[name] for name in SCORES] + list(result['iou'])
+        tags = SCORES + ['iou/' + name for name in self.class_names]
+        self._writer.add_summary(write_to_log.scalar_summary(
+            {'validation/' + tag: value for tag, value in zip(tags, values) if not np.isnan(value)}), step)
+        self._writer.flush()
+        self._append(self._row[:MEAN_IOU] + [repr(float(value)) for value in values], replaced=True)
+        self.mean_iou[step] = result['mean_iou']
+
+    def sync(self):
+        """All that was added is on the disk when this returns."""
+        self._writer.flush()
+        output_files.sync([self._writer.path, self.metrics, self.logfile])
+
+    def close(self):
+        """Flushes and closes the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _counts(self, event, first_step):
+        """Whether an event is of a step before first_step; scores only if metrics.csv, written after them, has them."""
+        scores = any(value.tag.startswith('validation/') for value in event.summary.value)
+        return event.step < first_step - 1 or event.step == first_step - 1 and (
+            not scores or event.step in self.mean_iou)
+
+    def _read_rows(self, first_step):
+        """The lines of metrics.csv before first_step, with the header; None if they are not all there."""
+        try:
+            with open(self.metrics, newline='', encoding='utf-8') as file:
+                lines = [line for line, _ in zip(file, range(first_step + 1))]
+        except (OSError, UnicodeDecodeError):
+            return None
+        rows = list(csv.reader(lines))
+        whole = rows[:1] == [self.header] and len(rows) == first_step + 1 and lines[-1].endswith('\n')
+        if not whole or any(row[:1] != [str(step)] or len(row) != len(self.header) or not _numbers(row)
+                            for step, row in enumerate(rows[1:])):
+            return None
+        self.mean_iou = {int(row[0]): float(row[MEAN_IOU]) for row in rows[1:] if row[MEAN_IOU]}
+        self._row = rows[-1]
+        self._row_start = len(''.join(lines[:-1]).encode('utf-8'))
+        self._end = len(''.join(lines).encode('utf-8'))
+        return rows[1:]
+
+    def _open_metrics(self):
+        if self._rows:
+            os.truncate(self.metrics, self._end)
+            return
+        output_files.set_aside(self.metrics, 'modeldir')
+        self._append(self.header)
+
+    def _open_log(self):
+        """Cuts the log after the last row; a log that is another run's is set aside and written anew."""
+        rows = self._rows
+        expected = ''.join('%s, %f\n' % (row[0], float(row[TOTAL])) for row in rows or []).encode()
+        output_files.check_file(self.logfile, 'logfile')
+        if rows and os.path.exists(self.logfile):
+            with open(self.logfile, 'rb') as file:
+                if file.read(len(expected)) == expected:
+                    os.truncate(self.logfile, len(expected))
+                    return
+        output_files.set_aside(self.logfile, 'logfile')
+        if rows:
+            with output_files.whole(self.logfile) as temporary, open(temporary, 'wb') as file:
+                file.write(expected)
+
+    def _append(self, row, replaced=False):
+        """Writes a row to metrics.csv; one that replaces the last, which it is longer than, in a single write."""
+        line = io.StringIO()
+        csv.writer(line, lineterminator='\n').writerow(row)
+        try:
+            start = self._row_start if replaced else None
+            self._row_start = write_to_log.write_line(line.getvalue().encode('utf-8'), self.metrics, start)
+        except OSError as error:
+            raise UserError("'%s' cannot be written (%s): free space or give another --modeldir." % (
+                quoted(self.metrics), reason(error)))
+        self._row = row
+
+
+def _numbers(row):
+    """Whether all cells that are not empty are numbers."""
+    try:
+        return all(isinstance(float(cell or 0), float) for cell in row)
+    except ValueError:
+        return False
