@@ -131,7 +131,9 @@ class Model(object):
         settings = optimizer.Settings(conf.momentum, conf.grad_update_every, conf.weight_decay,
                                       FLOAT16_LOSS_SCALE if self.precision == 'float16' else 1.0)
         groups = optimizer.rate_groups(net, conf.decoder_rate, conf.freeze_encoder)
-        update = optimizer.build_update(entropy, groups, rate, settings,
+        with tf.control_dependencies([decay]):  # or it would be of weights before or after the update, by chance
+            update_rate = tf.identity(rate)
+        update = optimizer.build_update(entropy, groups, update_rate, settings,
                                         net.update_ops(conf.bn_decay), losses.decayed(net.variables))
         full_size = layers.resize(logits[0], tf.shape(images)[1:3], align_corners)
         return loop.TrainingGraph(

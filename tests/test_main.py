@@ -25,7 +25,7 @@ from utils.system import command_line
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
 SMALL = ['--flagfile=dataset/sample.flags', '--batch_size=2', '--input_height=33', '--input_width=33',
-         '--check_labels=false']
+         '--check_labels=false', '--valid_interval=0']
 
 
 def run_process(program, *args, **settings):
@@ -113,7 +113,7 @@ def test_event_files_hold_scalars_pictures_and_the_graph(trained):
     for step, loss in scalars['loss/total'].items():
         assert loss == pytest.approx(scalars['loss/cross_entropy'][step] + scalars['loss/l2'][step], rel=1e-5)
     assert scalars['learning_rate'][3] == 0
-    assert sorted(pictures) == ['input_label_prediction/0', 'input_label_prediction/1']
+    assert sorted(pictures) == ['classes/0', 'input_label_prediction/0', 'input_label_prediction/1']
     assert pictures['input_label_prediction/0'] == [(step, 33, 99) for step in range(4)]
 
 
@@ -177,7 +177,8 @@ def test_overlays_and_cityscapes_ids(tmp_path, small):
     (tmp_path / 'train.txt').write_text('ulm_000001_000019_leftImg8bit.jpg label.png\n')
     size = Image.open(os.path.join(SAMPLE, 'JPEGImages', name)).size
     Image.fromarray(np.full(size[::-1], 3, np.uint8)).save(str(tmp_path / 'label.png'))
-    train = ['--option=train', '--num_steps=1', '--batch_size=1', '--input_height=33', '--input_width=33']
+    train = ['--option=train', '--num_steps=1', '--batch_size=1', '--input_height=33', '--input_width=33',
+             '--valid_interval=0']
     assert run(*(flags + train))[0] == 0
     code, _, stderr = run(*(flags + ['--option=predict']))
     assert code == 0, stderr

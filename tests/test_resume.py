@@ -1,4 +1,4 @@
-"""Trainings that are stopped and resumed: they end with the bits, and leave the records, of one never stopped."""
+"""Trainings that are stopped and resumed: they end with the weights, and leave the records, of one never stopped."""
 
 import csv
 import glob
