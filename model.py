@@ -2,25 +2,22 @@
 
 import contextlib
 import functools
-import os
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
 import network
-from utils import label_utils, write_to_log
+from utils import write_to_log
 from utils.data import augment, sources
 from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import masks, metrics, scores
-from utils.system import command_line, memory, output_files, precision, runtime
+from utils.prediction import masks, metrics, score_files, scores
+from utils.system import memory, output_files, precision, runtime
 from utils.system.errors import UserError
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
 from utils.training.start import Start
 from utils.weights import checkpoints, run_settings
 
-SUMMARY_IMAGES = 4
 FLOAT16_LOSS_SCALE = 128.0
 
 
@@ -63,8 +60,8 @@ class Model(object):
                 return
             net_input = self._input(start.input)
             reader = self._reader('data_list', net_input)
-            reports = loop.Reports(folder, log, lambda pictures: self._panel(pictures, net_input),
-                                   self._validation(net_input))
+            draw_panel = functools.partial(write_to_log.panel, classes=self.classes, net_input=net_input)
+            reports = loop.Reports(folder, log, draw_panel, self._validation(net_input))
             weights_of_classes = class_weights.load(conf.class_weights, self.classes, reader.images, reader.labels,
                                                     conf.num_threads)
             tf.set_random_seed(conf.random_seed)
@@ -86,11 +83,8 @@ class Model(object):
         output_files.make_dir(conf.out_dir, 'out_dir')
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
-        matrix = self._confusion_matrix(self._class_maps(reader, prefix, 'test'))
-        result = metrics.scores(matrix)
-        print(metrics.format_table(result, self.classes.palette.names))
-        self._write_scores(matrix, result, prefix)
-        return result
+        matrix = metrics.count(self._predictions(reader, prefix, 'test'), self.classes)
+        return score_files.write(conf, matrix, prefix, self.classes)
 
     def predict(self):
         """Writes a grey mask of class indices and, with visual, one in colour for every image of the list."""
@@ -99,8 +93,8 @@ class Model(object):
         reader = self._reader('test_data_list', self._trained_input(), conf.test_num_steps)
         writer = masks.MaskWriter(conf, self.classes, reader.images)
         with writer.writing() as write:
-            for index, (_, prediction) in enumerate(self._class_maps(reader, prefix, 'predict')):
-                write(index, prediction)
+            for prediction in self._predictions(reader, prefix, 'predict'):
+                write(prediction)
         print('%d predictions in %s' % (len(reader.images), ' and '.join(writer.folders.values())))
 
     def check(self):
@@ -196,19 +190,11 @@ class Model(object):
     def _session_config(self):
         return precision.configure(runtime.session_config(self.conf.xla), self.precision)
 
-    def _panel(self, pictures, net_input):
-        """Input | label | prediction of the first images of a batch, in colour: uint8 RGB [n, h, 3 * w, 3]."""
-        images, labels, predictions = pictures
-        colours = [label_utils.decode_labels(mask, SUMMARY_IMAGES, self.classes.num_classes, self.classes.palette)
-                   for mask in (labels, predictions)]
-        inputs = label_utils.inv_preprocess(images, SUMMARY_IMAGES, net_input.img_mean, net_input.channel_order)
-        return write_to_log.side_by_side(inputs, *colours)
-
-    def _class_maps(self, reader, prefix, desc):
-        """Yields (label [H, W], class map [H, W]) of the reader's images, computed with a checkpoint's weights."""
+    def _predictions(self, reader, prefix, desc):
+        """Yields a scores.Prediction of each of the reader's images, computed with a checkpoint's weights."""
         print('%s with %s' % (desc, prefix))
         restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
-        return scores.class_maps(reader, self.scores, restore, self._session_config(), desc)
+        return scores.predictions(reader, self.scores, restore, self._session_config(), desc)
 
     def _validation(self, net_input):
         """The loop.Reports' function that scores {name: array} of the network's variables; None without validations."""
@@ -218,31 +204,8 @@ class Model(object):
 
         def validate(values, stopped):
             restore = functools.partial(checkpoints.load_values, values=values)
-            maps = scores.class_maps(reader, self.scores, restore, self._session_config(), scores.VALIDATION)
-            matrix = self._confusion_matrix(maps, stopped)
+            found = scores.predictions(reader, self.scores, restore, self._session_config(), scores.VALIDATION)
+            matrix = metrics.count(found, self.classes, stopped)
             return None if stopped() else metrics.scores(matrix)
 
         return validate
-
-    def _confusion_matrix(self, class_maps, stopped=lambda: False):
-        """Counts all (label, class map) that an iterator yields, or those before stopped() becomes true."""
-        num_classes = self.classes.num_classes
-        matrix = np.zeros([num_classes, num_classes], np.int64)
-        with contextlib.closing(class_maps):
-            for label, prediction in class_maps:
-                matrix += metrics.confusion_matrix(label, prediction, num_classes, self.classes.ignore_label)
-                if stopped():
-                    break
-        return matrix
-
-    def _write_scores(self, matrix, result, prefix):
-        """metrics.json and confusion_matrix.png in out_dir."""
-        conf, names = self.conf, self.classes.palette.names
-        figures = {name: np.where(np.isnan(value), None, value).tolist() for name, value in result.items()}
-        figures.update(
-            confusion_matrix=matrix.tolist(), classes=names, checkpoint=prefix, list=conf.valid_data_list,
-            flags={name: getattr(conf, name) for name in command_line.own_flags() if hasattr(conf, name)})
-        path, picture = (os.path.join(conf.out_dir, name) for name in ('metrics.json', 'confusion_matrix.png'))
-        output_files.save_json(figures, path)
-        metrics.plot_confusion_matrix(matrix, picture, names)
-        print('scores in %s and %s' % (path, picture))

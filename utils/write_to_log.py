@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
+from utils import label_utils
 from utils.system.errors import UserError, quoted, reason
 
+SUMMARY_IMAGES = 4
 FLUSH_SECONDS = 120
 RECORD_FRAME = 16  # bytes that a TFRecord adds to an event: its length and two checksums
 
@@ -167,6 +169,19 @@ def image_summary(tag, pictures):
     return tf.Summary(value=values)
 
 
-def side_by_side(*pictures):
-    """Pictures [N, h, w, 3] each -> [N, h, sum of w, 3]."""
-    return np.concatenate(pictures, axis=2)
+def panel(pictures, classes, net_input):
+    """Input | label | prediction of the first images of a batch, in colour.
+
+    Args:
+      pictures: (images [N, h, w, 3] as the network gets them, labels [N, h, w, 1], class maps [N, h, w]), arrays.
+      classes: a Classes.
+      net_input: a compat.Input.
+
+    Returns:
+      uint8 RGB array [at most SUMMARY_IMAGES, h, 3 * w, 3].
+    """
+    images, labels, predictions = pictures
+    colours = [label_utils.decode_labels(mask, SUMMARY_IMAGES, classes.num_classes, classes.palette)
+               for mask in (labels, predictions)]
+    inputs = label_utils.inv_preprocess(images, SUMMARY_IMAGES, net_input.img_mean, net_input.channel_order)
+    return np.concatenate([inputs] + colours, axis=2)

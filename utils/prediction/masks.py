@@ -38,12 +38,12 @@ class MaskWriter(object):
 
     @contextlib.contextmanager
     def writing(self):
-        """Gives a function of the index of an image and its class map [H, W]; all is written when this ends."""
+        """Gives a function of a scores.Prediction, which writes it; all is written when this ends."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = []
 
-            def write(index, mask):
-                waiting.append(pool.submit(self._write, index, mask.astype(np.uint8)))
+            def write(prediction):
+                waiting.append(pool.submit(self._write, prediction.index, prediction.classes.astype(np.uint8)))
                 while len(waiting) > MOST_WAITING or waiting and waiting[0].done():
                     waiting.pop(0).result()
 

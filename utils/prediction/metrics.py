@@ -1,5 +1,7 @@
 """Scores of a segmentation, all computed from one confusion matrix."""
 
+import contextlib
+
 import numpy as np
 
 from utils.data.palette import IGNORE_LABEL
@@ -29,6 +31,17 @@ def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
             prediction.min(), prediction.max(), num_classes - 1))
     pairs = np.bincount(num_classes * label + prediction, minlength=num_classes ** 2)
     return pairs.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def count(predictions, classes, stopped=lambda: False):
+    """The confusion matrix of all scores.Prediction that a generator yields, or of those before stopped() is true."""
+    matrix = np.zeros([classes.num_classes, classes.num_classes], np.int64)
+    with contextlib.closing(predictions):
+        for one in predictions:
+            matrix += confusion_matrix(one.label, one.classes, classes.num_classes, classes.ignore_label)
+            if stopped():
+                break
+    return matrix
 
 
 def ratio(part, whole):

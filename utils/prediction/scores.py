@@ -1,9 +1,15 @@
 """The scores of images, the network's logits at their size, and the pass over a list that computes their classes."""
 
+import collections
+
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from utils.system import memory
+
+# What was computed of an image: its index in the list, its label [H, W] (ignore_label without one) and its class map,
+# int32 [H, W].
+Prediction = collections.namedtuple('Prediction', 'index label classes')
 
 VALIDATION = 'validation'  # a pass in the middle of a training, whose progress bar vanishes
 
@@ -13,8 +19,8 @@ def class_map(scores):
     return tf.argmax(scores, axis=3, output_type=tf.int32)
 
 
-def class_maps(reader, build, restore, session_config, desc):
-    """Yields (label [H, W], class map [H, W]) of every image of a reader, in its order.
+def predictions(reader, build, restore, session_config, desc):
+    """Yields a Prediction of every image of a reader, in its order.
 
     Args:
       reader: an ImageReader.
@@ -31,7 +37,8 @@ def class_maps(reader, build, restore, session_config, desc):
         with tf.Session(config=session_config) as sess:
             restore(sess, net.variables)
             sess.run(fold)
+            progress = tqdm(range(len(reader.images)), desc=desc, unit='image', mininterval=1.0,
+                            leave=desc != VALIDATION)
             with memory.enough_for('the size of the images'), reader.running(sess):
-                for _ in tqdm(reader.images, desc=desc, unit='image', mininterval=1.0, leave=desc != VALIDATION):
-                    fetched = sess.run(fetches)
-                    yield fetched['label'], fetched['classes']
+                for index in progress:
+                    yield Prediction(index=index, **sess.run(fetches))
