@@ -18,6 +18,7 @@ FLAGS = flags.FLAGS
 SAMPLE_FLAGS = os.path.join('dataset', 'sample.flags')
 DATA_FLAGS = {'data_list', 'valid_data_list', 'test_data_list', 'data_dir', 'palette', 'num_classes', 'flagfile'}
 MOST_THREADS = 256
+MOST_TOWERS = 64
 MOST_SIDE = 65535  # of a JPEG
 
 flags.DEFINE_enum('option', 'train', ['train', 'test', 'predict', 'check'],
@@ -90,6 +91,10 @@ DEFINE_whole('num_threads', min(runtime.usable_cores(), MOST_THREADS),
 flags.DEFINE_boolean('xla', False, 'let XLA compile clusters of ops')
 flags.DEFINE_boolean('mixed_precision', False, 'float16 on GPUs, bfloat16 on processors that have it, where '
                      'TensorFlow deems it safe')
+
+# devices
+DEFINE_whole('num_gpus', 1, 'GPUs that share a batch, on each machine; logical devices of the processor where '
+             'TensorFlow sees no GPU', 1, MOST_TOWERS)
 
 # log
 DEFINE_path('modeldir', 'model', 'folder of the checkpoints', output=True)

@@ -16,6 +16,7 @@ from utils.system import memory, output_files, precision, runtime
 from utils.system.errors import UserError
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
 from utils.training.start import Start
+from utils.training.towers import Towers
 from utils.weights import checkpoints, run_settings
 
 FLOAT16_LOSS_SCALE = 128.0
@@ -31,6 +32,7 @@ class Model(object):
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
         self.train_bn = self._trains_bn()
         self.precision = precision.chosen(conf.mixed_precision)
+        self.towers = Towers(conf.num_gpus)
 
     def logits(self, net, images):
         """The logits that are trained, a list; the first is the one to predict with. Multi-scale overrides this.
@@ -115,27 +117,35 @@ class Model(object):
     def training_graph(self, images, labels, weights_of_classes=None):
         """The loop.TrainingGraph on images [N, H, W, 3] and labels [N, H, W, 1]; weights [num_classes] of the loss."""
         conf, align_corners = self.conf, self.numerics.align_corners
-        net = self.network(images, phase=True, batch_norm='trained' if self.train_bn else 'frozen')
-        logits = self.logits(net, images)
-        weighting = losses.Weighting(weights_of_classes, conf.ohem_fraction if conf.loss == 'ohem' else 1.0)
-        entropy = tf.add_n([losses.cross_entropy(one, labels, conf.num_classes, conf.ignore_label, align_corners,
-                                                 weighting) for one in logits])
-        decay = losses.weight_decay_loss(net.variables, conf.weight_decay)
-        rate = tf.placeholder(tf.float32, [], 'learning_rate')
-        settings = optimizer.Settings(conf.momentum, conf.grad_update_every, conf.weight_decay,
-                                      FLOAT16_LOSS_SCALE if self.precision == 'float16' else 1.0)
-        groups = optimizer.rate_groups(net, conf.decoder_rate, conf.freeze_encoder)
-        with tf.control_dependencies([decay]):  # or it would be of weights before or after the update, by chance
-            update_rate = tf.identity(rate)
-        update = optimizer.build_update(entropy, groups, update_rate, settings,
-                                        net.update_ops(conf.bn_decay), losses.decayed(net.variables))
-        full_size = layers.resize(logits[0], tf.shape(images)[1:3], align_corners)
-        return loop.TrainingGraph(
-            net=net, rate=rate, update=update,
-            losses={'loss/cross_entropy': entropy, 'loss/l2': decay, 'loss/total': entropy + decay},
-            pictures=(images, labels, scores.class_map(full_size)),
-            finite=tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in net.variables]),
-            saver=tf.train.Saver(net.variables + update.slots, max_to_keep=conf.max_to_keep))
+        trained = 'trained' if self.train_bn else 'frozen'
+        towers = self.towers
+
+        def tower(part, first):
+            net = first.on(part[0]) if first else self.network(part[0], phase=True, batch_norm=trained)
+            logits = self.logits(net, part[0])
+            return net, logits[0], [losses.pixel_losses(one, part[1], self.classes, align_corners) for one in logits]
+
+        with towers.chief():
+            net, logits, pixels = towers.build(images, labels, tower)
+            weighting = losses.Weighting(weights_of_classes, conf.ohem_fraction if conf.loss == 'ohem' else 1.0)
+            entropy = tf.add_n([losses.mean_loss(one, weighting) for one in pixels])
+            decay = losses.weight_decay_loss(net.variables, conf.weight_decay)
+            rate = tf.placeholder(tf.float32, [], 'learning_rate')
+            with tf.control_dependencies([decay]):  # or it would be of weights before or after the update, by chance
+                update_rate = tf.identity(rate)
+            settings = optimizer.Settings(
+                conf.momentum, conf.grad_update_every, conf.weight_decay,
+                FLOAT16_LOSS_SCALE if self.precision == 'float16' else 1.0, conf.bn_decay, len(towers.devices) > 1)
+            groups = optimizer.rate_groups(net, conf.decoder_rate, conf.freeze_encoder)
+            update = optimizer.build_update(entropy, groups, update_rate, settings, net.statistics(),
+                                            losses.decayed(net.variables))
+            full_size = layers.resize(logits, tf.shape(images)[1:3], align_corners)
+            return loop.TrainingGraph(
+                net=net, rate=rate, update=update,
+                losses={'loss/cross_entropy': entropy, 'loss/l2': decay, 'loss/total': entropy + decay},
+                pictures=(images, labels, scores.class_map(full_size)),
+                finite=loop.all_finite(net.variables),
+                saver=tf.train.Saver(net.variables + update.slots, max_to_keep=conf.max_to_keep))
 
     def scores(self, images):
         """A network for prediction and the scores of images: [N, H, W, 3] -> (net, float32 [N, H, W, num_classes]).
@@ -188,7 +198,7 @@ class Model(object):
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
 
     def _session_config(self):
-        return precision.configure(runtime.session_config(self.conf.xla), self.precision)
+        return precision.configure(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
 
     def _predictions(self, reader, prefix, desc):
         """Yields a scores.Prediction of each of the reader's images, computed with a checkpoint's weights."""

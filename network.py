@@ -6,6 +6,7 @@
 """
 
 import collections
+import copy
 import functools
 
 import tensorflow.compat.v1 as tf
@@ -67,11 +68,15 @@ class DilatedResNet(object):
         encoding = self._encode(inputs)  # [N, H/8, W/8, 2048]
         return encoding, self._decode(encoding)  # [N, H/8, W/8, num_classes]
 
-    def update_ops(self, decay):
-        """Ops that move batch norm's averages towards what every apply() saw; none if it is frozen."""
-        if self.batch_norm != 'trained':
-            return []
-        return [op for layer in self._layers.values() for op in layer.update_ops(decay)]
+    def on(self, inputs):
+        """The same network, with its weights, on other inputs [N, H, W, 3]: encoding and outputs are theirs."""
+        other = copy.copy(self)
+        other.encoding, other.outputs = self.apply(inputs)
+        return other
+
+    def statistics(self):
+        """[(variable of batch norm's moving average, what every apply() saw on average)]; [] unless it is trained."""
+        return [pair for layer in self._layers.values() for pair in layer.statistics()]
 
     def fold_ops(self):
         """Ops that fold batch norm into the variables for good, for batch_norm 'folded'."""
@@ -117,7 +122,7 @@ class DilatedResNet(object):
             return functools.partial(convolve, rate=rate)
         fix_w = layers.variable(name + '/fix_w', fix_w_shape(rate), fix_w_start)
         self.variables.append(fix_w)
-        return functools.partial(convolve, rate=rate, fix_w=fix_w)
+        return functools.partial(convolve, rate=rate, fix_w=layers.read(fix_w))
 
     def _decode(self, encoding):
         """Four dilated 3x3 convolutions with biases, summed; regular ones whatever dilated_type says."""
@@ -125,7 +130,8 @@ class DilatedResNet(object):
             self.decoder_variables = [self._aspp_branch(scope, encoding.shape[3])
                                       for scope in weight_names.decoder_scopes(self.encoder_name)]
             self.variables.extend(v for branch in self.decoder_variables for v in branch)
-        weights, biases = zip(*self.decoder_variables)
+            self._branches = [tuple(map(layers.read, branch)) for branch in self.decoder_variables]
+        weights, biases = zip(*self._branches)
         return tf.nn.bias_add(dilated.pyramid(encoding, weights, ASPP_RATES), tf.add_n(biases))
 
     def _aspp_branch(self, scope, depth_in):

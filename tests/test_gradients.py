@@ -6,6 +6,7 @@ import recipe
 import tensorflow.compat.v1 as tf
 
 from network import DilatedResNet
+from utils.data.palette import Classes
 from utils.net.blocks import Block
 from utils.training import losses
 from utils.weights import checkpoints
@@ -24,7 +25,8 @@ def test_gradients(encoder_name, dilated_type, train_bn, monkeypatch):
         images = tf.constant(recipe.image(2, 33, 33) / 50)
         net = DilatedResNet(images, 5, True, encoder_name, dilated_type=dilated_type, blocks=TINY,
                             batch_norm='trained' if train_bn else 'frozen')
-        loss = (losses.cross_entropy(net.outputs, tf.constant(recipe.label(2, 33, 33, 5)), 5, 255)
+        pixels = losses.pixel_losses(net.outputs, tf.constant(recipe.label(2, 33, 33, 5)), Classes(5, 255, None))
+        loss = (losses.mean_loss(pixels)
                 + losses.weight_decay_loss(net.variables, 5e-4))
         variables = tf.trainable_variables()
         gradients = tf.gradients(loss, variables)

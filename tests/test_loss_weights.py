@@ -6,7 +6,7 @@ import tensorflow.compat.v1 as tf
 from PIL import Image
 
 from model import Model
-from utils.data.palette import load_classes
+from utils.data.palette import Classes, load_classes
 from utils.system import command_line
 from utils.system.errors import UserError
 from utils.training import class_weights, losses, optimizer
@@ -26,7 +26,8 @@ def example():
 
 def computed(logits, label, weighting):
     with tf.Graph().as_default(), tf.Session() as sess:
-        return sess.run(losses.cross_entropy(tf.constant(logits), tf.constant(label), 3, 255, weighting=weighting))
+        pixels = losses.pixel_losses(tf.constant(logits), tf.constant(label), Classes(3, 255, None))
+        return sess.run(losses.mean_loss(pixels, weighting))
 
 
 def test_class_weights():

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 
 from model import Model
 from model_msc import Model_msc, scaled_size
+from utils.data.palette import Classes
 from utils.net import layers
 from utils.prediction import scores
 from utils.training import loop, losses, optimizer
@@ -75,14 +76,15 @@ def test_cross_entropy_counts_valid_pixels_only():
         valid = (label < 5) & (label != ignore_label)
         picked = np.take_along_axis(log_softmax, np.where(valid, label, 0), axis=3)
         with tf.Graph().as_default(), tf.Session() as sess:
-            found = sess.run(losses.cross_entropy(tf.constant(logits), tf.constant(label), 5, ignore_label))
+            found = sess.run(losses.mean_loss(losses.pixel_losses(
+                tf.constant(logits), tf.constant(label), Classes(5, ignore_label, None))))
         assert abs(found + picked[valid].mean()) <= 1e-6
 
 
 def test_cross_entropy_without_a_valid_pixel_is_zero():
     with tf.Graph().as_default(), tf.Session() as sess:
         logits = tf.ones([1, 2, 2, 3])
-        loss = losses.cross_entropy(logits, tf.fill([1, 9, 9, 1], 255), 3, 255)
+        loss = losses.mean_loss(losses.pixel_losses(logits, tf.fill([1, 9, 9, 1], 255), Classes(3, 255, None)))
         value, gradient = sess.run([loss, tf.gradients(loss, logits)[0]])
     assert value == 0 and not gradient.any()
 

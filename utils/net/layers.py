@@ -18,6 +18,12 @@ def variable(name, shape, initializer=None, trainable=True):
                            trainable=trainable, use_resource=True)
 
 
+def read(variable):
+    """The variable's value, read once and on its own device for all that use it, on whatever devices."""
+    with tf.colocate_with(variable.op):
+        return variable.read_value()
+
+
 # How batch norm acts. frozen: by the moving averages, folded into the convolution wherever it is used. trained: by the
 # statistics of the batch, gamma and beta being trainable. folded: as frozen, but fold_ops() folds it into the
 # variables once, after they got their values and before any use; such a network is not to be saved.
@@ -51,15 +57,16 @@ class ConvBN(object):
         self.variables = [self.weights, self.gamma, self.beta, self.moving_mean, self.moving_variance]
         self._convolve, self._epsilon, self._batch_norm = convolve, epsilon, batch_norm
         self._seen = []  # (mean, variance) of every batch that went through
-        if batch_norm == 'folded':
-            self._kernel, self._bias = self.weights, self.beta
-        elif batch_norm == 'frozen':
+        if batch_norm == 'frozen':
             self._kernel, self._bias = self._fold()
+        else:
+            self._kernel, self._bias, self._scale = read(self.weights), read(self.beta), read(self.gamma)
 
     def _fold(self):
         """The kernel [k, k, C, D] and the bias [D] of convolution and batch norm in one."""
-        scale = self.gamma * tf.rsqrt(self.moving_variance + self._epsilon)  # [D]
-        return self.weights * scale, self.beta - self.moving_mean * scale
+        with tf.colocate_with(self.weights.op):  # so that towers get the results, once each
+            scale = self.gamma * tf.rsqrt(self.moving_variance + self._epsilon)  # [D]
+            return self.weights * scale, self.beta - self.moving_mean * scale
 
     def fold_ops(self):
         """Ops that put the folded kernel and bias into the variables weights and beta, for 'folded'.
@@ -74,15 +81,14 @@ class ConvBN(object):
         if self._batch_norm != 'trained':
             return tf.nn.bias_add(self._convolve(inputs, self._kernel), self._bias)
         outputs, mean, variance = tf.nn.fused_batch_norm(
-            self._convolve(inputs, self.weights), self.gamma, self.beta, epsilon=self._epsilon)[:3]
+            self._convolve(inputs, self._kernel), self._scale, self._bias, epsilon=self._epsilon)[:3]
         self._seen.append((mean, variance))
         return outputs
 
-    def update_ops(self, decay):
-        """Ops that move the averages towards the mean statistics of the batches seen."""
+    def statistics(self):
+        """[(variable of a moving average, mean of what the batches had that went through)]; [] unless it is trained."""
         averages = (self.moving_mean, self.moving_variance)
-        return [tf.assign_sub(average, (average - tf.add_n(seen) / len(seen)) * (1 - decay))
-                for average, seen in zip(averages, zip(*self._seen))]
+        return [(average, tf.add_n(seen) / len(seen)) for average, seen in zip(averages, zip(*self._seen))]
 
 
 def conv2d(inputs, kernel, stride=1, pad=None):

@@ -117,6 +117,11 @@ def on_gpu():
     return bool(gpus())
 
 
+def device_kind():
+    """'GPU' where TensorFlow sees one, otherwise 'CPU'."""
+    return 'GPU' if on_gpu() else 'CPU'
+
+
 def has_driver():
     """Whether there is an NVIDIA driver whose GPUs were not hidden by CUDA_VISIBLE_DEVICES."""
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES', '0').strip() in ('', '-1')
@@ -142,10 +147,15 @@ def devices():
     return line
 
 
-def session_config(xla=False):
-    """GPU memory is taken as it is needed; ops without a GPU kernel run on the CPU; xla compiles clusters of ops."""
+def session_config(xla=False, num_cpus=1):
+    """GPU memory is taken as it is needed; ops without a GPU kernel run on the CPU; xla compiles clusters of ops.
+
+    num_cpus is the number of logical devices that the processor stands for.
+    """
     import tensorflow.compat.v1 as tf
     config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
+    if num_cpus > 1:
+        config.device_count['CPU'] = num_cpus
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
     return config

@@ -62,6 +62,15 @@ def run(sess, graph, conf, reports, first_step=0):
     print('trained: checkpoints in %s, losses in %s, TensorBoard in %s' % (conf.modeldir, conf.logfile, conf.logdir))
 
 
+def all_finite(variables):
+    """Whether all values of some variables are finite, a boolean tensor; each is looked at where it lies."""
+    finite = []
+    for variable in variables:
+        with tf.colocate_with(variable.op):
+            finite.append(tf.reduce_all(tf.is_finite(variable)))
+    return tf.reduce_all(finite)
+
+
 def due(step, interval, conf):
     """Whether what happens every `interval` steps and after the last one happens in `step`; never for 0."""
     return interval > 0 and (step % interval == 0 or step == conf.num_steps)

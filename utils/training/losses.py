@@ -10,6 +10,10 @@ Weighting = collections.namedtuple('Weighting', 'class_weights hard_fraction')
 Weighting.__new__.__defaults__ = (None, 1.0)
 
 
+# Of the pixels of a map: losses, float32; target, the class, int32; valid, whether they count; each [N, h, w].
+Pixels = collections.namedtuple('Pixels', 'losses target valid')
+
+
 def prepare_label(label, new_size, align_corners=False):
     """Resizes labels to the size of the logits by nearest neighbour.
 
@@ -29,22 +33,32 @@ def prepare_label(label, new_size, align_corners=False):
     return tf.squeeze(label, axis=[3])  # [N, h, w]
 
 
-def cross_entropy(logits, label, num_classes, ignore_label, align_corners=False, weighting=None):
-    """Mean softmax cross-entropy over the pixels of a class; 0, not NaN, where a batch has none.
+def pixel_losses(logits, label, classes, align_corners=False):
+    """The softmax cross-entropy of every pixel.
 
     Args:
       logits: [N, h, w, num_classes].
       label: integer [N, H, W, 1]. ignore_label and values outside 0..num_classes-1 do not count.
+      classes: an object with num_classes and ignore_label.
       align_corners: how the label shrinks to the logits' size, see prepare_label.
-      weighting: a Weighting; the mean is then one weighted by the pixels' classes.
 
     Returns:
-      A scalar.
+      A Pixels.
     """
     small = prepare_label(label, tf.shape(logits)[1:3], align_corners)  # [N, h, w]
-    valid = (small >= 0) & (small < num_classes) & tf.not_equal(small, ignore_label)
+    valid = (small >= 0) & (small < classes.num_classes) & tf.not_equal(small, classes.ignore_label)
     target = tf.where(valid, small, tf.zeros_like(small))
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits)  # [N, h, w]
+    return Pixels(losses, target, valid)
+
+
+def mean_loss(pixels, weighting=None):
+    """The mean of a Pixels over those of a class, a scalar; 0, not NaN, where there are none.
+
+    Args:
+      weighting: a Weighting; the mean is then one weighted by the pixels' classes.
+    """
+    losses, target, valid = pixels
     weights = tf.cast(valid, tf.float32)
     if weighting and weighting.hard_fraction < 1:
         weights *= hardest(losses, valid, weighting.hard_fraction)
@@ -70,4 +84,8 @@ def decayed(variables):
 
 def weight_decay_loss(variables, weight_decay):
     """weight_decay * sum(w ** 2) / 2 over the variables that decay."""
-    return weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in decayed(variables)])
+    squares = []
+    for variable in decayed(variables):
+        with tf.colocate_with(variable.op):
+            squares.append(tf.nn.l2_loss(variable))
+    return weight_decay * tf.add_n(squares)

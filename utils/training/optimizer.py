@@ -4,15 +4,19 @@ import collections
 
 import tensorflow.compat.v1 as tf
 
+from utils.training import accumulation
+
 # momentum: of the velocity v = momentum * v + gradient; variable -= rate * v.
 # grad_update_every: how many gradients are averaged for one update.
 # weight_decay: the gradient of a variable that decays is raised by weight_decay * variable.
 # loss_scale: gradients are those of the loss times this, divided by it, so that float16 holds small ones.
-Settings = collections.namedtuple('Settings', 'momentum grad_update_every weight_decay loss_scale')
-Settings.__new__.__defaults__ = (1, 0.0, 1.0)
+# bn_decay: of batch norm's moving averages.
+# colocate: gradients are computed on the devices of the ops that they are of, as several towers need.
+Settings = collections.namedtuple('Settings', 'momentum grad_update_every weight_decay loss_scale bn_decay colocate')
+Settings.__new__.__defaults__ = (1, 0.0, 1.0, 0.9, False)
 
 # One update is `accumulate`, run grad_update_every times, and then `apply`; with grad_update_every 1 `accumulate` is
-# None. slots: the variables of the momentum. The sums of gradients are local variables, to be initialised.
+# None. slots: the variables of the momentum. What accumulates is in local variables, to be initialised.
 Update = collections.namedtuple('Update', 'accumulate apply slots')
 
 DECODER_RATES = (10.0, 20.0)  # of the decoder's weights and biases, times the encoder's
@@ -33,7 +37,7 @@ def rate_groups(net, decoder_rates=DECODER_RATES, freeze_encoder=False):
     return decoder_groups if freeze_encoder else [(encoder, 1.0)] + decoder_groups
 
 
-def build_update(loss, groups, learning_rate, settings, update_ops=(), decayed=()):
+def build_update(loss, groups, learning_rate, settings, statistics=(), decayed=()):
     """Ops that lower the loss and, with weight_decay, half the sum of squares of some variables.
 
     Args:
@@ -41,20 +45,19 @@ def build_update(loss, groups, learning_rate, settings, update_ops=(), decayed=(
       groups: a list of (variables, multiplier of the rate).
       learning_rate: scalar tensor.
       settings: a Settings.
-      update_ops: ops to run with every gradient (batch norm's averages).
+      statistics: [(variable of a moving average, tensor of what it moves to)], for batch norm.
       decayed: the variables that decay.
 
     Returns:
       An Update.
     """
     variables = [v for members, _ in groups for v in members]
-    gradients = scaled_gradients(loss, variables, settings.loss_scale)
-    accumulate, zero = None, []
+    gradients = scaled_gradients(loss, variables, settings)
     if settings.grad_update_every > 1:
-        sums = gradient_sums(variables)
-        adds = [tf.assign_add(s, g / settings.grad_update_every) for s, g in zip(sums, gradients)]
-        accumulate = tf.group(*(adds + list(update_ops)))
-        gradients, update_ops, zero = [s.read_value() for s in sums], (), sums
+        ops, gradients, moves, kept = accumulation.collect(variables, gradients, statistics, settings)
+        accumulate = tf.group(*ops)
+    else:
+        accumulate, moves, kept = None, accumulation.move_averages(statistics, settings.bn_decay), []
     by_variable = dict(zip([v.op.name for v in variables], gradients))
     for v in decayed:
         if v.op.name not in by_variable:  # of a frozen encoder
@@ -67,10 +70,10 @@ def build_update(loss, groups, learning_rate, settings, update_ops=(), decayed=(
                           for optimizer, (members, _) in zip(optimizers, groups)])
 
     applied = update() if settings.loss_scale == 1.0 else if_finite(gradients, update)
-    with tf.control_dependencies([applied]):
-        zeroed = [tf.assign(s, tf.zeros_like(s)) for s in zero]
+    with tf.control_dependencies([applied] + (moves if kept else [])):
+        zeroed = accumulation.zeroed(kept)
     slots = [optimizer.get_slot(v, 'momentum') for optimizer, (members, _) in zip(optimizers, groups) for v in members]
-    return Update(accumulate, tf.group(*([applied] + list(update_ops) + zeroed)), slots)
+    return Update(accumulate, tf.group(*([applied] + moves + zeroed)), slots)
 
 
 def if_finite(gradients, update):
@@ -84,23 +87,18 @@ def if_finite(gradients, update):
     return tf.cond(finite, updated, lambda: tf.constant(False)).op
 
 
-def scaled_gradients(loss, variables, loss_scale):
+def scaled_gradients(loss, variables, settings):
     """The gradients of the loss, computed at loss_scale times their size."""
-    if loss_scale == 1.0:
-        return tf.gradients(loss, variables)
-    return [gradient / loss_scale for gradient in tf.gradients(loss * loss_scale, variables)]
-
-
-def gradient_sums(variables):
-    """A variable for the sum of each one's gradients, zero once its initializer has run."""
-    return [tf.get_variable(v.op.name + '/gradient_sum', v.shape, initializer=tf.initializers.zeros(),
-                            trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES], use_resource=True)
-            for v in variables]
+    scale, colocate = settings.loss_scale, settings.colocate
+    if scale == 1.0:
+        return tf.gradients(loss, variables, colocate_gradients_with_ops=colocate)
+    return [gradient / scale for gradient in
+            tf.gradients(loss * scale, variables, colocate_gradients_with_ops=colocate)]
 
 
 def decay(variable, gradient, weight_decay):
-    """gradient + weight_decay * variable."""
+    """gradient + weight_decay * variable, on the variable's device."""
     # The product waits for the gradient: in the loss, TensorFlow would compute those of all the weights first and
     # hold them, as much memory as the weights themselves, to the end of the step.
-    with tf.control_dependencies([gradient]):
+    with tf.colocate_with(variable.op), tf.control_dependencies([gradient]):
         return gradient + weight_decay * variable.read_value()
