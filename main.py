@@ -96,6 +96,12 @@ flags.DEFINE_boolean('mixed_precision', False, 'float16 on GPUs, bfloat16 on pro
 DEFINE_whole('num_gpus', 1, 'GPUs that share a batch, on each machine; logical devices of the processor where '
              'TensorFlow sees no GPU', 1, MOST_TOWERS)
 
+flags.DEFINE_list('cluster', None, 'host:port of each machine that trains, the same list on all; that of TF_CONFIG in '
+                  'the environment by default')
+DEFINE_whole('task_index', None, 'which machine of --cluster this is, from 0, which reads, saves and logs')
+flags.DEFINE_enum('variables_on', 'spread', ['spread', 'chief'], 'where the variables of several machines lie: spread '
+                  'over them by size, or all on task 0')
+
 # log
 DEFINE_path('modeldir', 'model', 'folder of the checkpoints', output=True)
 DEFINE_path('logfile', 'log.txt', 'file of steps and losses', output=True)
@@ -112,8 +118,14 @@ def sample_args(args, flag_files=(SAMPLE_FLAGS,)):
 
 def run_option(model_class):
     """Runs the method of the Model that --option names."""
+    from utils.system import cluster  # once the environment is set
+    machines = cluster.from_flags(FLAGS)
     print(runtime.devices())
-    getattr(model_class(FLAGS), FLAGS.option)()
+    machines.start(runtime.session_config(FLAGS.xla, FLAGS.num_gpus))
+    if machines.index:
+        machines.serve()
+    else:
+        getattr(model_class(FLAGS, machines), FLAGS.option)()
 
 
 def main():

@@ -1,5 +1,6 @@
 """Training, testing and predicting with one network; what multi-scale changes is one method of Model."""
 
+import collections
 import contextlib
 import functools
 
@@ -13,26 +14,31 @@ from utils.image_reader import ImageReader
 from utils.net import compat, layers
 from utils.prediction import masks, metrics, score_files, scores
 from utils.system import memory, output_files, precision, runtime
+from utils.system.cluster import Cluster
 from utils.system.errors import UserError
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
 from utils.training.start import Start
-from utils.training.towers import Towers
+from utils.training.towers import Loss, Towers
 from utils.weights import checkpoints, run_settings
 
 FLOAT16_LOSS_SCALE = 128.0
+
+# net_input: a compat.Input; reader: an ImageReader; class_weights: [num_classes] of the loss or None; validate: of
+# loop.Reports.
+TrainingData = collections.namedtuple('TrainingData', 'net_input reader class_weights validate')
 
 
 class Model(object):
     """Runs one option of the flags in `conf`: train(), test(), predict() or check()."""
 
-    def __init__(self, conf):
-        """conf: the flags of main.py, or any object with their names as attributes."""
-        self.conf = conf
+    def __init__(self, conf, cluster=None):
+        """conf: the flags of main.py, or any object with their names as attributes; cluster: a Cluster to train on."""
+        self.conf, self.cluster = conf, cluster or Cluster()
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
         self.train_bn = self._trains_bn()
         self.precision = precision.chosen(conf.mixed_precision)
-        self.towers = Towers(conf.num_gpus)
+        self.towers = Towers(conf.num_gpus, self.cluster, conf.variables_on)
 
     def logits(self, net, images):
         """The logits that are trained, a list; the first is the one to predict with. Multi-scale overrides this.
@@ -51,25 +57,36 @@ class Model(object):
     def train(self):
         """Trains up to step num_steps, whose rate is 0, from the newest checkpoint or from step 0."""
         conf = self.conf
-        folder = run_folder.RunFolder(conf.modeldir, run_folder.deciding(conf, type(self).__name__))
-        with folder.locked(), tf.Graph().as_default():
+        self.towers.check_batch(conf.batch_size)
+        settings = run_folder.deciding(conf, type(self).__name__, len(self.towers.devices) if self.train_bn else 1)
+        folder = run_folder.RunFolder(conf.modeldir, settings)
+        with folder.locked():
             output_files.make_dir(conf.logdir, 'logdir')
             output_files.check_file(conf.logfile, 'logfile')
-            start = Start(conf, folder)
-            log = records.Records(conf, folder.run_id, self.classes)
-            log.read(start.step)
+            start, log = self._start(folder)
             if start.finished(log.mean_iou):
                 return
-            net_input = self._input(start.input)
-            reader = self._reader('data_list', net_input)
-            draw_panel = functools.partial(write_to_log.panel, classes=self.classes, net_input=net_input)
-            reports = loop.Reports(folder, log, draw_panel, self._validation(net_input))
-            weights_of_classes = class_weights.load(conf.class_weights, self.classes, reader.images, reader.labels,
-                                                    conf.num_threads)
+            data, starts = self._training_data(start.input), [(start, log)]
+            self.cluster.lasting(lambda: self._train(folder, data, *(starts.pop() if starts else self._start(folder))))
+
+    def _start(self, folder):
+        """(a Start, Records that know the steps before it) from a RunFolder."""
+        start = Start(self.conf, folder)
+        log = records.Records(self.conf, folder.run_id, self.classes)
+        log.read(start.step)
+        return start, log
+
+    def _train(self, folder, data, start, log):
+        """Trains from a Start on."""
+        conf, (net_input, reader, weights_of_classes, validation) = self.conf, data
+        draw_panel = functools.partial(write_to_log.panel, classes=self.classes, net_input=net_input)
+        with tf.Graph().as_default():
             tf.set_random_seed(conf.random_seed)
-            images, labels = reader.training_batch(conf.batch_size, self._augmentation())
+            with self.towers.chief():
+                images, labels = reader.training_batch(conf.batch_size, augment.chosen(conf, self.numerics.scales))
             graph = self.training_graph(images, labels, weights_of_classes)
-            with tf.Session(config=self._session_config()) as sess, contextlib.closing(log):
+            with self.cluster.session(self._session_config()) as sess, contextlib.closing(log):
+                self.towers.check_devices(sess)
                 start.load(sess, graph, net_input)
                 print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
                     'trained' if self.train_bn else 'frozen', self.train_bn))
@@ -77,7 +94,7 @@ class Model(object):
                 log.open(start.step, sess.graph)
                 with memory.enough_for('--batch_size, --input_height or --input_width'), reader.running(
                         sess, start.step * conf.batch_size * conf.grad_update_every):
-                    loop.run(sess, graph, conf, reports, start.step)
+                    loop.run(sess, graph, conf, loop.Reports(folder, log, draw_panel, validation), start.step)
 
     def test(self):
         """Prints a checkpoint's scores and writes them with the confusion matrix to out_dir; returns the scores."""
@@ -126,7 +143,7 @@ class Model(object):
             return net, logits[0], [losses.pixel_losses(one, part[1], self.classes, align_corners) for one in logits]
 
         with towers.chief():
-            net, logits, pixels = towers.build(images, labels, tower)
+            net, logits, pixels, parts = towers.build(images, labels, tower)
             weighting = losses.Weighting(weights_of_classes, conf.ohem_fraction if conf.loss == 'ohem' else 1.0)
             entropy = tf.add_n([losses.mean_loss(one, weighting) for one in pixels])
             decay = losses.weight_decay_loss(net.variables, conf.weight_decay)
@@ -135,10 +152,10 @@ class Model(object):
                 update_rate = tf.identity(rate)
             settings = optimizer.Settings(
                 conf.momentum, conf.grad_update_every, conf.weight_decay,
-                FLOAT16_LOSS_SCALE if self.precision == 'float16' else 1.0, conf.bn_decay, len(towers.devices) > 1)
+                FLOAT16_LOSS_SCALE if self.precision == 'float16' else 1.0, conf.bn_decay)
             groups = optimizer.rate_groups(net, conf.decoder_rate, conf.freeze_encoder)
-            update = optimizer.build_update(entropy, groups, update_rate, settings, net.statistics(),
-                                            losses.decayed(net.variables))
+            update = optimizer.build_update(Loss(entropy, parts), groups, update_rate, settings,
+                                            net.statistics(), losses.decayed(net.variables))
             full_size = layers.resize(logits, tf.shape(images)[1:3], align_corners)
             return loop.TrainingGraph(
                 net=net, rate=rate, update=update,
@@ -168,16 +185,6 @@ class Model(object):
             raise UserError('--freeze_encoder and --train_bn exclude each other: batch norm is in the encoder.')
         return not (conf.pretrain_file or conf.freeze_encoder) if conf.train_bn is None else conf.train_bn
 
-    def _augmentation(self):
-        """The augment.Augmentation that the flags choose."""
-        conf = self.conf
-        chosen = augment.Augmentation((conf.input_height, conf.input_width), conf.random_scale, conf.random_mirror,
-                                      self.numerics.scales)
-        if not conf.random_scale_range:
-            return chosen
-        low, high = sorted(conf.random_scale_range)
-        return chosen._replace(scales=None, scale_range=(low, high))
-
     def _input(self, known):
         """The compat.Input that the flags choose; by default that of the weights, if it is known, or of the mode."""
         conf = self.conf
@@ -196,6 +203,13 @@ class Model(object):
         conf = self.conf
         source = sources.open_source(conf, self.classes, flag, num_steps)
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
+
+    def _training_data(self, known):
+        """A TrainingData; known: the compat.Input of the weights to start from, or None."""
+        conf, net_input = self.conf, self._input(known)
+        reader = self._reader('data_list', net_input)
+        weights = class_weights.load(conf.class_weights, self.classes, reader.images, reader.labels, conf.num_threads)
+        return TrainingData(net_input, reader, weights, self._validation(net_input))
 
     def _session_config(self):
         return precision.configure(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)

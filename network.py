@@ -132,7 +132,7 @@ class DilatedResNet(object):
             self.variables.extend(v for branch in self.decoder_variables for v in branch)
             self._branches = [tuple(map(layers.read, branch)) for branch in self.decoder_variables]
         weights, biases = zip(*self._branches)
-        return tf.nn.bias_add(dilated.pyramid(encoding, weights, ASPP_RATES), tf.add_n(biases))
+        return tf.nn.bias_add(dilated.pyramid(encoding, weights, ASPP_RATES), layers.ordered_sum(biases))
 
     def _aspp_branch(self, scope, depth_in):
         """Weights [3, 3, depth_in, num_classes] and biases [num_classes]."""

@@ -8,10 +8,12 @@ import tensorflow.compat.v1 as tf
 from model import Model
 from model_msc import Model_msc
 from utils.system import runtime
+from utils.system.cluster import Cluster
 from utils.system.errors import UserError
 from utils.training import loop, towers
 
 BATCH = 4
+THREE = Cluster(['a:1', 'b:2', 'c:3'])
 
 
 def updates(model_class, conf, steps=5):
@@ -90,7 +92,7 @@ def device_of(op):
 
 
 def test_variables_are_spread_by_size():
-    both = towers.Towers(1, 'worker', 3)
+    both = towers.Towers(1, THREE)
     shapes = [[5], [3], [1], [2], [4], [10]]
     with tf.Graph().as_default(), both._on(both.devices[1]):
         variables = [tf.get_variable('v%d' % index, shape, use_resource=True) for index, shape in enumerate(shapes)]
@@ -98,21 +100,21 @@ def test_variables_are_spread_by_size():
     assert [v.op.device for v in variables] == [
         '/job:worker/task:%d/device:CPU:0' % task for task in (0, 1, 2, 2, 1, 2)]
     assert computed.device == '/job:worker/task:1/device:CPU:0'
-    alone = towers.Towers(1, 'worker', 3, 'chief')
+    alone = towers.Towers(1, THREE, 'chief')
     with tf.Graph().as_default(), alone._on(alone.devices[1]):
         assert 'task:0' in tf.get_variable('v', [2], use_resource=True).op.device
 
 
 @pytest.mark.parametrize('batch, words', [(10, 'give 8 or 12'), (3, 'give 4.'), (5, 'give 4 or 8')])
 def test_a_batch_that_cannot_be_divided(batch, words):
-    towers.Towers(4).check_batch(8)
+    towers.Towers(4, Cluster()).check_batch(8)
     with pytest.raises(UserError, match='--batch_size=%d cannot be divided by 4 towers: ' % batch) as error:
-        towers.Towers(4).check_batch(batch)
+        towers.Towers(4, Cluster()).check_batch(batch)
     assert words in str(error.value)
 
 
 def test_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setattr(runtime, 'gpus', lambda: ['one', 'two'])
-    assert towers.Towers(2).devices[1].endswith('GPU:1')
+    assert towers.Towers(2, Cluster()).devices[1].endswith('GPU:1')
     with pytest.raises(UserError, match='--num_gpus=3: TensorFlow sees 2 GPUs'):
-        towers.Towers(3)
+        towers.Towers(3, Cluster())

@@ -14,6 +14,7 @@ from utils.data.palette import Classes
 from utils.net import layers
 from utils.prediction import scores
 from utils.training import loop, losses, optimizer
+from utils.training.towers import Loss
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 
@@ -110,7 +111,7 @@ def test_accumulated_update_equals_one_on_the_mean_gradient(loss_scale):
         x = tf.placeholder(tf.float32, [])
         one, two = [tf.get_variable(n, [], initializer=tf.initializers.ones(), use_resource=True) for n in 'ab']
         loss = x * one ** 2 + two * x
-        update = optimizer.build_update(loss, [([one], 1.0), ([two], 10.0)], tf.constant(0.1),
+        update = optimizer.build_update(Loss(loss), [([one], 1.0), ([two], 10.0)], tf.constant(0.1),
                                         optimizer.Settings(0.9, grad_update_every=3, loss_scale=loss_scale))
         sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         a, b, velocity_a, velocity_b = 1.0, 1.0, 0.0, 0.0
@@ -153,10 +154,10 @@ def test_gradients_read_the_weights_of_before_the_update():
         encoder, decoder = [layers.variable(name, [3, 3], tf.initializers.ones()) for name in ('encoder', 'decoder')]
         loss = tf.nn.l2_loss(decode(tf.matmul(tf.ones([1, 3]), encoder), decoder))  # gradients begin after all reads
         rate, settings = tf.constant(1.0), optimizer.Settings(momentum=0.0)
-        first = optimizer.build_update(loss, [([decoder], 10.0)], rate, settings).apply
+        first = optimizer.build_update(Loss(loss), [([decoder], 10.0)], rate, settings).apply
         with tf.control_dependencies([first]):
             told = tf.py_func(updated.set, [], [])
-        second = optimizer.build_update(loss, [([encoder], 1.0)], rate, settings).apply
+        second = optimizer.build_update(Loss(loss), [([encoder], 1.0)], rate, settings).apply
         sess.run(tf.global_variables_initializer())
         sess.run([second, told])
         np.testing.assert_array_equal(sess.run(decoder), np.full([3, 3], 1 - 10 * 27))
@@ -169,7 +170,7 @@ def test_an_overflow_skips_the_update(every):
     with tf.Graph().as_default(), tf.Session() as sess:
         x = tf.placeholder(tf.float32, [])
         one = tf.get_variable('one', [], initializer=tf.initializers.ones(), use_resource=True)
-        update = optimizer.build_update(x * one, [([one], 1.0)], tf.constant(0.1),
+        update = optimizer.build_update(Loss(x * one), [([one], 1.0)], tf.constant(0.1),
                                         optimizer.Settings(0.9, grad_update_every=every, loss_scale=128.0))
         sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         for value in (2.0, np.inf, 2.0):

@@ -17,6 +17,15 @@ Augmentation = collections.namedtuple('Augmentation', 'size random_scale random_
 Augmentation.__new__.__defaults__ = (True, True, None, (0.5, 1.5))
 
 
+def chosen(conf, scales):
+    """The Augmentation that flags choose, `scales` being those of the mode."""
+    size = conf.input_height, conf.input_width
+    if not conf.random_scale_range:
+        return Augmentation(size, conf.random_scale, conf.random_mirror, scales)
+    low, high = sorted(conf.random_scale_range)
+    return Augmentation(size, conf.random_scale, conf.random_mirror, None, (low, high))
+
+
 def shuffled(seed, epoch, count):
     """The order of an epoch, a permutation of 0..count-1 that depends on seed and epoch alone."""
     return np.random.RandomState([ORDER, seed, epoch]).permutation(count)

@@ -1,5 +1,6 @@
 """The layers of the network: variables by their full names, frozen or trained batch norm, pooling, resizing."""
 
+import functools
 import zlib
 
 import tensorflow.compat.v1 as tf
@@ -22,6 +23,14 @@ def read(variable):
     """The variable's value, read once and on its own device for all that use it, on whatever devices."""
     with tf.colocate_with(variable.op):
         return variable.read_value()
+
+
+def ordered_sum(tensors):
+    """Their sum, always in this order.
+
+    tf.add_n begins with the tensor whose memory it can reuse, which with those of other machines is up to chance.
+    """
+    return functools.reduce(tf.add, tensors)
 
 
 # How batch norm acts. frozen: by the moving averages, folded into the convolution wherever it is used. trained: by the
@@ -88,7 +97,7 @@ class ConvBN(object):
     def statistics(self):
         """[(variable of a moving average, mean of what the batches had that went through)]; [] unless it is trained."""
         averages = (self.moving_mean, self.moving_variance)
-        return [(average, tf.add_n(seen) / len(seen)) for average, seen in zip(averages, zip(*self._seen))]
+        return [(average, ordered_sum(seen) / len(seen)) for average, seen in zip(averages, zip(*self._seen))]
 
 
 def conv2d(inputs, kernel, stride=1, pad=None):

@@ -1,6 +1,7 @@
 """The training loop: step, log, save, stop."""
 
 import collections
+import contextlib
 import time
 
 import numpy as np
@@ -46,7 +47,8 @@ def run(sess, graph, conf, reports, first_step=0):
                 values, pictures = train_step(sess, graph, conf, step, with_pictures=saving)
             except (tf.errors.OutOfRangeError, tf.errors.CancelledError):  # the reader has ended: a file has gone bad
                 if step > first_step:
-                    save(sess, graph, conf, reports, step - 1)
+                    with contextlib.suppress(tf.errors.OpError, RuntimeError):  # the session was closed
+                        save(sess, graph, conf, reports, step - 1)
                 raise
             check_finite(values['loss/total'], 'the loss', conf, step)
             reports.records.add(step, values, reports.draw_panel(pictures) if pictures else ())

@@ -88,4 +88,4 @@ def weight_decay_loss(variables, weight_decay):
     for variable in decayed(variables):
         with tf.colocate_with(variable.op):
             squares.append(tf.nn.l2_loss(variable))
-    return weight_decay * tf.add_n(squares)
+    return weight_decay * tf.reduce_sum(tf.stack(squares))

@@ -4,16 +4,15 @@ import collections
 
 import tensorflow.compat.v1 as tf
 
-from utils.training import accumulation
+from utils.training import accumulation, towers
 
 # momentum: of the velocity v = momentum * v + gradient; variable -= rate * v.
 # grad_update_every: how many gradients are averaged for one update.
 # weight_decay: the gradient of a variable that decays is raised by weight_decay * variable.
 # loss_scale: gradients are those of the loss times this, divided by it, so that float16 holds small ones.
 # bn_decay: of batch norm's moving averages.
-# colocate: gradients are computed on the devices of the ops that they are of, as several towers need.
-Settings = collections.namedtuple('Settings', 'momentum grad_update_every weight_decay loss_scale bn_decay colocate')
-Settings.__new__.__defaults__ = (1, 0.0, 1.0, 0.9, False)
+Settings = collections.namedtuple('Settings', 'momentum grad_update_every weight_decay loss_scale bn_decay')
+Settings.__new__.__defaults__ = (1, 0.0, 1.0, 0.9)
 
 # One update is `accumulate`, run grad_update_every times, and then `apply`; with grad_update_every 1 `accumulate` is
 # None. slots: the variables of the momentum. What accumulates is in local variables, to be initialised.
@@ -41,7 +40,7 @@ def build_update(loss, groups, learning_rate, settings, statistics=(), decayed=(
     """Ops that lower the loss and, with weight_decay, half the sum of squares of some variables.
 
     Args:
-      loss: scalar tensor, without the weight decay.
+      loss: a towers.Loss, without the weight decay.
       groups: a list of (variables, multiplier of the rate).
       learning_rate: scalar tensor.
       settings: a Settings.
@@ -52,7 +51,7 @@ def build_update(loss, groups, learning_rate, settings, statistics=(), decayed=(
       An Update.
     """
     variables = [v for members, _ in groups for v in members]
-    gradients = scaled_gradients(loss, variables, settings)
+    gradients = scaled_gradients(loss, variables, settings.loss_scale)
     if settings.grad_update_every > 1:
         ops, gradients, moves, kept = accumulation.collect(variables, gradients, statistics, settings)
         accumulate = tf.group(*ops)
@@ -87,13 +86,12 @@ def if_finite(gradients, update):
     return tf.cond(finite, updated, lambda: tf.constant(False)).op
 
 
-def scaled_gradients(loss, variables, settings):
-    """The gradients of the loss, computed at loss_scale times their size."""
-    scale, colocate = settings.loss_scale, settings.colocate
-    if scale == 1.0:
-        return tf.gradients(loss, variables, colocate_gradients_with_ops=colocate)
-    return [gradient / scale for gradient in
-            tf.gradients(loss * scale, variables, colocate_gradients_with_ops=colocate)]
+def scaled_gradients(loss, variables, loss_scale):
+    """The gradients of a towers.Loss, computed at loss_scale times their size."""
+    if loss_scale == 1.0:
+        return towers.gradients(loss, variables)
+    scaled = loss._replace(value=loss.value * loss_scale)
+    return [gradient / loss_scale for gradient in towers.gradients(scaled, variables)]
 
 
 def decay(variable, gradient, weight_decay):

@@ -36,12 +36,13 @@ PATHS = ('data_list', 'data_dir', 'pretrain_file', 'palette', 'class_weights')
 READ_WHOLE = ('data_list', 'palette', 'class_weights')  # whose contents count as well as their names
 
 
-def deciding(conf, model_name):
+def deciding(conf, model_name, towers=1):
     """{name: value} of the settings that decide what a training computes.
 
     Args:
       conf: the flags as attributes.
       model_name: the class that trains, which multi-scale changes.
+      towers: parts of the batch with batch norm's statistics of their own.
     """
     settings = {name: getattr(conf, name) for name in DECIDING}
     settings['img_mean'] = conf.img_mean or None  # --img_mean= is none
@@ -51,7 +52,7 @@ def deciding(conf, model_name):
         if os.path.isfile(settings[name]):
             with contextlib.suppress(OSError):  # reported by what reads it
                 settings[name] += ' (crc32 %08x)' % zlib.crc32(read_file(settings[name], 1 << 31))
-    return dict(settings, model=model_name)
+    return dict(settings, model=model_name, towers=towers)
 
 
 class RunFolder(object):
@@ -64,7 +65,7 @@ class RunFolder(object):
           flags: the settings that decide the result, as `deciding` gives them.
         """
         self.path = output_files.make_dir(modeldir, 'modeldir')
-        self._flags = flags
+        self._flags, self._started = flags, False
         self.run_id = uuid.uuid4().hex[:8]
 
     @contextlib.contextmanager
@@ -107,6 +108,7 @@ class RunFolder(object):
           UserError: the checkpoints are of other settings, or with 'must' there are none.
         """
         steps = checkpoints.checkpoint_steps(self.path)
+        mode = 'auto' if self._started else mode  # the run is this one
         if mode == 'must' and not steps:
             raise UserError('--resume=must: %s holds no complete checkpoint to go on from.' % quoted(self.path))
         if mode == 'never':
@@ -136,6 +138,7 @@ class RunFolder(object):
                                 'goes on from them, %s.' % (quoted(self.path), newest, ways))
             return
         now = json.loads(json.dumps(self._flags))  # as they are in the file
+        known = dict({'towers': 1}, **known)  # which files of before there were towers lack
         changed = [name for name in sorted(now) if known.get(name) != now[name]]
         longer = changed == ['num_steps'] and newest == known.get('num_steps') < now['num_steps']
         if not changed:
@@ -162,6 +165,7 @@ class RunFolder(object):
         saver.recover_last_checkpoints([os.path.join(self.path, '%s-%d' % (checkpoints.NEWEST, step))
                                         for step in steps])
         run_settings.write(self.path, self._flags, net_input, self.run_id)
+        self._started = True
 
     def _set_aside(self):
         """Moves the files of an older run into a new folder old, old2..."""

@@ -1,0 +1,262 @@
+"""Several machines, each a TensorFlow server: task 0 trains on the devices of all, the others serve theirs.
+
+Nothing of it is encrypted or asks who calls: it belongs on a private network.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+
+import tensorflow.compat.v1 as tf
+
+from utils.system.errors import UserError, quoted, reason
+
+JOB = 'worker'
+TF_CONFIG = 'TF_CONFIG'
+TASK_TYPES = ('chief', 'master', 'worker')  # of TF_CONFIG; all are tasks of JOB, in this order
+END = 'end'  # of the queue on a helper that ends it
+POLL_SECONDS = 1.0
+LOST_SECONDS = 60.0  # without an answer, after which a machine is given up
+QUICK_SECONDS, MOST_QUICK = 20.0, 5  # a loss within so many seconds, so many times in a row, is no accident
+
+
+class Lost(Exception):
+    """A machine is gone in the middle of the work; the text names it."""
+
+
+def from_flags(conf):
+    """The Cluster that --cluster and --task_index, or the environment's TF_CONFIG, describe.
+
+    Raises:
+      UserError: they are not as they should be, or a host has no address.
+    """
+    if conf.cluster:
+        addresses = [address.strip() for address in conf.cluster]
+        if conf.task_index is None:
+            raise UserError('--cluster needs --task_index: which of its %d machines this one is, from 0.' %
+                            len(addresses))
+        index, source = conf.task_index, '--cluster'
+    elif conf.option == 'train' and os.environ.get(TF_CONFIG):
+        addresses, index = _from_environment(os.environ[TF_CONFIG])
+        source = TF_CONFIG
+    else:
+        addresses, index, source = [], conf.task_index or 0, '--cluster'
+    if index >= max(1, len(addresses)):
+        raise UserError('--task_index=%d is outside 0..%d, the tasks of %s.' % (
+            index, max(0, len(addresses) - 1), source))
+    if addresses and conf.option != 'train':
+        raise UserError('--cluster is for --option=train: --option=%s works on one machine.' % conf.option)
+    for address in addresses if len(addresses) > 1 else ():
+        _check_address(address, source)
+    if len(set(addresses)) < len(addresses):
+        raise UserError('%s names a machine twice: %s.' % (source, quoted(','.join(addresses))))
+    return Cluster(addresses if len(addresses) > 1 else [], index)
+
+
+def _from_environment(text):
+    """(addresses, index) of a TF_CONFIG, whose chief comes before its workers."""
+    try:
+        config = json.loads(text)
+        cluster, task = config['cluster'], config['task']
+        others = sorted(set(list(cluster) + [task['type']]) - set(TASK_TYPES))
+        if not others:
+            addresses = [address for kind in TASK_TYPES for address in cluster.get(kind, [])]
+            own = cluster[task['type']]
+            before = sum(len(cluster.get(kind, [])) for kind in TASK_TYPES[:TASK_TYPES.index(task['type'])])
+            if not 0 <= int(task['index']) < len(own) or not all(isinstance(one, str) for one in addresses):
+                raise ValueError('task index %s of %d' % (task['index'], len(own)))
+            return addresses, before + int(task['index'])
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError('%s in the environment is not understood (%s): correct it or unset it.' % (
+            TF_CONFIG, reason(error)))
+    raise UserError("%s names tasks of the type '%s': name all machines as chief and worker, or unset it." % (
+        TF_CONFIG, quoted(others[0])))
+
+
+def _check_address(address, source):
+    host, colon, port = address.rpartition(':')
+    if not colon or not host or not re.match(r'\d{1,5}$', port) or not 0 < int(port) < 65536:
+        raise UserError("%s: '%s' is no host:port." % (source, quoted(address)))
+    try:
+        socket.getaddrinfo(host.strip('[]'), int(port), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise UserError("%s: the host of '%s' is not known (%s)." % (source, quoted(address), reason(error)))
+
+
+class Cluster(object):
+    """The machines of a training; without addresses this one alone, for which most of it does nothing."""
+
+    def __init__(self, addresses=(), index=0):
+        """
+        Args:
+          addresses: 'host:port' of each task.
+          index: of this one.
+        """
+        self.addresses, self.index = list(addresses), index
+        self.job, self.tasks = (JOB, len(addresses)) if addresses else ('localhost', 1)
+        self._server = None
+        self._met = False  # whether the other tasks have been reached
+        self._lost = None  # the text of a Lost
+
+    def name(self, task):
+        return 'task %d (%s)' % (task, self.addresses[task])
+
+    def start(self, config):
+        """Starts this task's server, which gives its devices a tf.ConfigProto; UserError if the port is in use."""
+        if not self.addresses:
+            return
+        address = self.addresses[self.index]
+        port = int(address.rpartition(':')[2])
+        try:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(('', port))
+            self._server = tf.train.Server(tf.train.ClusterSpec({JOB: self.addresses}), JOB, self.index, config=config)
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError('port %d of %s cannot be opened (%s): end what uses it or choose another port in the '
+                            'list of the machines.' % (port, quoted(address), reason(error)))
+
+    def serve(self):
+        """What the tasks but 0 do: they serve their devices until task 0 ends."""
+        print('%s of %d serves its devices to %s' % (self.name(self.index), self.tasks, self.name(0)))
+        ended, failures = threading.Event(), []
+
+        def wait():
+            try:
+                self._run_on(self.index, lambda queue: queue.dequeue())
+            except Exception as error:  # handed to the thread that waits
+                failures.append(error)
+            ended.set()
+
+        threading.Thread(target=wait, daemon=True).start()
+        while not ended.wait(POLL_SECONDS):  # in turns, so that signals are seen
+            pass
+        if failures:
+            raise UserError('%s cannot go on (%s).' % (self.name(self.index), reason(failures[0])))
+        print('%s has ended: done' % self.name(0))
+
+    def _run_on(self, task, make_op, timeout_ms=0):
+        """Runs an op on a task's queue END, in a session that needs no other task than that one and this."""
+        config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=sorted({
+            '/job:%s/task:%d' % (JOB, one) for one in (task, self.index)}))
+        with tf.Graph().as_default(), tf.device('/job:%s/task:%d/device:CPU:0' % (JOB, task)):
+            op = make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END))
+            with tf.Session(self._server.target, config=config) as sess:
+                sess.run(op)
+
+    def finish(self):
+        """Tells the other tasks that the work has ended."""
+        for task in range(1, self.tasks) if self._met else ():
+            with contextlib.suppress(tf.errors.OpError):  # one that is gone is told nothing
+                if _answers(self.addresses[task]):
+                    self._run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
+
+    def wait(self):
+        """Waits until all other tasks answer; a line names those that do not."""
+        missing, told = list(range(1, self.tasks)), None
+        while missing:
+            missing = [task for task in missing if not _answers(self.addresses[task])]
+            if missing and missing != told:
+                print('waiting for ' + ', '.join(map(self.name, missing)), file=sys.stderr)
+                told = missing
+            time.sleep(POLL_SECONDS if missing else 0)
+        self._met = True
+
+    @contextlib.contextmanager
+    def session(self, config):
+        """A tf.Session on all devices; what fails in it since a machine is gone is raised as Lost.
+
+        State is that of this session alone: one after a loss shares nothing with those before.
+        """
+        if not self.addresses:
+            with tf.Session(config=config) as sess:
+                yield sess
+            return
+        config.isolate_session_state = True
+        self._lost = None
+        try:
+            with tf.Session(self._server.target, config=config) as sess, self._watched(sess):
+                yield sess
+        except (tf.errors.OpError, RuntimeError) as error:
+            lost = self._lost or self._name_lost(error)
+            if not lost:
+                raise
+            raise Lost(lost)
+
+    def lasting(self, work):
+        """Calls work() until it ends without a Lost, each time once all tasks answer.
+
+        Raises:
+          UserError: several losses in a row soon after the beginning.
+        """
+        quick = 0
+        try:
+            while True:
+                self.wait()
+                started = time.time()
+                try:
+                    return work()
+                except Lost as error:
+                    quick = quick + 1 if time.time() - started < QUICK_SECONDS else 0
+                    if quick == MOST_QUICK:
+                        raise UserError('%s: %d times in a row within %d seconds; see what that machine says.' % (
+                            error, quick, QUICK_SECONDS))
+                    print('\n%s: training pauses until it is back, then goes on from the newest checkpoint' % error,
+                          file=sys.stderr)
+                    time.sleep(POLL_SECONDS)
+        finally:
+            self.finish()
+
+    def _name_lost(self, error):
+        """What to say of a machine that an error comes from; '' if it comes from none."""
+        gone = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError))
+        time.sleep(POLL_SECONDS if gone else 0)  # a dying process takes its time to close its port
+        silent = [task for task in range(1, self.tasks) if not _answers(self.addresses[task])]
+        if silent:
+            return self.name(silent[0]) + ' is gone'
+        if not gone:
+            return ''
+        named = re.search(r'remote target \S*task:(\d+)', str(error)) or re.search(r'task:(\d+)', str(error))
+        known = named and 0 < int(named.group(1)) < self.tasks
+        return (self.name(int(named.group(1))) if known else 'a machine') + ' was gone for a moment'
+
+    @contextlib.contextmanager
+    def _watched(self, sess):
+        """Closes the session, whose run then fails, when a task has not answered for LOST_SECONDS.
+
+        A process that ends is noticed at once by itself; a machine without power answers nothing.
+        """
+        ended = threading.Event()
+
+        def watch():
+            heard = {task: time.time() for task in range(1, self.tasks)}
+            while not ended.wait(LOST_SECONDS / 12):
+                for task in heard:
+                    if _answers(self.addresses[task], LOST_SECONDS / 12):
+                        heard[task] = time.time()
+                    elif time.time() - heard[task] > LOST_SECONDS:
+                        self._lost = self.name(task) + ' has not answered for %d seconds' % LOST_SECONDS
+                        sess.close()
+                        return
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+
+def _answers(address, timeout=2.0):
+    """Whether something listens at host:port."""
+    host, _, port = address.rpartition(':')
+    try:
+        with socket.create_connection((host.strip('[]'), int(port)), timeout):
+            return True
+    except OSError:
+        return False
