@@ -90,7 +90,8 @@ def assert_equal_runs(one, other):
     (Model, {'train_bn': False, 'valid_interval': 3}),
     (Model, {'grad_update_every': 2, 'valid_interval': 1}),
     (Model_msc, {'grad_update_every': 2, 'batch_size': 1}),
-], ids=['trained batch norm', 'frozen', 'accumulated', 'msc'])
+    (Model, {'num_gpus': 2}),
+], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers'])
 def test_a_run_killed_twice_equals_one_never_stopped(run, monkeypatch, model_class, flags):
     whole, stopped = run('whole', **flags), run('stopped', num_threads=3, **flags)
     model_class(whole).train()
@@ -191,6 +192,28 @@ def test_a_file_that_goes_bad_is_named_after_the_weights_are_saved(run, tmp_path
         with pytest.raises(tf.errors.OutOfRangeError):
             Model(stopped).train()
     assert checkpoints.checkpoint_steps(stopped.modeldir) == [0, 3, 4]
+    Model(stopped).train()
+    assert_equal_runs(stopped, whole)
+
+
+def test_a_file_that_goes_bad_in_the_middle_of_an_accumulation(run, monkeypatch):
+    """What the iterations of an unfinished step did is not in the checkpoint: batch norm's averages neither."""
+    whole, stopped = (run(name, grad_update_every=3, batch_size=1) for name in ('whole', 'stopped'))
+    Model(whole).train()
+    step = loop.train_step
+
+    def ends_early(sess, graph, conf, number, **settings):
+        if number == 3:
+            for _ in range(2):
+                sess.run(graph.update.accumulate)
+            raise tf.errors.OutOfRangeError(None, None, 'closed')
+        return step(sess, graph, conf, number, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, 'train_step', ends_early)
+        with pytest.raises(tf.errors.OutOfRangeError):
+            Model(stopped).train()
+    assert checkpoints.checkpoint_steps(stopped.modeldir) == [0, 2]
     Model(stopped).train()
     assert_equal_runs(stopped, whole)
 
