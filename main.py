@@ -90,6 +90,7 @@ DEFINE_whole('num_threads', min(runtime.usable_cores(), MOST_THREADS),
 flags.DEFINE_boolean('xla', False, 'let XLA compile clusters of ops')
 flags.DEFINE_boolean('mixed_precision', False, 'float16 on GPUs, bfloat16 on processors that have it, where '
                      'TensorFlow deems it safe')
+flags.DEFINE_boolean('deterministic', False, 'on GPUs, ops that give the same bits on every run; on the CPU all do')
 
 # log
 DEFINE_path('modeldir', 'model', 'folder of the checkpoints', output=True)
@@ -112,7 +113,7 @@ def run_option(model_class):
 
 
 def main():
-    runtime.prepare(FLAGS.xla)
+    runtime.prepare(FLAGS.xla, FLAGS.deterministic)
     from model import Model  # once the environment is set
     run_option(Model)
 
