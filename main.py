@@ -91,6 +91,7 @@ DEFINE_whole('num_threads', min(runtime.usable_cores(), MOST_THREADS),
 flags.DEFINE_boolean('xla', False, 'let XLA compile clusters of ops')
 flags.DEFINE_boolean('mixed_precision', False, 'float16 on GPUs, bfloat16 on processors that have it, where '
                      'TensorFlow deems it safe')
+flags.DEFINE_boolean('deterministic', False, 'on GPUs, ops that give the same bits on every run; on the CPU all do')
 
 # devices
 DEFINE_whole('num_gpus', 1, 'GPUs that share a batch, on each machine; logical devices of the processor where '
@@ -129,7 +130,7 @@ def run_option(model_class):
 
 
 def main():
-    runtime.prepare(FLAGS.xla)
+    runtime.prepare(FLAGS.xla, FLAGS.deterministic)
     from model import Model  # once the environment is set
     run_option(Model)
 

@@ -23,7 +23,7 @@ sample_args = functools.partial(single_scale.sample_args, flag_files=SAMPLE_FLAG
 
 
 def main():
-    runtime.prepare(FLAGS.xla)
+    runtime.prepare(FLAGS.xla, FLAGS.deterministic)
     from model_msc import Model_msc  # once the environment is set
     single_scale.run_option(Model_msc)
 

@@ -47,23 +47,41 @@ def onednn_is_on():
     return bool(test_util.IsMklEnabled())
 
 
-def new_session(tf, form):
+def no_bfloat16():
+    """Why --mixed_precision is not bfloat16 here, a clause; '' if it is."""
+    from utils.system import precision
+    return 'a GPU computes in float16' if runtime.on_gpu() else precision.no_bfloat16()
+
+
+def new_session(tf, job):
     """A session with the product's configuration or TensorFlow's, its variables at their initial values."""
-    sess = tf.Session(config=runtime.session_config() if form == 'product' else None)
+    config = None
+    if job.form == 'product':
+        from utils.system import precision
+        config = precision.configure(runtime.session_config(), precision.available() if job.mixed_precision else None)
+    sess = tf.Session(config=config)
     sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
     return sess
 
 
-def matrix_product(tf, side):
-    """A function that multiplies two float32 matrices [side, side] and returns the FLOP/s reached.
+def product_speeds(tf, job):
+    """A function that measures matrix products: {'sgemm_gflops': GFLOP/s} in float32, 'bfloat16_gflops' if needed."""
+    products = {'sgemm_gflops': matrix_product(tf, job.sgemm_side, tf.float32)}
+    if job.mixed_precision:
+        products['bfloat16_gflops'] = matrix_product(tf, job.sgemm_side, tf.bfloat16)
+    return lambda: {field: product() / 1e9 for field, product in products.items()}
+
+
+def matrix_product(tf, side, dtype):
+    """A function that multiplies two matrices [side, side] of a dtype and returns the FLOP/s reached.
 
     It begins with its first call: TensorFlow gives all sessions the threads that the process's first one asks for.
     """
     @functools.lru_cache(maxsize=None)
     def product():
         with tf.Graph().as_default():
-            one, two = [tf.get_variable(name, initializer=tf.random_uniform([side, side]), use_resource=True)
-                        for name in ('one', 'two')]
+            one, two = [tf.get_variable(name, initializer=tf.cast(tf.random_uniform([side, side]), dtype),
+                                        use_resource=True) for name in ('one', 'two')]
             op = tf.matmul(one, two).op
             sess = tf.Session()
             sess.run(tf.global_variables_initializer())
@@ -79,20 +97,21 @@ def seconds_of(step):
     return time.perf_counter() - started
 
 
-def repeat(step, sgemm, budget):
-    """Medians of the seconds of a step and of the matrix product's FLOP/s, in turn for about `budget` seconds."""
+def repeat(step, speeds, budget):
+    """Medians of the seconds of a step and of the matrix products' speeds, in turn for about `budget` seconds."""
     started, warm = time.perf_counter(), 0
     while not warm or budget and (warm < 2 or warm < 3 and time.perf_counter() - started < WARM_UP_SECONDS):
         step()
         warm += 1
-    times, rates = [], [sgemm()]
+    times, rates = [], [speeds()]
     started = measured = time.perf_counter()
     while not times or time.perf_counter() - started < budget and len(times) < MOST_STEPS:
         times.append(seconds_of(step))
         if time.perf_counter() - measured > 0.5:
-            rates.append(sgemm())
+            rates.append(speeds())
             measured = time.perf_counter()
-    return {'seconds': float(np.median(times)), 'steps': len(times), 'sgemm_gflops': float(np.median(rates)) / 1e9}
+    medians = {field: float(np.median([rate[field] for rate in rates])) for field in rates[0]}
+    return dict(medians, seconds=float(np.median(times)), steps=len(times))
 
 
 def flag_values(module='main', **changed):
@@ -110,18 +129,18 @@ def held(tf, name, value):
                            collections=[tf.GraphKeys.LOCAL_VARIABLES]).read_value()
 
 
-# ---- what: each takes (tf, sgemm, job) and returns {figure's suffix: figure} ----
+# ---- what: each takes (tf, speeds, job) and returns {figure's suffix: figure} ----
 
-def train(tf, sgemm, job):
+def train(tf, speeds, job):
     """A training step; of a multi-scale one an iteration and its share of the update."""
     batch, (height, width) = job.batch, job.size
     images = held(tf, 'images', tf.random_uniform([batch, height, width, 3], -110, 130))
     labels = held(tf, 'labels', tf.random_uniform([batch, height, width, 1], 0, 21, tf.int32))
     make = product_training if job.form == 'product' else reference_training
     sess, iterate, update, every = make(tf, images, labels, job)
-    figure = repeat(lambda: check_finite(iterate()), sgemm, job.budget)
+    figure = repeat(lambda: check_finite(iterate()), speeds, job.budget)
     if update:
-        figure['seconds'] += repeat(update, sgemm, min(job.budget, 1))['seconds'] / every
+        figure['seconds'] += repeat(update, speeds, min(job.budget, 1))['seconds'] / every
     scales = (1.0, 0.75, 0.5) if job.multi_scale else (1.0,)
     count = sum(flops.training(job.encoder_name, int(height * scale), int(width * scale)) for scale in scales)
     return {'': dict(figure, gflop=batch * count / 1e9, images=batch, peak_mb=peak_mb())}
@@ -133,10 +152,11 @@ def product_training(tf, images, labels, job):
     from model_msc import Model_msc
     from utils.training import loop
     conf = flag_values('main_msc' if job.multi_scale else 'main', encoder_name=job.encoder_name, train_bn=False,
-                       dilated_type=job.dilated_type, batch_size=job.batch, learning_rate=LEARNING_RATE)
+                       dilated_type=job.dilated_type, batch_size=job.batch, learning_rate=LEARNING_RATE,
+                       mixed_precision=job.mixed_precision)
     model = (Model_msc if job.multi_scale else Model)(conf)
     graph = model.training_graph(images, labels)
-    sess, update = new_session(tf, 'product'), graph.update
+    sess, update = new_session(tf, job), graph.update
     if update.accumulate is None:
         return sess, lambda: loop.train_step(sess, graph, conf, 0)[0]['loss/total'], None, 1
     return (sess, lambda: sess.run([graph.losses, update.accumulate])[0]['loss/total'],
@@ -148,7 +168,7 @@ def reference_training(tf, images, labels, job):
     from benchmarks import reference
     every = reference.GRAD_UPDATE_EVERY if job.multi_scale else 1
     graph = reference.training(images, labels, job.encoder_name, multi_scale=job.multi_scale, grad_update_every=every)
-    sess, feed = new_session(tf, 'reference'), {graph.rate: LEARNING_RATE}
+    sess, feed = new_session(tf, job), {graph.rate: LEARNING_RATE}
     if graph.accumulate is None:
         return sess, lambda: sess.run([graph.losses, graph.apply], feed)[0]['loss/total'], None, 1
     return (sess, lambda: sess.run([graph.losses, graph.accumulate])[0]['loss/total'],
@@ -160,33 +180,34 @@ def check_finite(loss):
         raise ValueError('the loss is %s: times would mean nothing' % loss)
 
 
-def predict(tf, sgemm, job):
+def predict(tf, speeds, job):
     """Class indices of one image of a size that the graph does not know."""
     image = np.random.RandomState(0).uniform(-110, 130, [1] + job.size + [3]).astype(np.float32)
     images = tf.placeholder(tf.float32, [1, None, None, 3])
     if job.form == 'product':
         from model import Model
-        conf = flag_values(encoder_name=job.encoder_name, train_bn=False, dilated_type=job.dilated_type)
+        conf = flag_values(encoder_name=job.encoder_name, train_bn=False, dilated_type=job.dilated_type,
+                           mixed_precision=job.mixed_precision)
         from utils.prediction import scores
         prediction = scores.class_map(Model(conf).scores(images)[1])
     else:
         from benchmarks import reference
         prediction = reference.inference(images, job.encoder_name)
-    sess = new_session(tf, job.form)
-    figure = repeat(lambda: sess.run(prediction, {images: image}), sgemm, job.budget)
+    sess = new_session(tf, job)
+    figure = repeat(lambda: sess.run(prediction, {images: image}), speeds, job.budget)
     return {'': dict(figure, gflop=flops.forward(job.encoder_name, *job.size)[0] / 1e9, images=1, peak_mb=peak_mb())}
 
 
-def mixing(tf, sgemm, job):
+def mixing(tf, speeds, job):
     """A smoothed convolution's mixing alone, of the maps of block3 and block4, forwards and with its gradients."""
     figures = {}
     for rate, depth in ((2, 256), (4, 512)):
         shape = [job.batch] + job.size + [depth]
         with tf.Graph().as_default():
             forward, both = mixing_ops(tf, job.form, job.dilated_type, shape, rate)
-            sess = new_session(tf, job.form)
+            sess = new_session(tf, job)
             for suffix, ops, passes in (('forward', forward, 1), ('with_gradients', both, 3)):
-                figure = repeat(lambda sess=sess, ops=ops: sess.run(ops), sgemm, job.budget / 4)
+                figure = repeat(lambda sess=sess, ops=ops: sess.run(ops), speeds, job.budget / 4)
                 count = passes * flops.mixing(job.dilated_type, shape, rate)
                 figures['_rate%d_%s' % (rate, suffix)] = dict(figure, gflop=count / 1e9)
     return figures
@@ -222,7 +243,7 @@ def mixed(form, dilated_type, inputs, rate, fix_w):
     return reference.share_filter(inputs, rate, fix_w)
 
 
-def reader(tf, sgemm, job):
+def reader(tf, speeds, job):
     """Seconds of an image of the training queue, by threads, once what it had ahead is used up.
 
     The matrix product beside it has one core too.
@@ -251,7 +272,7 @@ def reader(tf, sgemm, job):
                 sess.run(ready)
                 batches += 1
             seconds = (time.perf_counter() - started) / batches
-    return {'': {'seconds': seconds, 'steps': batches, 'images': job.batch, 'sgemm_gflops': sgemm() / 1e9}}
+    return {'': dict(speeds(), seconds=seconds, steps=batches, images=job.batch)}
 
 
 def write_pairs(folder, number, size):
@@ -269,7 +290,7 @@ def write_pairs(folder, number, size):
     return images, labels
 
 
-def colours(tf, sgemm, job):
+def colours(tf, speeds, job):
     """Colour decoding of one prediction."""
     from utils import label_utils
     from utils.data.palette import voc_colours
@@ -280,10 +301,10 @@ def colours(tf, sgemm, job):
     else:
         from benchmarks import reference
         function, arguments = reference.decode_labels, (mask.astype(np.int64), voc_colours(21))  # as argmax gives it
-    return {'': dict(repeat(lambda: function(*arguments), sgemm, job.budget), images=1)}
+    return {'': dict(repeat(lambda: function(*arguments), speeds, job.budget), images=1)}
 
 
-def startup(tf, sgemm, job):
+def startup(tf, speeds, job):
     """From the start of main.py --option=train on the sample to its first logged step."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     with tempfile.TemporaryDirectory() as folder:
@@ -302,12 +323,13 @@ def startup(tf, sgemm, job):
         finally:
             process.kill()
             process.communicate()
-    return {'': {'seconds': seconds, 'steps': 1, 'sgemm_gflops': sgemm() / 1e9}}
+    return {'': dict(speeds(), seconds=seconds, steps=1)}
 
 
-def facts(tf, sgemm, job):
-    """Versions, and whether oneDNN is on in this environment."""
-    return {'': {'tensorflow': tf.__version__, 'python': sys.version.split()[0], 'onednn': onednn_is_on()}}
+def facts(tf, speeds, job):
+    """Versions, and whether oneDNN is on in this environment and why bfloat16 is not."""
+    return {'': {'tensorflow': tf.__version__, 'python': sys.version.split()[0], 'onednn': onednn_is_on(),
+                 'no_bfloat16': no_bfloat16()}}
 
 
 def peak_mb():
@@ -320,15 +342,16 @@ MEASUREMENTS = {function.__name__: function
 # The fields of a job and their defaults.
 JOB = collections.OrderedDict(
     what=None, form='product', budget=5.0, sgemm_side=2048, encoder_name='deeplab', dilated_type='regular',
-    multi_scale=False, batch=1, size=[321, 321], threads=1, files=16, image_size=[375, 500], arguments=[])
+    multi_scale=False, mixed_precision=False, batch=1, size=[321, 321], threads=1, files=16, image_size=[375, 500],
+    arguments=[])
 
 
 def main(argument):
     job = types.SimpleNamespace(**dict(JOB, **json.loads(argument)))
     tf = start(job.form)
-    sgemm = matrix_product(tf, job.sgemm_side)
+    speeds = product_speeds(tf, job)
     with tf.Graph().as_default():
-        figures = MEASUREMENTS[job.what](tf, sgemm, job)
+        figures = MEASUREMENTS[job.what](tf, speeds, job)
     print(json.dumps({'figures': figures, 'onednn': onednn_is_on()}))
 
 

@@ -1,6 +1,6 @@
 """Shows where the time of a row of run.py goes: op by op, and each shape of convolution or product with its speed.
 
-    python benchmarks/op_times.py --row=deeplab_predict [--reference]
+    python benchmarks/op_times.py --row=deeplab_predict [--reference | --bfloat16]
 
 The figures are TensorFlow's own trace of one step. Ops that ran beside each other shared the cores: their times add up
 to more than the step's, and their speeds to what the machine gave.
@@ -26,8 +26,9 @@ FLAGS = flags.FLAGS
 TRACED = ('train', 'predict', 'mixing')
 OPS, PRODUCTS = 12, 24  # lines of the two tables
 
-# op: TensorFlow's, after its rewriting; shapes: of the inputs, lists; output: a shape; seconds: of the kernel
-Run = collections.namedtuple('Run', 'op shapes output dilation seconds')
+# op: TensorFlow's, after its rewriting; type: see type_of; shapes: of the inputs, lists; output: a shape; seconds: of
+# the kernel
+Run = collections.namedtuple('Run', 'op type shapes output dilation seconds')
 
 
 def traced(tf, step):
@@ -53,10 +54,18 @@ def runs(metadata):
         for output in one.output:
             key = name if output.slot == 0 else '%s:%d' % (name, output.slot)
             shapes[key] = [dim.size for dim in output.tensor_description.shape.dim]
-    return [Run(nodes[name].op, [shapes.get(source, []) for source in nodes[name].input], shapes.get(name, []),
-                max(list(nodes[name].attr['dilations'].list.i) or [1]),
+    return [Run(nodes[name].op, type_of(nodes[name]), [shapes.get(source, []) for source in nodes[name].input],
+                shapes.get(name, []), max(list(nodes[name].attr['dilations'].list.i) or [1]),
                 (one.op_end_rel_micros - one.op_start_rel_micros) / 1e6)
             for name, one in stats.items() if name in nodes]
+
+
+def type_of(node):
+    """What a node computes in, such as 'float32'; 'float32 to bfloat16' of a cast, '' if it does not say."""
+    import tensorflow.compat.v1 as tf
+    names = ('SrcT', 'DstT') if 'SrcT' in node.attr else ('T',) if 'T' in node.attr else ('dtype',)
+    types = [node.attr[name].type for name in names if name in node.attr]
+    return ' to '.join(tf.as_dtype(one).name for one in types)
 
 
 def product_shape(one):
@@ -78,39 +87,42 @@ def operations(one):
     return 2 * np.prod(outer, dtype=float) * np.prod(weights[:-1])
 
 
-def op_table(all_runs):
-    """Lines of (op, how many, milliseconds, share), the longest first."""
-    by_op = collections.defaultdict(list)
+def share_table(all_runs, key):
+    """Lines of (*key, how many, milliseconds, share) of the runs by a key, a function's list; the longest first."""
+    by_key = collections.defaultdict(list)
     for one in all_runs:
-        by_op[one.op].append(one.seconds)
+        by_key[tuple(key(one))].append(one.seconds)
     total = sum(one.seconds for one in all_runs)
-    lines = [[op, len(times), 1e3 * sum(times), sum(times) / total] for op, times in by_op.items()]
-    return sorted(lines, key=lambda line: -line[2])[:OPS]
+    lines = [list(words) + [len(times), 1e3 * sum(times), sum(times) / total] for words, times in by_key.items()]
+    return sorted(lines, key=lambda line: -line[-2])[:OPS]
 
 
 def product_table(all_runs):
-    """Lines of (op, map, weights, dilation, how many, milliseconds, GFLOP/s), the longest first."""
+    """Lines of (op, type, map, weights, dilation, how many, milliseconds, GFLOP/s), the longest first."""
     by_shape = collections.defaultdict(list)
     for one in all_runs:
         if product_shape(one) and all(product_shape(one)):
             outer, weights = ['x'.join(map(str, shape)) for shape in product_shape(one)]
-            by_shape[one.op, outer, weights, str(one.dilation)].append(one)
+            by_shape[one.op, one.type, outer, weights, str(one.dilation)].append(one)
     lines = []
     for key, members in by_shape.items():
         seconds = sum(one.seconds for one in members)
         lines.append(list(key) + [len(members), 1e3 * seconds, sum(map(operations, members)) / seconds / 1e9])
-    return sorted(lines, key=lambda line: -line[5])[:PRODUCTS]
+    return sorted(lines, key=lambda line: -line[-2])[:PRODUCTS]
 
 
-def report(tf, step, sgemm):
+def report(tf, step, speeds):
     """Prints the tables of a step that has run before."""
     seconds = measure.seconds_of(step)
     all_runs = runs(traced(tf, step))
-    print('\n%.1f ms a step; the matrix product beside it: %.0f GFLOP/s' % (1e3 * seconds, sgemm() / 1e9))
-    print(run.format_table(['op', 'number', 'ms', 'share'], op_table(all_runs)))
+    print('\n%.1f ms a step; the matrix product beside it: %s' % (1e3 * seconds, ', '.join(
+        '%s %.0f GFLOP/s' % (field.split('_')[0], speed) for field, speed in sorted(speeds().items()))))
+    print(run.format_table(['type', 'number', 'ms', 'share'], share_table(all_runs, lambda one: [one.type])))
+    print(run.format_table(['op', 'type', 'number', 'ms', 'share'],
+                           share_table(all_runs, lambda one: [one.op, one.type])))
     products = product_table(all_runs)
     if products:
-        print(run.format_table(['op', 'map', 'weights', 'dilation', 'number', 'ms', 'GFLOP/s'], products))
+        print(run.format_table(['op', 'type', 'map', 'weights', 'dilation', 'number', 'ms', 'GFLOP/s'], products))
 
 
 def main():
@@ -121,23 +133,31 @@ def main():
     row, form = rows[FLAGS.row], 'reference' if FLAGS.reference else 'product'
     if form not in [known.split(',')[0] for known in row.forms]:
         raise UserError('--row=%s has no reference form.' % FLAGS.row)
+    if FLAGS.reference and FLAGS.bfloat16:
+        raise UserError('--reference and --bfloat16 exclude each other: the reference computes in float32.')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
     job = types.SimpleNamespace(**dict(measure.JOB, **dict(row.settings, what=row.what, form=form)))
+    job.mixed_precision = FLAGS.bfloat16
+    if FLAGS.quick:
+        job.sgemm_side = 128
     tf = measure.start(form)
-    sgemm = measure.matrix_product(tf, 128 if FLAGS.quick else job.sgemm_side)
+    if FLAGS.bfloat16 and measure.no_bfloat16():
+        raise UserError('--bfloat16 shows nothing here, as %s.' % measure.no_bfloat16())
+    speeds = measure.product_speeds(tf, job)
 
-    def repeat(step, sgemm, budget):
+    def repeat(step, speeds, budget):
         for _ in range(2):  # warm-up
             step()
-        report(tf, step, sgemm)
+        report(tf, step, speeds)
         return {'seconds': 0.0}
 
     with mock.patch.object(measure, 'repeat', repeat), tf.Graph().as_default():
-        measure.MEASUREMENTS[job.what](tf, sgemm, job)
+        measure.MEASUREMENTS[job.what](tf, speeds, job)
 
 
 if __name__ == '__main__':
     flags.DEFINE_string('row', 'deeplab_train', 'a row of run.py that trains, predicts or mixes')
     flags.DEFINE_boolean('reference', False, 'the reference form instead of the product')
+    flags.DEFINE_boolean('bfloat16', False, 'with --mixed_precision, on a processor that has bfloat16')
     flags.DEFINE_boolean('quick', False, 'tiny sizes, whose figures mean nothing')
     sys.exit(command_line.run(main))

@@ -5,8 +5,9 @@
 Every measurement is a process of its own and all forms of a row run in turn, round after round, for a shared machine
 changes its speed by the hour. A figure is the median over the rounds of the medians over the steps; a ratio is the
 median over the rounds of each round's ratio. The floor is the time that the row's operations take at the speed of a
-float32 matrix product, sgemm, which is measured in the same process, between the steps. Ratios "at equal sgemm" are
-those of times that were first divided by the matrix product's: where they differ much, the machine was not steady.
+float32 matrix product, sgemm, which is measured in the same process, between the steps; beside steps in bfloat16 (the
+product's --mixed_precision) one in bfloat16 is measured too and is their floor. Ratios "at equal sgemm" are those of
+times that were first divided by the float32 product's: where they differ much, the machine was not steady.
 """
 
 import collections
@@ -31,9 +32,10 @@ from utils.system.errors import UserError  # noqa: E402
 FLAGS = flags.FLAGS
 TIMEOUT = 900  # seconds of one process
 
-PRODUCT, ONEDNN, DEFAULT = 'product', 'reference, oneDNN', 'reference, default'
+PRODUCT, BFLOAT16 = 'product', 'product, bfloat16'
+ONEDNN, DEFAULT = 'reference, oneDNN', 'reference, default'
 DEFAULT_TEXT = "reference with TensorFlow's default"
-FORMS = (PRODUCT, ONEDNN, DEFAULT)
+FORMS = (PRODUCT, BFLOAT16, ONEDNN, DEFAULT)
 
 # what: the measurement of measure.py; settings: its job; forms: those to measure, and what changes the settings
 Row = collections.namedtuple('Row', 'what settings forms')
@@ -50,8 +52,8 @@ def all_rows(quick, cores):
     both = (PRODUCT, ONEDNN)
     res50 = {'encoder_name': 'res50', 'size': small, 'budget': 3}
     rows = collections.OrderedDict()
-    rows['deeplab_train'] = Row('train', {'batch': 2, 'size': crop}, both + (DEFAULT,))
-    rows['deeplab_predict'] = Row('predict', {'size': photo}, both + (DEFAULT,))
+    rows['deeplab_train'] = Row('train', {'batch': 2, 'size': crop}, FORMS)
+    rows['deeplab_predict'] = Row('predict', {'size': photo}, FORMS)
     rows['msc_train'] = Row('train', {'size': crop, 'multi_scale': True}, both)
     rows['res50_train'] = Row('train', dict(res50, batch=2), both + (DEFAULT,))
     for dilated_type in DILATED_TYPES:
@@ -90,6 +92,8 @@ def all_targets(cores):
         ('train step / ' + DEFAULT_TEXT, '<=', 0.45, ratio(train, PRODUCT, train, DEFAULT)),
         ('train step, peak memory / reference', '<=', 0.70, ratio(train, PRODUCT, train, ONEDNN, 'peak_mb')),
         ('predict at unknown sizes, share of the floor', '>=', 0.85, share(predict)),
+        ('train step in bfloat16 / in float32', '<=', 0.45, ratio(train, BFLOAT16, train, PRODUCT)),
+        ('predict in bfloat16 / in float32', '<=', 0.22, ratio(predict, BFLOAT16, predict, PRODUCT)),
         ('msc train step / reference', '<=', 0.80, ratio('msc_train', PRODUCT, 'msc_train', ONEDNN)),
     ]
     for dilated_type in SMOOTH_TYPES:
@@ -142,10 +146,10 @@ def measure(what, form, settings):
     """Runs measure.py; returns its result or raises RuntimeError with the last line of its complaint."""
     environment = dict(os.environ, PYTHONPATH=ROOT)
     environment.pop('TF_ENABLE_ONEDNN_OPTS', None)  # the product sets it by itself
-    onednn = {PRODUCT: '', ONEDNN: '1', DEFAULT: FLAGS.default_onednn}[form]
+    onednn = {ONEDNN: '1', DEFAULT: FLAGS.default_onednn}.get(form)
     if onednn:
         environment['TF_ENABLE_ONEDNN_OPTS'] = onednn
-    job = dict(settings, what=what, form=form.split(',')[0])
+    job = dict(settings, what=what, form=form.split(',')[0], mixed_precision=form == BFLOAT16)
     if FLAGS.quick:
         job.update(budget=0, sgemm_side=128, files=4)
     try:
@@ -160,11 +164,18 @@ def measure(what, form, settings):
 
 
 def machine_facts(cores):
-    """What the figures depend on, a dict."""
+    """(what the figures depend on, a dict; why nothing can be measured in bfloat16, a clause or '')."""
     facts = {form: measure('facts', form, {})['figures'][''] for form in (ONEDNN, DEFAULT)}
-    return {'cpu': cpu_name(), 'cores': cores, 'platform': platform.platform(),
-            'python': facts[DEFAULT]['python'], 'tensorflow': facts[DEFAULT]['tensorflow'],
-            'onednn_by_default': facts[DEFAULT]['onednn'], 'onednn_available': facts[ONEDNN]['onednn']}
+    machine = {'cpu': cpu_name(), 'cores': cores, 'platform': platform.platform(),
+               'python': facts[DEFAULT]['python'], 'tensorflow': facts[DEFAULT]['tensorflow'],
+               'onednn_by_default': facts[DEFAULT]['onednn'], 'onednn_available': facts[ONEDNN]['onednn']}
+    return machine, facts[ONEDNN]['no_bfloat16']
+
+
+def without(rows, form, where=lambda row: True):
+    """The rows, but for a form of those of which `where` is true."""
+    return collections.OrderedDict((name, row._replace(forms=tuple(
+        one for one in row.forms if one != form or not where(row)))) for name, row in rows.items())
 
 
 def cpu_name():
@@ -220,12 +231,13 @@ def summary(results):
         row = {'name': name, 'form': form, 'rounds': len(values), 'onednn': values[0]['onednn'],
                'seconds_of_rounds': [figure['seconds'] for figure in values],
                'sgemm_gflops_of_rounds': [figure['sgemm_gflops'] for figure in values]}
-        for field in ('seconds', 'steps', 'gflop', 'images', 'peak_mb', 'sgemm_gflops'):
+        for field in ('seconds', 'steps', 'gflop', 'images', 'peak_mb', 'sgemm_gflops', 'bfloat16_gflops'):
             row[field] = median_of([figure for figure in values if field in figure], lambda f, field=field: f[field])
         row['images_per_second'] = row['images'] and row['images'] / row['seconds']
-        row['floor_seconds'] = row['gflop'] and row['gflop'] / row['sgemm_gflops']
+        row['floor_gflops'] = row['bfloat16_gflops'] or row['sgemm_gflops']
+        row['floor_seconds'] = row['gflop'] and row['gflop'] / row['floor_gflops']
         row['share_of_floor'] = row['gflop'] and median_of(
-            values, lambda f: f['gflop'] / f['sgemm_gflops'] / f['seconds'])
+            values, lambda f: f['gflop'] / f.get('bfloat16_gflops', f['sgemm_gflops']) / f['seconds'])
         row['ratio_to_reference'] = ratio(name, form, name, ONEDNN)(results) or ratio(
             name, form, name, DEFAULT)(results)
         rows.append(row)
@@ -263,10 +275,10 @@ def short(value):
 def print_report(report):
     print('\n'.join('%s: %s' % (key.replace('_', ' '), value) for key, value in sorted(report['machine'].items())))
     print()
-    fields = ('seconds', 'ratio_to_reference', 'images_per_second', 'peak_mb', 'gflop', 'sgemm_gflops',
+    fields = ('seconds', 'ratio_to_reference', 'images_per_second', 'peak_mb', 'gflop', 'floor_gflops',
               'share_of_floor', 'rounds')
     print(format_table(
-        ['row', 'form', 'oneDNN', 'seconds', '/ reference', 'images/s', 'peak MB', 'GFLOP', 'sgemm GFLOP/s',
+        ['row', 'form', 'oneDNN', 'seconds', '/ reference', 'images/s', 'peak MB', 'GFLOP', 'floor GFLOP/s',
          'share of floor', 'rounds'],
         [[row['name'], row['form'], 'on' if row['onednn'] else 'off'] + [row[field] for field in fields]
          for row in report['rows']]))
@@ -274,6 +286,8 @@ def print_report(report):
     print(format_table(['target', 'limit', 'value', 'met', 'at equal sgemm', ''], [
         [row[field] for field in ('target', 'limit', 'value', 'met', 'value_at_equal_sgemm', 'note')]
         for row in report['targets'] if row['value'] is not None or row['note']]))
+    for sentence in report['empty']:
+        print(sentence)
     for sentence in report['failures']:
         print('failed: ' + sentence)
 
@@ -282,19 +296,19 @@ def main():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     rows = select_rows(all_rows(FLAGS.quick, cores), FLAGS.only)
     output_files.make_dir(os.path.dirname(FLAGS.output) or '.', 'output')
-    machine = machine_facts(cores)
-    note = ''
+    machine, no_bfloat16 = machine_facts(cores)
+    note, empty = '', []
+    if no_bfloat16 and any(BFLOAT16 in row.forms for row in rows.values()):
+        rows, empty = without(rows, BFLOAT16), ['no row was measured in bfloat16, as %s.' % no_bfloat16]
     if machine['onednn_by_default'] == machine['onednn_available']:
         if 'deeplab_train' in rows:
             note = ('the same as with oneDNN: on by default here' if machine['onednn_by_default']
                     else 'there is no oneDNN')
-        rows = collections.OrderedDict(
-            (name, row._replace(forms=tuple(form for form in row.forms if form != DEFAULT or ONEDNN not in row.forms)))
-            for name, row in rows.items())
+        rows = without(rows, DEFAULT, where=lambda row: ONEDNN in row.forms)
 
     def make_report(results, failures):
-        return {'machine': machine, 'quick': FLAGS.quick, 'failures': failures, 'rows': summary(results),
-                'targets': judged(results, all_targets(cores), note)}
+        return {'machine': machine, 'quick': FLAGS.quick, 'failures': failures, 'empty': empty,
+                'rows': summary(results), 'targets': judged(results, all_targets(cores), note)}
 
     def save(results, failures):
         output_files.save_json(make_report(results, failures), FLAGS.output)

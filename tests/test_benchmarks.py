@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from model_msc import Model_msc
 from utils import label_utils
 from utils.data.palette import voc_colours
 from utils.net import dilated
+from utils.system import precision
 from utils.training import loop
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -152,6 +154,46 @@ def test_ratios_are_taken_round_by_round():
     assert default['met'] is None and default['note'] == 'note'
 
 
+def test_bfloat16_is_compared_with_float32_and_with_a_floor_of_its_own():
+    figures = {run.PRODUCT: {'seconds': 2.0, 'sgemm_gflops': 50.0},
+               run.BFLOAT16: {'seconds': 1.0, 'sgemm_gflops': 100.0, 'bfloat16_gflops': 400.0}}
+    results = {('deeplab_predict', form): {0: dict(figure, gflop=90.0, onednn=True)}
+               for form, figure in figures.items()}
+    float32, bfloat16 = run.summary(results)
+    assert (float32['form'], bfloat16['form']) == (run.PRODUCT, run.BFLOAT16)
+    assert float32['share_of_floor'] == pytest.approx(0.9) and bfloat16['share_of_floor'] == pytest.approx(0.225)
+    assert (float32['floor_seconds'], bfloat16['floor_seconds']) == (1.8, 0.225)
+    judged = {row['target']: row for row in run.judged(results, run.all_targets(2), '')}
+    predict = judged['predict in bfloat16 / in float32']
+    assert (predict['value'], predict['value_at_equal_sgemm'], predict['met']) == (0.5, 1.0, False)
+    assert judged['train step in bfloat16 / in float32']['met'] is None
+
+
+def test_rows_without_a_form():
+    rows = {'one': run.Row('train', {}, run.FORMS), 'two': run.Row('reader', {}, (run.PRODUCT, run.DEFAULT))}
+    left = run.without(rows, run.BFLOAT16)
+    assert left['one'].forms == (run.PRODUCT, run.ONEDNN, run.DEFAULT) and left['two'] == rows['two']
+    left = run.without(rows, run.DEFAULT, where=lambda row: run.ONEDNN in row.forms)
+    assert left['one'].forms == (run.PRODUCT, run.BFLOAT16, run.ONEDNN) and left['two'] == rows['two']
+
+
+@pytest.mark.parametrize('mixed_precision', [True, False])
+@pytest.mark.parametrize('what', ['train', 'predict'])
+def test_a_job_in_bfloat16(what, mixed_precision, narrow, monkeypatch):
+    """It asks the session for bfloat16 and measures a bfloat16 product too, also where the processor has none."""
+    asked = []
+    monkeypatch.setattr(precision, 'available', lambda: 'bfloat16')
+    monkeypatch.setattr(precision, 'configure', lambda config, chosen: asked.append(chosen) or config)
+    narrow({'res50': (1, 1, 1, 1)})
+    job = types.SimpleNamespace(**dict(measure.JOB, what=what, encoder_name='res50', size=[17, 17], budget=0,
+                                       sgemm_side=16, mixed_precision=mixed_precision))
+    with tf.Graph().as_default():
+        figure = measure.MEASUREMENTS[what](tf, measure.product_speeds(tf, job), job)['']
+    assert asked == ['bfloat16' if mixed_precision else None]
+    assert figure['sgemm_gflops'] > 0 and ('bfloat16_gflops' in figure) == mixed_precision
+    assert not mixed_precision or figure['bfloat16_gflops'] > 0
+
+
 @pytest.mark.parametrize('minutes, rounds', [(60, 3), (0, 1)])
 def test_rounds_interleave_the_forms_and_a_failure_costs_one_figure(minutes, rounds, monkeypatch):
     calls, saves = [], []
@@ -186,9 +228,24 @@ def test_trace_counts_convolutions_products_and_their_gradients():
     counts = [op_times.operations(one) for one in found if op_times.product_shape(one)]
     convolution, product = 2 * 2 * 9 * 8 * 9 * 4 * 6, 2 * 2 * 9 * 8 * 6 * 5
     assert sorted(counts) == pytest.approx([product] * 3 + [convolution] * 3)
-    assert all(one.seconds >= 0 for one in found) and op_times.op_table(found)
+    assert all(one.seconds >= 0 for one in found)
     lines = op_times.product_table(found)
-    assert sorted({line[2] for line in lines if 'Conv2D' in line[0]}) == ['3x3x4x6']
+    assert sorted({line[3] for line in lines if 'Conv2D' in line[0]}) == ['3x3x4x6']
+    assert {line[1] for line in lines} == {'float32'}
+
+
+def test_trace_tells_types_and_casts_apart():
+    with tf.Graph().as_default(), tf.Session() as sess:
+        factors = [tf.cast(measure.held(tf, name, tf.random_normal([40, 40])), tf.bfloat16) for name in ('one', 'two')]
+        outputs = tf.cast(tf.matmul(*factors), tf.float32)
+        sess.run(tf.local_variables_initializer())
+        sess.run(outputs)
+        found = op_times.runs(op_times.traced(tf, lambda: sess.run(outputs)))
+    assert [line[1] for line in op_times.product_table(found)] == ['bfloat16']
+    table = {line[0]: line for line in op_times.share_table(found, lambda one: [one.type])}
+    assert table['float32 to bfloat16'][1] == 2 and table['bfloat16 to float32'][1] == 1
+    assert table['bfloat16'][1] >= 1 and table['float32'][1] >= 2  # the product; the variables
+    assert sum(line[-1] for line in table.values()) == pytest.approx(1)
 
 
 def test_op_times_command_line():
@@ -197,6 +254,16 @@ def test_op_times_command_line():
     assert 'ms a step' in stdout and '1x1x512x2048' in stdout
     code, _, stderr = benchmark('--row=reader_1', script='op_times.py')
     assert code == 1 and '--row=reader_1 is not one of deeplab_train, deeplab_predict' in stderr
+    code, _, stderr = benchmark('--row=res50_predict', '--reference', '--bfloat16', script='op_times.py')
+    assert code == 1 and '--reference and --bfloat16 exclude each other' in stderr
+
+
+def test_op_times_in_bfloat16():
+    code, stdout, stderr = benchmark('--row=res50_predict', '--bfloat16', script='op_times.py')
+    if measure.no_bfloat16():
+        assert code == 1 and '--bfloat16 shows nothing here, as %s.' % measure.no_bfloat16() in stderr
+    else:
+        assert code == 0 and 'float32 to bfloat16' in stdout, stderr + stdout
 
 
 def benchmark(*args, script='run.py'):
@@ -208,7 +275,7 @@ def benchmark(*args, script='run.py'):
 
 def test_command_line(tmp_path):
     output = str(tmp_path / 'new' / 'results.json')
-    rows = ['res50_train', 'res50_predict_decompose', 'mixing_smooth_GI', 'reader_1', 'colours']
+    rows = ['deeplab_predict', 'res50_train_decompose', 'mixing_smooth_GI', 'reader_1', 'colours']
     code, stdout, stderr = benchmark('--only=' + ','.join(rows), '--output=' + output)
     assert code == 0, stderr + stdout
     with open(output) as file:
@@ -221,10 +288,14 @@ def test_command_line(tmp_path):
     for row in report['rows']:
         assert row['seconds'] > 0 and row['sgemm_gflops'] > 0 and row['rounds'] == 1
         assert (row['share_of_floor'] is None) == (row['name'] in ('reader_1', 'colours'))
-        assert (row['peak_mb'] is None) == (not row['name'].startswith('res50'))
+        assert (row['peak_mb'] is None) == (not row['name'].startswith(('res50', 'deeplab')))
         assert row['name'] in stdout
     forms = {name: {row['form'] for row in report['rows'] if row['name'] == name} for name in rows}
-    assert forms['res50_train'] >= {run.PRODUCT, run.ONEDNN} and forms['reader_1'] == {run.PRODUCT, run.DEFAULT}
+    assert forms['deeplab_predict'] >= {run.PRODUCT, run.ONEDNN} and forms['reader_1'] == {run.PRODUCT, run.DEFAULT}
+    in_bfloat16 = run.BFLOAT16 in forms['deeplab_predict']
+    assert in_bfloat16 == (not measure.no_bfloat16())
+    reason = [] if in_bfloat16 else ['no row was measured in bfloat16, as %s.' % measure.no_bfloat16()]
+    assert report['empty'] == reason and set(reason) <= set(stdout.splitlines())
     targets = {row['target']: row for row in report['targets']}
     assert targets['colours / pixel by pixel, in speed']['met'] in (True, False)
     assert targets['msc train step / reference']['met'] is None

@@ -96,6 +96,22 @@ def test_train_leaves_checkpoints_and_a_log(trained):
     assert 'batch norm is trained' in stdout and 'trained: checkpoints in' in stdout
 
 
+def test_deterministic_runs_write_the_same(tmp_path):
+    """TensorFlow 2's switch changes the graph, for its cross-entropy op has no deterministic form on GPUs."""
+    found = []
+    for name in ('one', 'two'):
+        flags = places(tmp_path / name) + ['--num_steps=2', '--valid_interval=2', '--valid_num_steps=1']
+        code, _, stderr = run_process('main.py', '--option=train', '--deterministic', *(SMALL + flags))
+        assert code == 0, stderr
+        data, = (tmp_path / name / 'model').glob('model.ckpt-2.data*')
+        found.append(((tmp_path / name / 'log.txt').read_bytes(), data.read_bytes()))
+    assert found[0] == found[1] and len(found[0][0].splitlines()) == 3
+    events, = (tmp_path / 'one' / 'log').glob('events*')
+    graph, = [event.graph_def for event in tf.train.summary_iterator(str(events)) if event.graph_def]
+    ops = {node.op for node in tf.GraphDef.FromString(graph).node}
+    assert ('SparseSoftmaxCrossEntropyWithLogits' in ops) == tf.__version__.startswith('1.')
+
+
 def test_event_files_hold_scalars_pictures_and_the_graph(trained):
     folder, _ = trained
     scalars, pictures, graphs = {}, {}, 0

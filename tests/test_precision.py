@@ -19,9 +19,13 @@ def test_processors_with_bfloat16(tmp_path, monkeypatch, flags, wanted):
     monkeypatch.delenv('TF_ENABLE_ONEDNN_OPTS', raising=False)
     newer = not tf.__version__.startswith('1.')
     assert precision.has_bfloat16(str(tmp_path / 'cpuinfo')) == (wanted and newer)
+    reason = precision.no_bfloat16(str(tmp_path / 'cpuinfo'))
+    assert reason == ('' if wanted and newer else 'the processor has neither AMX nor AVX512-BF16' if newer
+                      else 'TensorFlow %s has no bfloat16 kernels for processors' % tf.__version__)
     assert not precision.has_bfloat16(str(tmp_path / 'none'))
     monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', '0')
     assert not precision.has_bfloat16(str(tmp_path / 'cpuinfo'))
+    assert 'oneDNN is off' in precision.no_bfloat16(str(tmp_path / 'cpuinfo')) or not newer
 
 
 @pytest.mark.parametrize('gpu, bfloat16, wanted', [

@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+import tensorflow
 import tensorflow.compat.v1 as tf
 
 from utils.system import runtime
@@ -68,6 +69,19 @@ with tf.Session(config=runtime.session_config()) as sess:
                              universal_newlines=True, env=environment)
     assert (process.returncode, process.stderr) == (0, '')
     assert process.stdout == runtime.devices() + '\n8\n'
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_deterministic_ops_are_asked_for(deterministic, monkeypatch):
+    variables, calls = ('TF_DETERMINISTIC_OPS', 'TF_CUDNN_DETERMINISTIC'), []
+    for name in variables:
+        monkeypatch.setenv(name, '0')
+    newer = not tf.__version__.startswith('1.')
+    if newer:  # 1.15 has no such switch
+        monkeypatch.setattr(tensorflow.config.experimental, 'enable_op_determinism', lambda: calls.append('on'))
+    runtime.prepare(deterministic=deterministic)
+    assert calls == ['on'] * (deterministic and newer)
+    assert [os.environ[name] for name in variables] == [str(int(deterministic))] * 2
 
 
 def test_devices(monkeypatch):

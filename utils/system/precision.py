@@ -13,14 +13,21 @@ REWRITES = {'float16': 'auto_mixed_precision', 'bfloat16': 'auto_mixed_precision
 
 def has_bfloat16(cpuinfo='/proc/cpuinfo'):
     """Whether the processor computes in bfloat16 and this TensorFlow, with oneDNN, has kernels for it."""
-    if tf.__version__.startswith('1.') or os.environ.get('TF_ENABLE_ONEDNN_OPTS') == '0':
-        return False
+    return not no_bfloat16(cpuinfo)
+
+
+def no_bfloat16(cpuinfo='/proc/cpuinfo'):
+    """Why has_bfloat16 is false, a clause; '' where it is true."""
+    if tf.__version__.startswith('1.'):
+        return 'TensorFlow %s has no bfloat16 kernels for processors' % tf.__version__
+    if os.environ.get('TF_ENABLE_ONEDNN_OPTS') == '0':
+        return 'oneDNN is off (TF_ENABLE_ONEDNN_OPTS=0)'
     try:
         with open(cpuinfo) as file:
             words = next((line.split() for line in file if line.startswith('flags')), [])
     except OSError:
-        return False
-    return any(flag in words for flag in BFLOAT16_FLAGS)
+        words = []
+    return '' if any(flag in words for flag in BFLOAT16_FLAGS) else 'the processor has neither AMX nor AVX512-BF16'
 
 
 def available():

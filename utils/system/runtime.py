@@ -37,7 +37,7 @@ def _words(folder, names):
     return words
 
 
-def prepare(xla=False):
+def prepare(xla=False, deterministic=False):
     """Sets up the environment, imports TensorFlow in graph mode and returns it.
 
     oneDNN is quicker in training and, as batch norm is folded, in prediction too; TensorFlow 2 leaves it off on some
@@ -49,10 +49,14 @@ def prepare(xla=False):
 
     Args:
       xla: let XLA's clusters run on the CPU too.
+      deterministic: ask for ops that give the same bits on every run, which those of GPUs do not by default. This one
+        does override the environment: it is a promise.
     """
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
     if xla:
         os.environ.setdefault('TF_XLA_FLAGS', '--tf_xla_cpu_global_jit')
+    if deterministic:
+        os.environ.update(TF_DETERMINISTIC_OPS='1', TF_CUDNN_DETERMINISTIC='1')  # what TensorFlow 1.15 goes by
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     logging.getLogger('tensorflow').setLevel(logging.ERROR)
     with held_stderr() as held, warnings.catch_warnings():
@@ -60,9 +64,19 @@ def prepare(xla=False):
         import tensorflow.compat.v1 as tf
         tf.disable_v2_behavior()
         tf.logging.set_verbosity(tf.logging.ERROR)  # queue runners are deprecated and work on both versions
+        if deterministic:
+            _enable_determinism()
         gpus()  # which loads CUDA
         held.drop = os.environ['TF_CPP_MIN_LOG_LEVEL'] >= '3'
     return tf
+
+
+def _enable_determinism():
+    """TensorFlow 2's own switch, which its compat.v1 lacks; 1.15 has none."""
+    import tensorflow
+    enable = getattr(tensorflow.config.experimental, 'enable_op_determinism', None)
+    if enable:
+        enable()
 
 
 class Held(object):

@@ -25,7 +25,8 @@ OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2
 RESUME = ('auto', 'never', 'must')  # from the newest checkpoint: of the same settings, not at all, of any settings
 # What TensorFlow's saver and our own files are called until they are whole.
 LEFTOVERS = ('*.ckpt-*.tempstate*', '*.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
-# The flags that decide what a training computes; all others only where it writes, how often and how fast.
+# The flags that decide what a training computes; all others only where it writes, how often, how fast and, as another
+# machine would too, how it rounds (xla, deterministic).
 DECIDING = (
     'num_steps', 'random_seed', 'weight_decay', 'learning_rate', 'power', 'momentum', 'grad_update_every',
     'encoder_name', 'dilated_type', 'compat', 'pretrain_file', 'restore_decoder', 'train_bn', 'bn_decay', 'data_list',
