@@ -101,7 +101,7 @@ def test_deterministic_runs_write_the_same(tmp_path):
     found = []
     for name in ('one', 'two'):
         flags = places(tmp_path / name) + ['--num_steps=2', '--valid_interval=2', '--valid_num_steps=1']
-        code, _, stderr = run_process('main.py', '--option=train', '--deterministic', *(SMALL + flags))
+        code, _, stderr = run_process('tests/narrow_main.py', 'main', '--option=train', '--deterministic', *(SMALL + flags))
         assert code == 0, stderr
         data, = (tmp_path / name / 'model').glob('model.ckpt-2.data*')
         found.append(((tmp_path / name / 'log.txt').read_bytes(), data.read_bytes()))
