@@ -100,8 +100,8 @@ def test_deterministic_runs_write_the_same(tmp_path):
     """TensorFlow 2's switch changes the graph, for its cross-entropy op has no deterministic form on GPUs."""
     found = []
     for name in ('one', 'two'):
-        flags = places(tmp_path / name) + ['--num_steps=2', '--valid_interval=2', '--valid_num_steps=1']
-        code, _, stderr = run_process('tests/narrow_main.py', 'main', '--option=train', '--deterministic', *(SMALL + flags))
+        flags = SMALL + places(tmp_path / name) + ['--num_steps=2', '--valid_interval=2', '--valid_num_steps=1']
+        code, _, stderr = run_process('tests/narrow_main.py', 'main', '--option=train', '--deterministic', *flags)
         assert code == 0, stderr
         data, = (tmp_path / name / 'model').glob('model.ckpt-2.data*')
         found.append(((tmp_path / name / 'log.txt').read_bytes(), data.read_bytes()))
