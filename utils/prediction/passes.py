@@ -29,13 +29,13 @@ def merged(build, evaluation, align_corners, images):
     The passes are turns of a loop in the graph: it holds one network, and the memory of one pass and two scores.
 
     Args:
-      build: a function from images [1, H, W, 3] to (network, logits [1, H, W, num_classes]).
+      build: a function from images [N, H, W, 3] to (network, logits [N, H, W, num_classes]).
       evaluation: an Evaluation.
       align_corners: how images and logits are resized, and sizes rounded.
-      images: [1, H, W, 3].
+      images: [N, H, W, 3].
 
     Returns:
-      (the network, float32 [1, H, W, num_classes]: probabilities if gives_probabilities(evaluation), else logits).
+      (the network, float32 [N, H, W, num_classes]: probabilities if gives_probabilities(evaluation), else logits).
     """
     if passes(evaluation) == [(1.0, False)]:
         return build(images)
@@ -43,20 +43,20 @@ def merged(build, evaluation, align_corners, images):
     full_size, built = tf.shape(images)[1:3], []
 
     def add(turn, total):
-        """Merges one pass into the total [1, H, W, num_classes], which starts as [1, 1, 1, 1]."""
+        """Merges one pass into the total [N, H, W, num_classes], which starts as [1, 1, 1, 1]."""
         size = layers.scaled_size(full_size, tf.constant(scales)[turn], align_corners)
         mirrors = tf.constant(mirrored)[turn]  # before the scaling, as of an image that is a mirrored one
         net, scores = build(layers.resize(mirror_if(mirrors, images), size, align_corners))
-        built.append((net, scores.shape))
+        built.append((net, scores.shape[3]))
         scores = mirror_if(mirrors, layers.resize(scores, full_size, align_corners))
         return turn + 1, total + tf.nn.softmax(scores) if mean else tf.maximum(total, scores)
 
     start = tf.fill([1, 1, 1, 1], 0.0 if mean else tf.float32.min)
     _, total = tf.while_loop(lambda turn, total: turn < len(scales), add, [tf.constant(0), start],
-                             shape_invariants=[tf.TensorShape([]), tf.TensorShape([1, None, None, None])],
+                             shape_invariants=[tf.TensorShape([]), tf.TensorShape([None] * 4)],
                              parallel_iterations=1, back_prop=False)
-    (net, shape), = built
-    total.set_shape(shape)
+    (net, num_classes), = built
+    total.set_shape([images.shape[0], None, None, num_classes])
     return net, total / len(scales) if mean else total
 
 
