@@ -12,7 +12,16 @@ from absl import flags
 from utils.data.palette import IGNORE_LABEL
 from utils.net import compat
 from utils.system import command_line, runtime
-from utils.system.command_line import DEFINE_list, DEFINE_number, DEFINE_pair, DEFINE_path, DEFINE_step, DEFINE_whole
+from utils.system.command_line import (
+    DEFINE_list,
+    DEFINE_number,
+    DEFINE_pair,
+    DEFINE_path,
+    DEFINE_scales,
+    DEFINE_size,
+    DEFINE_step,
+    DEFINE_whole,
+)
 
 FLAGS = flags.FLAGS
 SAMPLE_FLAGS = os.path.join('dataset', 'sample.flags')
@@ -68,6 +77,15 @@ flags.DEFINE_boolean('visual', True, 'write coloured masks too')
 flags.DEFINE_boolean('overlay', False, 'write the images under their coloured masks too, with a legend')
 flags.DEFINE_enum('id_format', 'trainIds', ['trainIds', 'labelIds'],
                   "values and names of the masks: class indices, or Cityscapes' label ids for its benchmark")
+
+# scores of test and predict
+DEFINE_size('window', None, 'height and width of the overlapping windows that images are scored in, to bound the '
+            'memory; by default whole images, where the memory allows', least=17, most=MOST_SIDE)
+DEFINE_number('overlap', 0.33, 'the fraction of a window that neighbours share at least', 0, 0.9)
+DEFINE_scales('eval_scales', [1.0], 'scales of an image whose scores are merged')
+flags.DEFINE_boolean('eval_flip', False, 'merge the scores of the mirrored image too')
+flags.DEFINE_enum('eval_merge', 'mean', ['mean', 'max'], 'how scores are merged: the mean of the probabilities or the '
+                  'maximum of the logits')
 
 # data
 DEFINE_path('data_dir', '', 'folder that the paths of the lists are relative to')

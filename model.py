@@ -12,7 +12,7 @@ from utils.data import augment, sources
 from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import masks, metrics, score_files, scores
+from utils.prediction import masks, metrics, passes, score_files, scores
 from utils.system import memory, output_files, precision, runtime
 from utils.system.cluster import Cluster
 from utils.system.errors import UserError
@@ -36,6 +36,7 @@ class Model(object):
         self.conf, self.cluster = conf, cluster or Cluster()
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
+        self.evaluation = passes.Evaluation(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge)
         self.train_bn = self._trains_bn()
         self.precision = precision.chosen(conf.mixed_precision)
         self.towers = Towers(conf.num_gpus, self.cluster, conf.variables_on)
@@ -214,11 +215,17 @@ class Model(object):
     def _session_config(self):
         return precision.configure(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
 
-    def _predictions(self, reader, prefix, desc):
+    def _setup(self, restore, evaluation=passes.PLAIN, keep_scores=False):
+        """The scores.Setup of this model; restore gives the network's variables their values."""
+        build = functools.partial(passes.merged, self.scores, evaluation, self.numerics.align_corners)
+        tiling = scores.Tiling(self.conf.window, self.conf.overlap, max(evaluation.scales) ** 2)
+        return scores.Setup(build, restore, self._session_config(), tiling, keep_scores)
+
+    def _predictions(self, reader, prefix, desc, keep_scores=False):
         """Yields a scores.Prediction of each of the reader's images, computed with a checkpoint's weights."""
         print('%s with %s' % (desc, prefix))
         restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
-        return scores.predictions(reader, self.scores, restore, self._session_config(), desc)
+        return scores.predictions(reader, self._setup(restore, self.evaluation, keep_scores), desc)
 
     def _validation(self, net_input):
         """The loop.Reports' function that scores {name: array} of the network's variables; None without validations."""
@@ -228,7 +235,7 @@ class Model(object):
 
         def validate(values, stopped):
             restore = functools.partial(checkpoints.load_values, values=values)
-            found = scores.predictions(reader, self.scores, restore, self._session_config(), scores.VALIDATION)
+            found = scores.predictions(reader, self._setup(restore), scores.VALIDATION)
             matrix = metrics.count(found, self.classes, stopped)
             return None if stopped() else metrics.scores(matrix)
 

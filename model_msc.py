@@ -24,15 +24,9 @@ class Model_msc(Model):
         align_corners = self.numerics.align_corners
         scaled = [net.outputs]
         for scale in SCALES:
-            size = scaled_size(tf.shape(images)[1:3], scale, align_corners)
+            size = layers.scaled_size(tf.shape(images)[1:3], scale, align_corners)
             scaled.append(net.apply(layers.resize(images, size, align_corners))[1])
         full_size = tf.shape(net.outputs)[1:3]
         resized = [layers.resize(logits, full_size, align_corners) for logits in scaled[1:]]
         fused = tf.reduce_max(tf.stack([net.outputs] + resized), axis=0)  # [N, h, w, num_classes]
         return [fused] + scaled
-
-
-def scaled_size(size, scale, align_corners):
-    """int32 [2] -> int32 [2]: int(size * scale), or with align_corners Caffe's int((size - 1) * scale) + 1."""
-    offset = 1 if align_corners else 0
-    return tf.cast(tf.cast(size - offset, tf.float32) * scale, tf.int32) + offset

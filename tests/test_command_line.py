@@ -107,7 +107,14 @@ def test_nearest_flag():
     (['--test_data_list=photo.jpg'], 'this is an image, not a list: write the paths of your images into a text file'),
     (['--data_list', 'label.PNG'], '--data_list=label.PNG: this is an image'),
     (['num_steps=3'], 'flags are written --name=value'),
-])
+    (['--overlap=0.91'], '--overlap=0.91'),
+    (['--overlap=-0.1'], '--overlap=-0.1'),
+    (['--overlap=nan'], '--overlap=nan'),
+    (['--eval_merge=sum'], '<mean|max>'),
+] + [(['--window=' + value], 'give a height and a width of 17 to 65535 pixels, such as 513,513') for value in (
+    '16,513', '513,16', '513', '', '513,513,3', 'a,b', '65536,513', '513.5,513', '-513,513', '9' * 5000 + ',17')
+] + [(['--eval_scales=' + value], 'give numbers above 0 and up to 8, at most 16, such as 0.75,1.0') for value in (
+    '0', '1,0', '-1', '', '1,', 'nan', 'inf', '8.1', 'a', ','.join(['1'] * 17))])
 def test_mistakes(args, told, monkeypatch):
     monkeypatch.chdir(command_line.REPO)
     assert told in refused(*args)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from absl import flags
 from PIL import Image
 
 from model import Model
 from utils.data.palette import Classes, load_classes
-from utils.system import command_line
 from utils.system.errors import UserError
 from utils.training import class_weights, losses, optimizer
 
@@ -95,7 +95,7 @@ def test_a_frozen_encoder_and_the_decoders_rates(settings, narrow):
 
 @pytest.mark.parametrize('text', ['1', '1,2,3', '0,1', '-1,1', 'a,b', 'nan,1', '1,inf', ''])
 def test_pairs(text):
-    parser = command_line.PairParser()
+    parser = flags.FLAGS['decoder_rate'].parser
     with pytest.raises(ValueError, match='two positive numbers'):
         parser.parse(text)
     assert parser.parse('0.5,1.5') == [0.5, 1.5]

@@ -174,6 +174,32 @@ def test_predict_writes_grey_and_coloured_masks(trained):
     assert {tuple(pixel) for pixel in np.asarray(visual).reshape(-1, 3)} <= colours
 
 
+def masks(folder):
+    return {name: np.asarray(Image.open(os.path.join(str(folder), 'prediction', name)))
+            for name in os.listdir(os.path.join(str(folder), 'prediction'))}
+
+
+def test_predict_in_windows_at_several_scales(trained, tmp_path):
+    flags = SMALL + places(trained[0]) + ['--option=predict', '--test_num_steps=2', '--novisual']
+    merging = ['--eval_scales=0.5,1.0', '--eval_flip', '--eval_merge=max']
+    found = {}
+    for name, more in (('plain', []), ('covered', ['--window=999,999']), ('merged', merging)):
+        code, _, stderr = run(*(flags + more + ['--out_dir=%s' % (tmp_path / name)]))
+        assert code == 0, stderr
+        found[name] = masks(tmp_path / name)
+    code, stdout, stderr = run_process('main.py', *(flags + merging + [
+        '--window=64,81', '--overlap=0.5', '--out_dir=%s' % (tmp_path / 'windows')]))
+    assert code == 0 and '2 predictions' in stdout and 'Traceback' not in stderr, stderr
+    found['windows'] = masks(tmp_path / 'windows')
+    assert len(found['plain']) == 2
+    for name, mask in found['plain'].items():
+        np.testing.assert_array_equal(found['covered'][name], mask)
+        for kind in ('merged', 'windows'):
+            assert found[kind][name].shape == mask.shape and found[kind][name].max() < 6
+        assert (found['windows'][name] != mask).any()  # the flags did something
+        assert (found['windows'][name] == found['merged'][name]).mean() > 0.5  # and no nonsense
+
+
 def test_predict_without_visual_and_with_a_list_of_images_alone(trained, tmp_path):
     picture = sorted(os.listdir(os.path.join(SAMPLE, 'JPEGImages')))[0]
     (tmp_path / 'list.txt').write_text('/JPEGImages/%s\n' % picture)

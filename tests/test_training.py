@@ -9,7 +9,7 @@ import recipe
 import tensorflow.compat.v1 as tf
 
 from model import Model
-from model_msc import Model_msc, scaled_size
+from model_msc import Model_msc
 from utils.data.palette import Classes
 from utils.net import layers
 from utils.prediction import scores
@@ -63,7 +63,7 @@ def test_msc_prediction(settings):
 @pytest.mark.parametrize('align_corners, wanted', [(False, [(240, 240), (160, 160)]), (True, [(241, 241), (161, 161)])])
 def test_msc_sizes(align_corners, wanted):
     with tf.Graph().as_default(), tf.Session() as sess:
-        sizes = [sess.run(scaled_size(tf.constant([321, 321]), scale, align_corners)) for scale in (0.75, 0.5)]
+        sizes = [sess.run(layers.scaled_size(tf.constant([321, 321]), scale, align_corners)) for scale in (0.75, 0.5)]
     assert [tuple(size) for size in sizes] == wanted
 
 

@@ -144,3 +144,10 @@ def crop_to(maps, size):
 def resize(inputs, size, align_corners):
     """Bilinear: [N, h, w, C] -> [N, size[0], size[1], C], with align_corners or by TensorFlow's legacy rule."""
     return tf.image.resize_bilinear(inputs, size, align_corners=align_corners)
+
+
+def scaled_size(size, scale, align_corners):
+    """int32 [2] -> int32 [2], at least 1: int(size * scale), or with align_corners Caffe's int((size - 1) * scale) + 1.
+    """
+    offset = 1 if align_corners else 0
+    return tf.maximum(tf.cast(tf.cast(size - offset, tf.float32) * scale, tf.int32) + offset, 1)

@@ -1,17 +1,31 @@
-"""The scores of images, the network's logits at their size, and the pass over a list that computes their classes."""
+"""The scores of an image, whole or by windows, and the pass over a list that computes its images' classes."""
 
 import collections
+import time
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
+from utils.prediction import windows
+from utils.prediction.room import Room
 from utils.system import memory
 
-# What was computed of an image: its index in the list, its label [H, W] (ignore_label without one) and its class map,
-# int32 [H, W].
-Prediction = collections.namedtuple('Prediction', 'index label classes')
+# What was computed of an image: its index in the list, its label [H, W] (ignore_label without one), its class map,
+# int32 [H, W], and, where they are kept, its scores, float32 [H, W, num_classes].
+Prediction = collections.namedtuple('Prediction', 'index label classes scores')
+
+# What computes scores. build: a function from images [1, H, W, 3] to (network with batch_norm 'folded', scores
+# [1, H, W, num_classes]); restore: a function from a session and the network's variables that gives these their values;
+# session_config: a tf.ConfigProto; tiling: a Tiling; keep_scores: whether a Prediction holds them.
+Setup = collections.namedtuple('Setup', 'build restore session_config tiling keep_scores')
+
+# How images are cut. window: (h, w), or None for whole images where the memory allows; overlap: the fraction of a
+# window that neighbours share; magnified: pixels that the network gets of a pixel, at the largest scale.
+Tiling = collections.namedtuple('Tiling', 'window overlap magnified')
 
 VALIDATION = 'validation'  # a pass in the middle of a training, whose progress bar vanishes
+REFRESH_SECONDS = 1.0
 
 
 def class_map(scores):
@@ -19,26 +33,107 @@ def class_map(scores):
     return tf.argmax(scores, axis=3, output_type=tf.int32)
 
 
-def predictions(reader, build, restore, session_config, desc):
+class Scorer(object):
+    """Scores images one at a time by one graph of the network, which an image or a window is fed to."""
+
+    def __init__(self, setup):
+        """Adds the network to the current graph; net.fold_ops() must run once the variables have their values."""
+        self._tiling, self._keep_scores = setup.tiling, setup.keep_scores
+        self._images = tf.placeholder(tf.float32, [1, None, None, 3])
+        self.net, scores = setup.build(self._images)
+        self._scores, self._classes = scores[0], class_map(scores)[0]
+        self._room = None if setup.tiling.window else Room(int(scores.shape[3]), setup.tiling.magnified)
+        self._told = False
+
+    def __call__(self, sess, image, report=lambda done, count: None):
+        """Class map and scores of an image.
+
+        Args:
+          sess: a session of the graph.
+          image: float32 [H, W, 3].
+          report: called with the number of windows that are done and of all of them.
+
+        Returns:
+          (int32 [H, W], float32 [H, W, num_classes] or None unless they are kept).
+        """
+        size = image.shape[:2]
+        while True:
+            window = self._window(size)
+            try:
+                return self._whole(sess, image) if window == size else self._by_windows(sess, image, window, report)
+            except tf.errors.ResourceExhaustedError:
+                if not (self._room and self._room.exhausted(window)):
+                    raise
+
+    def _window(self, size):
+        """(h, w) of the windows of an image, its own size where it is scored whole."""
+        if self._tiling.window:
+            return tuple(min(pair) for pair in zip(self._tiling.window, size))
+        window = self._room.window(size)
+        if window != size and not self._told:
+            self._told = True
+            tqdm.write('an image of %dx%d pixels takes about %.1f GB of memory as a whole, and %.1f GB may be used: '
+                       'images as large are predicted in windows of %dx%d (--window=%d,%d sets their size)' % (
+                           (size[1], size[0], self._room.needed(size) / 1e9, self._room.bytes / 1e9)
+                           + window[::-1] + window))
+        return window
+
+    def _whole(self, sess, image):
+        fetches = [self._classes] + ([self._scores] if self._keep_scores else [])
+        found = sess.run(fetches, {self._images: image[np.newaxis]})
+        return found[0], found[1] if self._keep_scores else None
+
+    def _by_windows(self, sess, image, window, report):
+        count, done = windows.number(image.shape[:2], window, self._tiling.overlap), []
+
+        def score(pixels):
+            report(len(done), count)
+            done.append(True)
+            return sess.run(self._scores, {self._images: pixels[np.newaxis]})
+
+        classes, kept, top = np.empty(image.shape[:2], np.int32), None, 0
+        for band in windows.blended(score, image, window, self._tiling.overlap):
+            rows = slice(top, top + len(band))
+            classes[rows] = band.argmax(axis=2)
+            if self._keep_scores:
+                kept = np.empty(image.shape[:2] + band.shape[2:], np.float32) if kept is None else kept
+                kept[rows] = band
+            top += len(band)
+        return classes, kept
+
+
+def predictions(reader, setup, desc):
     """Yields a Prediction of every image of a reader, in its order.
 
     Args:
       reader: an ImageReader.
-      build: a function from images [1, H, W, 3] to (network with batch_norm 'folded', scores [1, H, W, num_classes]).
-      restore: a function from a session and the network's variables that gives these their values.
-      session_config: a tf.ConfigProto.
+      setup: a Setup.
       desc: what the progress bar says.
     """
     with tf.Graph().as_default():
-        image, label = reader.single()  # [1, H, W, 3], [1, H, W, 1]
-        net, scores = build(image)
-        fetches = {'label': label[0, :, :, 0], 'classes': class_map(scores)[0]}
-        fold = net.fold_ops()
-        with tf.Session(config=session_config) as sess:
-            restore(sess, net.variables)
+        pair = reader.single()  # [1, H, W, 3], [1, H, W, 1]
+        scorer = Scorer(setup)
+        fold = scorer.net.fold_ops()
+        with tf.Session(config=setup.session_config) as sess:
+            setup.restore(sess, scorer.net.variables)
             sess.run(fold)
             progress = tqdm(range(len(reader.images)), desc=desc, unit='image', mininterval=1.0,
                             leave=desc != VALIDATION)
-            with memory.enough_for('the size of the images'), reader.running(sess):
+            with memory.enough_for('--window or --eval_scales'), reader.running(sess):
                 for index in progress:
-                    yield Prediction(index=index, **sess.run(fetches))
+                    image, label = sess.run(pair)
+                    classes, scores = scorer(sess, image[0], shown(progress))
+                    progress.set_postfix_str('', refresh=False)
+                    yield Prediction(index, label[0, :, :, 0], classes, scores)
+
+
+def shown(progress):
+    """A function that shows at a progress bar how many windows of an image are done, once a second at most."""
+    last = [time.time()]
+
+    def report(done, count):
+        if time.time() - last[0] >= REFRESH_SECONDS:
+            last[0] = time.time()
+            progress.set_postfix_str('window %d of %d' % (done, count))
+
+    return report

@@ -18,6 +18,7 @@ OUR_FLAGFILES = os.path.join(REPO, 'dataset')
 PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 WRITE_A_LIST = 'write the paths of your images into a text file, one a line, and give it'
 LONGEST_NAME = 100
+MOST_SCALES = 16
 MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
 MOST_NUMBER = 3.4e38  # TensorFlow's float32
 
@@ -47,19 +48,29 @@ class FiniteParser(flags.FloatParser):
         return value
 
 
-class PairParser(flags.ArgumentParser):
-    """Two positive finite numbers with a comma between them, as a list."""
+class NumbersParser(flags.ArgumentParser):
+    """Numbers with commas between them, as a list."""
+
+    def __init__(self, convert, accepts, told):
+        """
+        Args:
+          convert: float or int.
+          accepts: a function that says whether a list of numbers is valid; what is no number comes as [].
+          told: what to say of one that is not.
+        """
+        super(NumbersParser, self).__init__()
+        self._convert, self._accepts, self._told = convert, accepts, told
 
     def parse(self, argument):
         if isinstance(argument, list):
             return argument
         try:
-            pair = [float(word) for word in argument.split(',')]
+            numbers = [self._convert(word) for word in argument.split(',')]
         except ValueError:
-            pair = []
-        if len(pair) != 2 or not all(0 < number < MOST_NUMBER for number in pair):
-            raise ValueError('give two positive numbers, such as 0.5,1.5')
-        return pair
+            numbers = []
+        if not self._accepts(numbers):
+            raise ValueError(self._told)
+        return numbers
 
 
 class StepParser(flags.IntegerParser):
@@ -98,7 +109,25 @@ def DEFINE_step(name, default, help):
 
 def DEFINE_pair(name, default, help):
     """Defines a flag whose value is a list of two positive numbers."""
-    flags.DEFINE(PairParser(), name, default, help, serializer=flags.ListSerializer(','))
+    _define_numbers(name, default, help, float, lambda pair: len(pair) == 2 and all(0 < n < MOST_NUMBER for n in pair),
+                    'give two positive numbers, such as 0.5,1.5')
+
+
+def DEFINE_scales(name, default, help, most=8):
+    """Defines a flag whose value is a list of numbers above 0 and up to `most`."""
+    _define_numbers(name, default, help, float,
+                    lambda scales: 1 <= len(scales) <= MOST_SCALES and all(0 < scale <= most for scale in scales),
+                    'give numbers above 0 and up to %g, at most %d, such as 0.75,1.0' % (most, MOST_SCALES))
+
+
+def DEFINE_size(name, default, help, least, most):
+    """Defines a flag whose value is a height and a width in pixels, a list."""
+    _define_numbers(name, default, help, int, lambda size: len(size) == 2 and all(least <= n <= most for n in size),
+                    'give a height and a width of %d to %d pixels, such as 513,513' % (least, most))
+
+
+def _define_numbers(name, default, help, *parser):
+    flags.DEFINE(NumbersParser(*parser), name, default, help, serializer=flags.ListSerializer(','))
 
 
 def DEFINE_list(name, default, help):

@@ -21,7 +21,7 @@ def usable_cores(cgroup=CGROUP):
         cores = os.cpu_count() or 1
     for name in ('cpu.max', 'cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us'):  # version 2 and version 1
         try:
-            quota, period = _words(cgroup, name)
+            quota, period = words(cgroup, name)
             if int(quota) > 0:  # 'max' or -1 is none
                 cores = min(cores, -(-int(quota) // int(period)))
         except (OSError, ValueError, ZeroDivisionError):
@@ -29,12 +29,13 @@ def usable_cores(cgroup=CGROUP):
     return max(1, cores)
 
 
-def _words(folder, names):
-    words = []
+def words(folder, names):
+    """The words of some files of a folder, such as a control group's, one after another."""
+    found = []
     for name in names.split():
         with open(os.path.join(folder, name)) as file:
-            words += file.read().split()
-    return words
+            found += file.read().split()
+    return found
 
 
 def prepare(xla=False, deterministic=False):

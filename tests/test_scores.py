@@ -1,0 +1,235 @@
+"""Scores of an image: scales, mirroring and their merging against numpy, windows, and what the memory allows."""
+
+import os
+
+import numpy as np
+import pytest
+import recipe
+import tensorflow.compat.v1 as tf
+
+from model import Model
+from model_msc import Model_msc
+from utils.net import layers
+from utils.prediction import passes, room, scores
+from utils.prediction.passes import Evaluation
+
+SAMPLE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dataset', 'sample')
+GB = 1e9
+SIZE = (45, 58)
+WHOLE = scores.Tiling(None, 0.33, 1.0)
+
+
+@pytest.fixture
+def make(settings, narrow):
+    """A function from changed flags to a Model of a ResNet-50 of a 16th of the channels and one unit a block."""
+    narrow({'res50': (1, 1, 1, 1)})
+    return lambda model_class=Model, **changed: model_class(settings(encoder_name='res50', num_classes=5, **changed))
+
+
+def scorer_of(model, evaluation=passes.PLAIN, tiling=WHOLE, keep_scores=True):
+    """(Scorer, session) of a model with the recipe's weights."""
+    setup = model._setup(None, evaluation, keep_scores)._replace(tiling=tiling)
+    scorer = scores.Scorer(setup)
+    sess = tf.Session()
+    recipe.assign(sess, scorer.net.variables)
+    sess.run(scorer.net.fold_ops())
+    return scorer, sess
+
+
+def score(image, *args, **settings):
+    """(class map, scores) of an image [H, W, 3]."""
+    with tf.Graph().as_default():
+        scorer, sess = scorer_of(*args, **settings)
+        with sess:
+            return scorer(sess, image)
+
+
+def plain_logits(model, images):
+    """The logits of images by the network as Model.scores builds it, without any pass around it."""
+    with tf.Graph().as_default(), tf.Session() as sess:
+        fed = tf.placeholder(tf.float32, [1, None, None, 3])
+        net, logits = model.scores(fed)
+        recipe.assign(sess, net.variables)
+        sess.run(net.fold_ops())
+        return [sess.run(logits, {fed: image[np.newaxis]})[0] for image in images]
+
+
+def resized(maps, size, align_corners):
+    with tf.Graph().as_default(), tf.Session() as sess:
+        return sess.run(layers.resize(tf.constant(maps[np.newaxis]), size, align_corners))[0]
+
+
+def reference(model, image, evaluation):
+    """The scores by hand, the passes merged by numpy."""
+    align_corners, size = model.numerics.align_corners, np.array(image.shape[:2])
+    offset = 1 if align_corners else 0
+    steps = (1, -1) if evaluation.flip else (1,)
+    sizes = [((size - offset) * np.float32(scale)).astype(int) + offset for scale in evaluation.scales]
+    logits = plain_logits(model, [resized(image[:, ::step], scaled, align_corners)
+                                  for scaled in sizes for step in steps])
+    assert [one.shape[:2] for one in logits] == [tuple(scaled) for scaled in sizes for step in steps]
+    found = [resized(one, size, align_corners)[:, ::step] for one, step in zip(logits, steps * len(sizes))]
+    if evaluation.merge == 'max' or len(found) == 1:
+        return np.max(found, axis=0)
+    return np.mean([np.exp(one) / np.exp(one).sum(axis=2, keepdims=True) for one in found], axis=0)
+
+
+@pytest.mark.parametrize('compat', ['original', 'caffe'])
+@pytest.mark.parametrize('model_class', [Model, Model_msc])
+@pytest.mark.parametrize('evaluation', [
+    Evaluation((0.5, 0.77, 1.0, 1.25), True, 'mean'), Evaluation((0.6, 1.5), True, 'max'),
+    Evaluation((0.75,), False, 'mean')], ids=['mean', 'max', 'one'])
+def test_scales_and_mirroring_against_numpy(make, model_class, compat, evaluation):
+    """In Caffe's mode every scale is padded to a multiple plus 1 for the network, and cropped back."""
+    model, image = make(model_class, compat=compat), recipe.image(1, *SIZE)[0]
+    classes, found = score(image, model, evaluation)
+    wanted = reference(model, image, evaluation)
+    if not passes.gives_probabilities(evaluation):
+        assert recipe.relative_error(found, wanted) <= 1e-5
+    else:
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        np.testing.assert_allclose(found.sum(axis=2), 1, atol=1e-5)
+    np.testing.assert_array_equal(classes, found.argmax(axis=2))
+    assert classes.dtype == np.int32 and found.dtype == np.float32
+
+
+@pytest.mark.parametrize('model_class', [Model, Model_msc])
+@pytest.mark.parametrize('compat', ['original', 'caffe'])
+def test_one_pass_is_as_without_any(make, model_class, compat):
+    """Bit for bit: no flag, scale 1.0 by the maximum, and the maximum of twice the same scale."""
+    model, image = make(model_class, compat=compat), recipe.image(1, *SIZE)[0]
+    logits, = plain_logits(model, [image])
+    for evaluation in (passes.PLAIN, Evaluation((1.0,), False, 'max'), Evaluation((1.0, 1.0), False, 'max')):
+        classes, found = score(image, model, evaluation)
+        np.testing.assert_array_equal(found, logits)
+        np.testing.assert_array_equal(classes, logits.argmax(axis=2))
+    assert score(image, model, keep_scores=False)[1] is None
+
+
+@pytest.mark.parametrize('merge', ['mean', 'max'])
+@pytest.mark.parametrize('compat', ['original', 'caffe'])
+def test_a_mirrored_image_has_mirrored_scores(make, merge, compat):
+    model, image = make(compat=compat), recipe.image(1, *SIZE)[0]
+    evaluation = Evaluation((0.7, 1.0), True, merge)
+    _, found = score(image, model, evaluation)
+    _, mirrored = score(np.ascontiguousarray(image[:, ::-1]), model, evaluation)
+    np.testing.assert_allclose(mirrored, found[:, ::-1], rtol=1e-5, atol=1e-6)
+    _, unlike = score(image, model, evaluation._replace(flip=False))
+    assert np.abs(unlike - found).max() > 1e-3
+
+
+@pytest.mark.parametrize('window', [SIZE, (45, 200), (1000, 1000)])
+@pytest.mark.parametrize('evaluation', [passes.PLAIN, Evaluation((0.5, 1.0), True, 'mean')])
+def test_a_window_that_covers_the_image_is_the_whole(make, window, evaluation):
+    """Bit for bit."""
+    model, image = make(), recipe.image(1, *SIZE)[0]
+    whole = score(image, model, evaluation)
+    covered = score(image, model, evaluation, scores.Tiling(window, 0.5, 1.0))
+    for one, other in zip(whole, covered):
+        np.testing.assert_array_equal(one, other)
+
+
+def stand_in(images):
+    """A network of single pixels, a 1x1 convolution: [1, H, W, 3] -> (it, [1, H, W, 4])."""
+    kernel = tf.constant(np.random.RandomState(3).uniform(-0.01, 0.01, [1, 1, 3, 4]), tf.float32)
+    return None, tf.nn.conv2d(images, kernel, [1, 1, 1, 1], 'SAME')
+
+
+@pytest.mark.parametrize('case', range(12))
+def test_windows_of_single_pixels_are_the_whole(case):
+    random = np.random.RandomState(case)
+    image = recipe.image(1, *random.randint(17, 90, 2))[0]
+    tiling = scores.Tiling(tuple(random.randint(17, 60, 2)), random.uniform(0, 0.9), 1.0)
+    results = []
+    for chosen in (WHOLE, tiling):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            results.append(scores.Scorer(scores.Setup(stand_in, None, None, chosen, True))(sess, image))
+    np.testing.assert_allclose(results[1][1], results[0][1], atol=1e-6)
+    np.testing.assert_array_equal(results[1][0], results[1][1].argmax(axis=2))
+
+
+def test_windows_of_the_network_are_each_an_image_of_its_own(make):
+    model, image = make(compat='caffe'), recipe.image(1, 60, 50)[0]
+    tiling, reports = scores.Tiling((40, 50), 0.4, 1.0), []
+    with tf.Graph().as_default():
+        scorer, sess = scorer_of(model, tiling=tiling)
+        with sess:
+            classes, found = scorer(sess, image, lambda *progress: reports.append(progress))
+    upper, lower = plain_logits(model, [image[:40], image[20:]])
+    np.testing.assert_allclose(found[:20], upper[:20], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[40:], lower[20:], rtol=1e-5, atol=1e-5)
+    between = np.stack([upper[20:], lower[:20]])
+    assert (found[20:40] <= between.max(axis=0) + 1e-4).all() and (found[20:40] >= between.min(axis=0) - 1e-4).all()
+    np.testing.assert_array_equal(classes, found.argmax(axis=2))
+    assert reports == [(0, 2), (1, 2)]
+
+
+def set_free(monkeypatch, number, gpu=False):
+    monkeypatch.setattr(room.memory, 'free', lambda: number)
+    monkeypatch.setattr(room.runtime, 'on_gpu', lambda: gpu)
+
+
+def test_what_the_free_memory_allows(monkeypatch):
+    set_free(monkeypatch, 8 * GB)
+    small, photo = (513, 513), (3000, 4000)
+    assert room.Room(21).window(small) == small
+    window = room.Room(21).window(photo)
+    assert window == (1025, 1025) and room.Room(21).needed(photo) > 8 * GB
+    assert room.Room(21, 2.0).needed(small) > 1.5 * room.Room(21).needed(small)
+    assert room.Room(256).window(photo) < window  # as the scores take more
+    assert room.Room(21).window((20, 40000)) == (20, 40000)  # it is pixels that count, not sides
+    assert room.Room(21).window((700, 40000)) == (700, 1025)
+    set_free(monkeypatch, 0)
+    assert room.Room(21).window(photo) == (321, 321) and room.Room(21).window((99, 400)) == (99, 321)
+    set_free(monkeypatch, 0, gpu=True)
+    assert room.Room(21).window(photo) == photo
+
+
+def test_an_image_that_is_too_large_is_cut_and_a_line_says_so(make, monkeypatch, capsys):
+    model, image = make(), recipe.image(1, 400, 50)[0]
+    whole = score(image, model)
+    assert capsys.readouterr().out == ''
+    set_free(monkeypatch, 1e6)
+    with tf.Graph().as_default():
+        scorer, sess = scorer_of(model)
+        with sess:
+            _, found = scorer(sess, image)
+            again = scorer(sess, image)[1]
+    told, = capsys.readouterr().out.splitlines()  # once
+    assert 'image of 50x400 pixels' in told and 'windows of 50x321 (--window=321,50' in told
+    np.testing.assert_array_equal(found, again)
+    _, wanted = score(image, model, tiling=scores.Tiling((321, 321), 0.33, 1.0))
+    np.testing.assert_array_equal(found, wanted)
+    assert recipe.relative_error(found, whole[1]) < 0.5
+
+
+class Exhausted(object):
+    """A session in which what has more pixels than `most` exhausts the memory."""
+
+    def __init__(self, sess, most):
+        self.sess, self.most, self.asked = sess, most, []
+
+    def run(self, fetches, feed):
+        (pixels,) = feed.values()
+        self.asked.append(pixels.shape[1:3])
+        if pixels.shape[1] * pixels.shape[2] > self.most:
+            raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
+        return self.sess.run(fetches, feed)
+
+
+def test_an_image_that_exhausts_a_gpu_is_cut(monkeypatch, capsys):
+    set_free(monkeypatch, 0, gpu=True)
+    image = recipe.image(1, 700, 900)[0]
+    with tf.Graph().as_default(), tf.Session() as sess:
+        scorer = scores.Scorer(scores.Setup(stand_in, None, None, WHOLE, True))
+        _, whole = scorer(sess, image)
+        limited = Exhausted(sess, 600 * 600)
+        _, found = scorer(limited, image)
+        assert limited.asked[:3] == [(700, 900), (700, 769), (513, 513)]
+        np.testing.assert_allclose(found, whole, atol=1e-6)
+        del limited.asked[:]
+        scorer(limited, image)
+        assert set(limited.asked) == {(513, 513)}  # what failed is not tried again
+        with pytest.raises(tf.errors.ResourceExhaustedError):
+            scorer(Exhausted(sess, 9), image)
+    assert '--window' in capsys.readouterr().out
