@@ -1,4 +1,4 @@
-"""Trains, tests or predicts with DeepLab v2 on one scale: python main.py --option=train|test|predict|check.
+"""Trains, tests, predicts or exports DeepLab v2 on one scale: python main.py --option=train|test|predict|export|check.
 
 Every setting is a flag; --flagfile=FILE reads them from a file, a flag a line. A command line that names no data (no
 list, --data_dir, --palette, --num_classes or --flagfile) takes the embedded sample's settings, dataset/sample.flags.
@@ -20,7 +20,7 @@ DATA_FLAGS = {'data_list', 'valid_data_list', 'test_data_list', 'data_dir', 'pal
 MOST_THREADS = 256
 MOST_SIDE = 65535  # of a JPEG
 
-flags.DEFINE_enum('option', 'train', ['train', 'test', 'predict', 'check'],
+flags.DEFINE_enum('option', 'train', ['train', 'test', 'predict', 'export', 'check'],
                   'what to do; check reads every file of the three lists and reports')
 
 # training
@@ -67,6 +67,11 @@ flags.DEFINE_boolean('visual', True, 'write coloured masks too')
 flags.DEFINE_boolean('overlay', False, 'write the images under their coloured masks too, with a legend')
 flags.DEFINE_enum('id_format', 'trainIds', ['trainIds', 'labelIds'],
                   "values and names of the masks: class indices, or Cityscapes' label ids for its benchmark")
+
+# export
+DEFINE_path('export_dir', 'export', 'new folder of the exported model', output=True)
+flags.DEFINE_boolean('frozen', False, 'write one frozen GraphDef too, frozen.pb')
+flags.DEFINE_boolean('tflite', False, 'write a TensorFlow Lite model too, model.tflite')
 
 # data
 DEFINE_path('data_dir', '', 'folder that the paths of the lists are relative to')

@@ -11,7 +11,7 @@ from utils.data import augment, sources
 from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import masks, metrics, score_files, scores
+from utils.prediction import export, masks, metrics, score_files, scores
 from utils.system import memory, output_files, precision, runtime
 from utils.system.errors import UserError
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
@@ -22,7 +22,7 @@ FLOAT16_LOSS_SCALE = 128.0
 
 
 class Model(object):
-    """Runs one option of the flags in `conf`: train(), test(), predict() or check()."""
+    """Runs one option of the flags in `conf`: train(), test(), predict(), export() or check()."""
 
     def __init__(self, conf):
         """conf: the flags of main.py, or any object with their names as attributes."""
@@ -96,6 +96,15 @@ class Model(object):
             for prediction in self._predictions(reader, prefix, 'predict'):
                 write(prediction)
         print('%d predictions in %s' % (len(reader.images), ' and '.join(writer.folders.values())))
+
+    def export(self):
+        """Writes a checkpoint's network, from pictures to masks, to export_dir, to be used without this repo."""
+        conf = self.conf
+        export.check(conf)
+        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
+        print('export with %s' % prefix)
+        restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
+        export.write(conf, export.Network(self.scores, restore, self._trained_input(), self.classes), prefix)
 
     def check(self):
         """Reads every file of the three lists and reports; UserError if training, testing or predicting would fail."""
