@@ -13,6 +13,7 @@ from PIL import Image
 
 from model import Model
 from model_msc import Model_msc
+from utils.data import image_files
 from utils.prediction import export, frozen
 from utils.system import output_files
 from utils.system.errors import UserError
@@ -22,37 +23,38 @@ SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
 NEWER = not tf.__version__.startswith('1.')
 STEPS = 2
 
-# Each loads a model from argv[1] and keeps the outputs of a .npy file of images, argv[2], in an .npz file, argv[3].
+# Each defines run(images), the outputs {name: array} of the exported model in the folder argv[1].
 LOADERS = {
     'eager': '''
-        import sys, numpy as np, tensorflow.compat.v2 as tf
-        tf.enable_v2_behavior()
-        run = tf.saved_model.load(sys.argv[1]).signatures['serving_default']
-        outputs = {key: value.numpy() for key, value in run(images=tf.constant(np.load(sys.argv[2]))).items()}
-        np.savez(sys.argv[3], **outputs)''',
+import tensorflow.compat.v2 as tf
+tf.enable_v2_behavior()
+model = tf.saved_model.load(sys.argv[1])
+run = lambda images: {key: value.numpy() for key, value in model.signatures['serving_default'](
+    images=tf.constant(images)).items()}''',
     'session': '''
-        import sys, numpy as np, tensorflow.compat.v1 as tf
-        with tf.Session(graph=tf.Graph()) as sess:
-            signature = tf.saved_model.loader.load(sess, ['serve'], sys.argv[1]).signature_def['serving_default']
-            names = {key: info.name for key, info in signature.outputs.items()}
-            outputs = sess.run(names, {signature.inputs['images'].name: np.load(sys.argv[2])})
-        np.savez(sys.argv[3], **outputs)''',
+import tensorflow.compat.v1 as tf
+sess = tf.Session(graph=tf.Graph())
+signature = tf.saved_model.loader.load(sess, ['serve'], sys.argv[1]).signature_def['serving_default']
+names = {key: info.name for key, info in signature.outputs.items()}
+run = lambda images: sess.run(names, {signature.inputs['images'].name: images})''',
     'frozen': '''
-        import sys, numpy as np, tensorflow.compat.v1 as tf
-        graph_def = tf.GraphDef()
-        with open(sys.argv[1] + '/frozen.pb', 'rb') as file:
-            graph_def.ParseFromString(file.read())
-        with tf.Graph().as_default(), tf.Session() as sess:
-            tf.import_graph_def(graph_def, name='')
-            names = {key: key + ':0' for key in ('classes', 'softmax', 'colours')}
-            outputs = sess.run(names, {'images:0': np.load(sys.argv[2])})
-        np.savez(sys.argv[3], **outputs)''',
+import tensorflow.compat.v1 as tf
+graph_def = tf.GraphDef()
+with open(sys.argv[1] + '/frozen.pb', 'rb') as file:
+    graph_def.ParseFromString(file.read())
+sess = tf.Session(graph=tf.Graph())
+with sess.graph.as_default():
+    tf.import_graph_def(graph_def, name='')
+run = lambda images: sess.run({key: key + ':0' for key in ('classes', 'softmax', 'colours')}, {'images:0': images})''',
     'tflite': '''
-        import sys, numpy as np, tensorflow as tf
-        images = np.load(sys.argv[2])
-        model = tf.lite.Interpreter(sys.argv[1] + '/model.tflite')
-        run = model.get_signature_runner()
-        np.savez(sys.argv[3], **run(images=images))'''}
+import tensorflow as tf
+model = tf.lite.Interpreter(sys.argv[1] + '/model.tflite')
+def run(images):
+    return model.get_signature_runner()(images=images)'''}
+# Keeps the outputs for the files argv[2:] of images, each beside its file.
+KEEPING = '''
+for path in sys.argv[2:]:
+    np.savez(path + '.npz', **run(np.load(path)))'''
 
 
 @pytest.fixture
@@ -85,7 +87,6 @@ def photos():
 def fresh(code, *args, **settings):
     """Runs Python code in a fresh process that does not find this repo; returns what it printed."""
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
-    code = '\n'.join(line[8:] if line.startswith(' ' * 8) else line for line in code.splitlines())
     done = subprocess.run([sys.executable, '-c', code] + list(args), env=environment, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, universal_newlines=True, **settings)
     assert done.returncode == 0, done.stderr
@@ -93,11 +94,16 @@ def fresh(code, *args, **settings):
 
 
 def loaded(loader, conf, images, folder):
-    """The outputs, {name: array}, of an exported model for images uint8 [N, H, W, 3]."""
-    np.save(str(folder / 'images.npy'), images)
-    fresh(LOADERS[loader], conf.export_dir, str(folder / 'images.npy'), str(folder / 'outputs.npz'), cwd=str(folder))
-    with np.load(str(folder / 'outputs.npz')) as outputs:
-        return dict(outputs)
+    """An exported model's outputs, {name: array} each, for some images uint8 [N, H, W, 3]."""
+    paths = [str(folder / ('%d.npy' % index)) for index in range(len(images))]
+    for path, image in zip(paths, images):
+        np.save(path, image)
+    fresh('import sys, numpy as np' + LOADERS[loader] + KEEPING, conf.export_dir, *paths, cwd=str(folder))
+    outputs = []
+    for path in paths:
+        with np.load(path + '.npz') as found:
+            outputs.append(dict(found))
+    return outputs
 
 
 def predicted(conf, kind='prediction', suffix='_mask.png'):
@@ -106,16 +112,16 @@ def predicted(conf, kind='prediction', suffix='_mask.png'):
         conf.out_dir, kind, os.path.splitext(os.path.basename(path))[0] + suffix))) for path in photos()]
 
 
-def decoded(path):
-    from utils.data import image_files
-    return image_files.load_image(path)
+def decoded():
+    """`photos` as predict reads them, each uint8 [1, H, W, 3]."""
+    return [image_files.load_image(path)[np.newaxis] for path in photos()]
 
 
 @pytest.mark.parametrize('model_class, flags, loaders', [
     (Model, {}, ['eager', 'session', 'frozen']),
     (Model, {'compat': 'caffe', 'dilated_type': 'smooth_GI'}, ['eager']),
     (Model, {'channel_order': 'rgb', 'img_mean': ['1', '2', '3.5'], 'dilated_type': 'smooth_SSC'}, ['eager']),
-    (Model_msc, {'grad_update_every': 1, 'encoder_name': 'deeplab'}, ['session']),
+    (Model_msc, {'dilated_type': 'decompose'}, ['session']),
 ], ids=['plain', 'caffe', 'rgb', 'msc'])
 def test_a_fresh_process_gets_the_masks_of_predict(trained, tmp_path, model_class, flags, loaders):
     conf = trained(model_class, frozen=True, **flags)
@@ -124,8 +130,7 @@ def test_a_fresh_process_gets_the_masks_of_predict(trained, tmp_path, model_clas
     masks, colours = predicted(conf), predicted(conf, 'visual_prediction', '_mask_visual.png')
     assert len({mask.tobytes() for mask in masks}) == 3 and any(len(np.unique(mask)) > 1 for mask in masks)
     for loader in loaders:
-        for path, mask, colour in zip(photos(), masks, colours):
-            outputs = loaded(loader, conf, decoded(path)[np.newaxis], tmp_path)
+        for outputs, mask, colour in zip(loaded(loader, conf, decoded(), tmp_path), masks, colours):
             assert {name: value.dtype for name, value in outputs.items()} == {
                 'classes': np.uint8, 'softmax': np.float32, 'colours': np.uint8}
             np.testing.assert_array_equal(outputs['classes'][0], mask)
@@ -138,10 +143,9 @@ def test_images_of_any_number_and_size(trained, tmp_path):
     conf = trained(compat='caffe')
     Model(conf).export()
     images = np.random.RandomState(0).randint(0, 256, [2, 50, 41, 3]).astype(np.uint8)
-    both = loaded('session', conf, images, tmp_path)
+    both, first, second = loaded('session', conf, [images, images[:1], images[1:]], tmp_path)
     assert both['classes'].shape == (2, 50, 41) and both['softmax'].shape == (2, 50, 41, 6)
-    for index in range(2):
-        one = loaded('session', conf, images[index:index + 1], tmp_path)
+    for index, one in enumerate([first, second]):
         np.testing.assert_allclose(one['softmax'][0], both['softmax'][index], atol=1e-5)
 
 
@@ -151,8 +155,7 @@ def test_tensorflow_lite_gets_the_masks_of_predict(trained, tmp_path, flags):
     conf = trained(tflite=True, **flags)
     Model(conf).predict()
     Model(conf).export()
-    for path, mask in zip(photos(), predicted(conf)):
-        outputs = loaded('tflite', conf, decoded(path)[np.newaxis], tmp_path)
+    for outputs, mask in zip(loaded('tflite', conf, decoded(), tmp_path), predicted(conf)):
         np.testing.assert_array_equal(outputs['classes'][0], mask)
 
 
@@ -169,7 +172,7 @@ def test_the_client_in_readme(trained, tmp_path):
         section = file.read().split('## A model that leaves the repo\n')[1].split('\n## ')[0]
     client = re.search(r'```python\n(.*?)```', section, re.S).group(1)
     assert len([line for line in client.splitlines() if line.strip()]) <= 12
-    conf = trained(test_num_steps=1)
+    conf = trained(test_num_steps=1, export_dir=str(tmp_path / 'export'))
     Model(conf).predict()
     Model(conf).export()
     with open(photos()[0], 'rb') as file:
@@ -209,7 +212,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(trained, tmp_path, m
     kept = read(conf)
     with monkeypatch.context() as patch:
         patch.setattr(output_files, 'save_json', broken)
-        with pytest.raises(OSError, match='broken'):
+        with pytest.raises(UserError, match='broken'):
             Model(conf).export()
     with monkeypatch.context() as patch:
         rename = os.rename

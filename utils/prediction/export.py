@@ -2,6 +2,8 @@
 
 import collections
 import os
+import subprocess
+import sys
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -15,6 +17,14 @@ from utils.system.errors import UserError, quoted, reason
 SAVED_MODEL, CLASSES, FROZEN, TFLITE = 'saved_model.pb', 'classes.json', 'frozen.pb', 'model.tflite'
 # What an export's folder holds, at least and at most; `variables` is TensorFlow's, empty.
 LEAST, MOST = {SAVED_MODEL, CLASSES}, {SAVED_MODEL, CLASSES, FROZEN, TFLITE, 'variables', 'fingerprint.pb'}
+
+CONVERSION = '''
+import sys
+import tensorflow as tf
+converted = tf.lite.TFLiteConverter.from_saved_model(sys.argv[1]).convert()
+with open(sys.argv[2], 'wb') as file:
+    file.write(converted)
+'''
 
 # What is exported. scores: a function from images float32 [N, H, W, 3] to (network with batch_norm 'folded', scores
 # [N, H, W, num_classes]); restore: one from a session and the network's variables that gives these their values;
@@ -49,8 +59,7 @@ def write(conf, network, prefix):
             with output_files.whole(os.path.join(folder, FROZEN)) as path, open(path, 'wb') as file:
                 file.write(graph.as_graph_def().SerializeToString())
         if conf.tflite:
-            with output_files.whole(os.path.join(folder, TFLITE)) as path, open(path, 'wb') as file:
-                file.write(tflite(folder))
+            save_tflite(folder)
         output_files.save_json(dict(told(network), checkpoint=prefix), os.path.join(folder, CLASSES))
     print('export in %s' % conf.export_dir)
 
@@ -86,16 +95,19 @@ def save(graph, folder):
     builder.save()
 
 
-def tflite(folder):
-    """The bytes of a TensorFlow Lite model, float32 and of built-in ops alone, of a folder's SavedModel."""
+def save_tflite(folder):
+    """Adds a TensorFlow Lite model, float32 and of built-in ops alone, of the SavedModel in a folder.
+
+    In a process of its own, as the converter keeps the signature in eager mode only.
+    """
     print('converting for TensorFlow Lite')
-    try:
-        with runtime.held_stderr() as held:
-            converted = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-            held.drop = True
-        return converted
-    except Exception as error:  # its errors have no common class
-        raise UserError('TensorFlow Lite does not take this network (%s): leave --tflite out.' % reason(error))
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_CPP_MIN_LOG_LEVEL='3')
+    with output_files.whole(os.path.join(folder, TFLITE)) as path:
+        done = subprocess.run([sys.executable, '-c', CONVERSION, folder, path], env=environment,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if 'Error: ' in line] or ['it failed']
+            raise UserError('TensorFlow Lite does not take this network (%s): leave --tflite out.' % reason(lines[-1]))
 
 
 def told(network):
