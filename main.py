@@ -1,4 +1,4 @@
-"""Trains, tests or predicts with DeepLab v2 on one scale: python main.py --option=train|test|predict|check.
+"""Trains, tests, predicts or exports DeepLab v2 on one scale: python main.py --option=train|test|predict|export|check.
 
 Every setting is a flag; --flagfile=FILE reads them from a file, a flag a line. A command line that names no data (no
 list, --data_dir, --palette, --num_classes or --flagfile) takes the embedded sample's settings, dataset/sample.flags.
@@ -30,7 +30,7 @@ MOST_THREADS = 256
 MOST_TOWERS = 64
 MOST_SIDE = 65535  # of a JPEG
 
-flags.DEFINE_enum('option', 'train', ['train', 'test', 'predict', 'check'],
+flags.DEFINE_enum('option', 'train', ['train', 'test', 'predict', 'export', 'check'],
                   'what to do; check reads every file of the three lists and reports')
 
 # training
@@ -86,6 +86,11 @@ DEFINE_scales('eval_scales', [1.0], 'scales of an image whose scores are merged'
 flags.DEFINE_boolean('eval_flip', False, 'merge the scores of the mirrored image too')
 flags.DEFINE_enum('eval_merge', 'mean', ['mean', 'max'], 'how scores are merged: the mean of the probabilities or the '
                   'maximum of the logits')
+
+# export
+DEFINE_path('export_dir', 'export', 'new folder of the exported model', output=True)
+flags.DEFINE_boolean('frozen', False, 'write one frozen GraphDef too, frozen.pb')
+flags.DEFINE_boolean('tflite', False, 'write a TensorFlow Lite model too, model.tflite')
 
 # data
 DEFINE_path('data_dir', '', 'folder that the paths of the lists are relative to')

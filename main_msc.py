@@ -1,4 +1,4 @@
-"""Trains, tests or predicts with DeepLab v2 on three scales: python main_msc.py --option=train|test|predict|check.
+"""DeepLab v2 on three scales: python main_msc.py --option=train|test|predict|export|check.
 
 The flags are those of main.py; by default the gradients of ten single images make one update. The embedded sample takes
 dataset/sample_msc.flags after dataset/sample.flags.

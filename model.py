@@ -12,7 +12,7 @@ from utils.data import augment, sources
 from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import masks, metrics, passes, score_files, scores
+from utils.prediction import export, masks, metrics, passes, score_files, scores
 from utils.system import memory, output_files, precision, runtime
 from utils.system.cluster import Cluster
 from utils.system.errors import UserError
@@ -29,7 +29,7 @@ TrainingData = collections.namedtuple('TrainingData', 'net_input reader class_we
 
 
 class Model(object):
-    """Runs one option of the flags in `conf`: train(), test(), predict() or check()."""
+    """Runs one option of the flags in `conf`: train(), test(), predict(), export() or check()."""
 
     def __init__(self, conf, cluster=None):
         """conf: the flags of main.py, or any object with their names as attributes; cluster: a Cluster to train on."""
@@ -116,6 +116,15 @@ class Model(object):
             for prediction in self._predictions(reader, prefix, 'predict'):
                 write(prediction)
         print('%d predictions in %s' % (len(reader.images), ' and '.join(writer.folders.values())))
+
+    def export(self):
+        """Writes a checkpoint's network, from pictures to masks, to export_dir, to be used without this repo."""
+        conf = self.conf
+        export.check(conf)
+        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
+        print('export with %s' % prefix)
+        restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
+        export.write(conf, export.Network(self.scores, restore, self._trained_input(), self.classes), prefix)
 
     def check(self):
         """Reads every file of the three lists and reports; UserError if training, testing or predicting would fail."""

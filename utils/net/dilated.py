@@ -67,8 +67,7 @@ def group_interaction(inputs, kernel, rate, fix_w):
     groups = tf.space_to_batch_nd(inputs, [rate, rate], extra)  # [r*r*N, h/r, w/r, C]
     mixed = tf.batch_to_space_nd(mix_groups(groups, fix_w), [rate, rate], [[0, 0], [0, 0]])  # multiples of rate
     margins = rate - extra  # before and after: extra is [[0, rows], [0, columns]]
-    mixed = tf.pad(mixed, tf.concat([[[0, 0]], margins, [[0, 0]]], axis=0))
-    mixed.set_shape([inputs.shape[0], None, None, inputs.shape[3]])
+    mixed = layers.with_depth(tf.pad(mixed, tf.concat([[[0, 0]], margins, [[0, 0]]], axis=0)), inputs)
     outputs = tf.nn.conv2d(mixed, kernel, strides=[1, 1, 1, 1], padding='VALID', dilations=[1, rate, rate, 1])
     outputs.set_shape(inputs.shape[:3].concatenate(kernel.shape[3:]))
     return outputs  # [N, h, w, D]

@@ -132,8 +132,15 @@ def pad_to_multiple(images, multiple):
         return images
     pad = tf.mod(1 - tf.shape(images)[1:3], multiple)
     padded = tf.pad(images, tf.stack([[0, 0], [0, pad[0]], [0, pad[1]], [0, 0]]))
-    padded.set_shape([images.shape[0], None, None, images.shape[3]])
-    return padded
+    return with_depth(padded, images)
+
+
+def with_depth(maps, like):
+    """The maps [N, h, w, C] with the static C of others, in a form that an exported graph keeps, unlike set_shape's."""
+    shape = tf.shape(maps)
+    maps = tf.reshape(maps, tf.stack([shape[0], shape[1], shape[2], int(like.shape[3])]))
+    maps.set_shape([like.shape[0], None, None, None])
+    return maps
 
 
 def crop_to(maps, size):

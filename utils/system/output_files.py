@@ -6,6 +6,7 @@ A file is whole or absent however the process ends. Only what `sync` was called 
 import contextlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 
@@ -102,6 +103,57 @@ def whole(path):
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def check_new_folder(path, flag, least, most):
+    """Checks that new_folder can write path.
+
+    Args:
+      path: where there is nothing, an empty folder, or one that was written before: it holds the names `least` and no
+        others than the names `most`.
+
+    Raises:
+      UserError: naming the flag; anything else is there, or the folder around it cannot be written.
+    """
+    path = os.path.abspath(path)
+    make_dir(os.path.dirname(path), flag)
+    kind = kind_of(path)
+    if kind not in (None, 'a folder'):
+        raise UserError('--%s=%s is %s: give the name of a new folder.' % (flag, quoted(path), kind))
+    held = set(os.listdir(path)) if kind else set()
+    if held and not (least <= held <= most):
+        other = sorted(held - most)[:1] or ['no %s' % name for name in sorted(least - held)]
+        raise UserError('--%s=%s holds %s, so it is not what an earlier run wrote and stays as it is: give another '
+                        'folder.' % (flag, quoted(path), quoted(other[0])))
+
+
+@contextlib.contextmanager
+def new_folder(path, flag, least, most):
+    """Gives a temporary folder beside path, which gets that name once it is whole, in place of an earlier one.
+
+    Args and Raises: as check_new_folder. However it ends, a folder at path is whole: the earlier or the new one.
+    """
+    check_new_folder(path, flag, least, most)
+    path = os.path.abspath(path)
+    temporary, earlier = ('%s.%d.%s' % (path, os.getpid(), suffix) for suffix in ('tmp', 'old'))
+    try:
+        os.mkdir(temporary)
+        yield temporary
+        check_new_folder(path, flag, least, most)
+        if os.path.isdir(path):
+            os.rename(path, earlier)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if os.path.isdir(earlier):
+                os.rename(earlier, path)
+            raise
+        shutil.rmtree(earlier, ignore_errors=True)
+    except OSError as error:
+        raise UserError('cannot write to %s (%s): give another folder with --%s.' % (
+            quoted(path), reason(error), flag))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(paths):
