@@ -57,6 +57,7 @@ DEFINE_whole('valid_interval', 0, 'iterations between validations while training
 DEFINE_step('valid_step', None, "checkpoint to test, or 'best' by --valid_interval's scores; by default the newest")
 DEFINE_whole('valid_num_steps', None, 'images to test; by default the whole list', lower_bound=1)
 DEFINE_list('valid_data_list', './dataset/val.txt', 'validation list')
+flags.DEFINE_boolean('report', False, 'let test write report.html too: scores, worst and best images on one page')
 
 # prediction
 DEFINE_path('out_dir', 'output', 'folder of predictions and metrics', output=True)

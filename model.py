@@ -11,7 +11,7 @@ from utils.data import augment, sources
 from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import masks, metrics, score_files, scores
+from utils.prediction import masks, metrics, report, score_files, scores
 from utils.system import memory, output_files, precision, runtime
 from utils.system.errors import UserError
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
@@ -83,8 +83,13 @@ class Model(object):
         output_files.make_dir(conf.out_dir, 'out_dir')
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
-        matrix = metrics.count(self._predictions(reader, prefix, 'test'), self.classes)
-        return score_files.write(conf, matrix, prefix, self.classes)
+        page = report.Report(conf, self.classes, reader.images) if conf.report else None
+        found = self._predictions(reader, prefix, 'test')
+        matrix = metrics.count(page.watched(found) if page else found, self.classes)
+        result = score_files.write(conf, matrix, prefix, self.classes)
+        if page:
+            page.write(matrix, prefix)
+        return result
 
     def predict(self):
         """Writes a grey mask of class indices and, with visual, one in colour for every image of the list."""
