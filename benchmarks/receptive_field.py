@@ -124,13 +124,14 @@ def main():
     from utils.data import data_lists
     from utils.prediction import receptive_field
 
-    labels = FLAGS.modeldir if FLAGS.labels is None else FLAGS.labels
-    if len(labels) != len(FLAGS.modeldir):
+    folders = FLAGS.modeldir or ['model']
+    labels = folders if FLAGS.labels is None else FLAGS.labels
+    if len(labels) != len(folders):
         raise UserError('the number of --labels is %d, of folders in --modeldir %d: give a name for each folder.' % (
-            len(labels), len(FLAGS.modeldir)))
+            len(labels), len(folders)))
     output_files.check_figure(FLAGS.output, 'output')
     all_trained = [find(os.path.expanduser(modeldir), label, FLAGS.step)
-                   for modeldir, label in zip(FLAGS.modeldir, labels)]
+                   for modeldir, label in zip(folders, labels)]
     own = FLAGS.data_list or os.path.join(SAMPLE, 'val.txt')
     source = data_lists.read_labeled_image_list(FLAGS.data_dir if FLAGS.data_list else SAMPLE, own)
     source = data_lists.first_lines(source._replace(labels=[''] * len(source.images)), FLAGS.num_images)

@@ -199,7 +199,9 @@ def test_checkpoints_side_by_side(conf, flags, capsys, tmp_path):
         assert picture.size[0] > 1000 and np.asarray(picture.convert('RGB')).std() > 20
 
 
-def test_bad_input_is_refused(conf, flags, tmp_path):
+def test_bad_input_is_refused(conf, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+
     def refused(told, **changed):
         flags(**changed)
         with pytest.raises(UserError, match=told):
@@ -208,6 +210,7 @@ def test_bad_input_is_refused(conf, flags, tmp_path):
     conf_ = conf('regular')
     refused('there is no directory', modeldir=[str(tmp_path / 'none')])
     refused('number of --labels is 1, of folders in --modeldir 2', modeldir=['a', 'b'], labels=['a'])
+    refused('there is no directory', modeldir=[])  # model, which is not in this folder
     refused('no complete checkpoint', modeldir=[str(tmp_path)])
     Model(conf_).train()
     folder, path = [conf_.modeldir], os.path.join(conf_.modeldir, 'settings.json')

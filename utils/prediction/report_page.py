@@ -58,7 +58,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 @media (max-width: 40rem) {
   body { padding: .7rem; }
   .shown .pictures { grid-template-columns: repeat(2, 1fr); }
-  .bars .wide { width: 28%; }
+  .bars .wide { width: 22%; }
   .bars td, .bars th { padding: .2rem .25rem; }
 }
 """
