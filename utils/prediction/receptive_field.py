@@ -5,7 +5,7 @@ import tensorflow.compat.v1 as tf
 
 NEAR = 0.0455  # of the greatest gradient: Luo et al. (2016), section 4, count what is within two deviations of a Gauss
 FAINTEST = 1e-4  # of the greatest gradient, in the figure
-PANEL = 3.1  # inches
+PANEL, GAP = 3.0, 0.5  # inches
 
 
 def centre(maps):
@@ -85,17 +85,19 @@ def draw(columns):
     from matplotlib.figure import Figure
 
     rows = max(len(fields) for _, fields in columns)
-    figure = Figure(figsize=(PANEL * len(columns) + 1.1, (PANEL + 0.35) * rows + 0.3))
-    panels = figure.subplots(rows, len(columns), squeeze=False)
+    width, height = (PANEL + GAP) * len(columns) + 1.1, (PANEL + GAP) * rows + 0.4
+    figure = Figure(figsize=(width, height))
+    panels = figure.subplots(rows, len(columns), squeeze=False, gridspec_kw={
+        'left': GAP / width, 'right': 1 - 1.1 / width, 'bottom': 0.3 / height, 'top': 1 - (GAP + 0.1) / height,
+        'wspace': GAP / PANEL, 'hspace': GAP / PANEL})
     for number, (name, fields) in enumerate(columns):
         for row, (title, values) in enumerate(fields):
-            axes, (height, width) = panels[row, number], values.shape
+            axes, (tall, wide) = panels[row, number], values.shape
             image = axes.imshow(np.maximum(values / (values.max() or 1), FAINTEST), cmap='magma',
-                                norm=LogNorm(FAINTEST, 1), extent=(-width / 2, width / 2, height / 2, -height / 2))
+                                norm=LogNorm(FAINTEST, 1), extent=(-wide / 2, wide / 2, tall / 2, -tall / 2))
             axes.set_title(('' if row else plain(name) + '\n') + title, fontsize='small')
             axes.tick_params(labelsize='x-small')
-    figure.tight_layout(rect=(0, 0, 1 - 0.8 / figure.get_figwidth(), 1))
-    bar = figure.add_axes([1 - 0.75 / figure.get_figwidth(), 0.2, 0.12 / figure.get_figwidth(), 0.6])
+    bar = figure.add_axes([1 - 0.9 / width, 0.2, 0.13 / width, 0.6])
     figure.colorbar(image, cax=bar, label='mean absolute gradient / its greatest')
     return figure
 
