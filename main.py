@@ -67,6 +67,7 @@ DEFINE_whole('valid_interval', 0, 'iterations between validations while training
 DEFINE_step('valid_step', None, "checkpoint to test, or 'best' by --valid_interval's scores; by default the newest")
 DEFINE_whole('valid_num_steps', None, 'images to test; by default the whole list', lower_bound=1)
 DEFINE_list('valid_data_list', './dataset/val.txt', 'validation list')
+flags.DEFINE_boolean('report', False, 'let test write report.html too: scores, worst and best images on one page')
 
 # prediction
 DEFINE_path('out_dir', 'output', 'folder of predictions and metrics', output=True)
@@ -74,7 +75,7 @@ DEFINE_step('test_step', None, "checkpoint to predict with, or 'best'; by defaul
 DEFINE_whole('test_num_steps', None, 'images to predict; by default the whole list', lower_bound=1)
 DEFINE_list('test_data_list', './dataset/val.txt', 'prediction list; labels are not read')
 flags.DEFINE_boolean('visual', True, 'write coloured masks too')
-flags.DEFINE_boolean('overlay', False, 'write the images under their coloured masks too, with a legend')
+flags.DEFINE_boolean('overlay', False, 'write the images tinted and outlined by class too, with a legend')
 flags.DEFINE_enum('id_format', 'trainIds', ['trainIds', 'labelIds'],
                   "values and names of the masks: class indices, or Cityscapes' label ids for its benchmark")
 

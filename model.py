@@ -12,12 +12,12 @@ from utils.data import augment, sources
 from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import export, masks, metrics, passes, score_files, scores
+from utils.prediction import export, masks, metrics, passes, report, score_files, scores
 from utils.system import memory, output_files, precision, runtime
 from utils.system.cluster import Cluster
 from utils.system.errors import UserError
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
-from utils.training.start import Start
+from utils.training.start import Start, trains_bn
 from utils.training.towers import Loss, Towers
 from utils.weights import checkpoints, run_settings
 
@@ -37,7 +37,7 @@ class Model(object):
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
         self.evaluation = passes.Evaluation(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge)
-        self.train_bn = self._trains_bn()
+        self.train_bn = trains_bn(conf)
         self.precision = precision.chosen(conf.mixed_precision)
         self.towers = Towers(conf.num_gpus, self.cluster, conf.variables_on)
 
@@ -103,8 +103,13 @@ class Model(object):
         output_files.make_dir(conf.out_dir, 'out_dir')
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
-        matrix = metrics.count(self._predictions(reader, prefix, 'test'), self.classes)
-        return score_files.write(conf, matrix, prefix, self.classes)
+        page = report.Report(conf, self.classes, reader.images) if conf.report else None
+        found = self._predictions(reader, prefix, 'test')
+        matrix = metrics.count(page.watched(found) if page else found, self.classes)
+        result = score_files.write(conf, matrix, prefix, self.classes)
+        if page:
+            page.write(matrix, prefix)
+        return result
 
     def predict(self):
         """Writes a grey mask of class indices and, with visual, one in colour for every image of the list."""
@@ -188,13 +193,6 @@ class Model(object):
 
     # parts -------------------------------------------------------------------------------------------------------
 
-    def _trains_bn(self):
-        """Whether batch norm is trained; UserError if --train_bn asks for it in an encoder that is not trained."""
-        conf = self.conf
-        if conf.freeze_encoder and conf.train_bn:
-            raise UserError('--freeze_encoder and --train_bn exclude each other: batch norm is in the encoder.')
-        return not (conf.pretrain_file or conf.freeze_encoder) if conf.train_bn is None else conf.train_bn
-
     def _input(self, known):
         """The compat.Input that the flags choose; by default that of the weights, if it is known, or of the mode."""
         conf = self.conf
@@ -202,11 +200,7 @@ class Model(object):
 
     def _trained_input(self):
         """The Input for the checkpoints of modeldir: by default that of their training."""
-        trained = run_settings.read(self.conf.modeldir)
-        if trained and trained['flags'].get('compat') != self.conf.compat:
-            print('note: %s was trained with --compat=%s, this run has --compat=%s' % (
-                self.conf.modeldir, trained['flags'].get('compat'), self.conf.compat))
-        return self._input(trained and trained['input'])
+        return self._input(run_settings.trained_input(self.conf.modeldir, self.conf.compat))
 
     def _reader(self, flag, net_input, num_steps=None):
         """An ImageReader over the list that a flag names, whose files were checked."""

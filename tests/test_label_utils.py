@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from utils.data.palette import Palette, load_palette, voc_colours
-from utils.label_utils import decode_labels, inv_preprocess, overlay
+from utils.label_utils import decode_labels, inv_preprocess, overlay, tint
 
 VOID = (224, 224, 192)
 
@@ -60,22 +60,78 @@ def test_inv_preprocess_names_the_orders():
         inv_preprocess(np.zeros([1, 1, 1, 3]), 1, (0, 0, 0), 'grb')
 
 
-@pytest.mark.parametrize('height', [40, 70, 900])
-def test_overlay(height):
-    image = np.random.RandomState(0).randint(0, 256, [height, 60, 3]).astype(np.uint8)
-    mask = np.zeros([height, 60], np.uint8)
-    mask[:, 20:], mask[:, 40:] = 15, 255
+@pytest.mark.parametrize('height, line, contrast', [(40, 1, 1), (70, 1, 1), (900, 3, 2)])
+def test_overlay(height, line, contrast):
+    width = max(60, height)
+    image = np.random.RandomState(0).randint(60, 196, [height, width, 3]).astype(np.uint8)
+    mask = np.zeros([height, width], np.uint8)
+    third = width // 3
+    mask[:, third:], mask[:, 2 * third:] = 5, 255
     palette = load_palette('voc', 21)
     out = overlay(image, mask, palette, 21)
     assert out.dtype == np.uint8
-    np.testing.assert_array_equal(out[:height, :20], image[:, :20] // 2)
-    halves = (image[:, 20:40].astype(int) + palette.colours[15]) // 2
-    np.testing.assert_array_equal(out[:height, 20:40], halves)
-    np.testing.assert_array_equal(out[:height, 40:60], image[:, 40:])
-    legend = out[:, 60:].reshape(-1, 3)
-    for index in (0, 15):
+    picture, legend = out[:height, :width], out[:, width:].reshape(-1, 3)
+    np.testing.assert_array_equal(picture[:, 2 * third:], image[:, 2 * third:])  # a value that is no class
+    lined = [range(third - line, third), range(third, third + line), range(2 * third - line, 2 * third)]
+    for columns, index in zip(lined, (0, 5, 5)):
+        assert (picture[:, list(columns)] == palette.colours[index]).all()
+    set_off = [range(third - line - contrast, third - line), range(third + line, third + line + contrast),
+               range(2 * third - line - contrast, 2 * third - line)]
+    for columns in set_off:  # white, as both classes are dark
+        np.testing.assert_allclose(picture[:, list(columns)], 170 + picture_of(image, mask)[:, list(columns)] / 3,
+                                   atol=1)
+    inside = np.ones(width, bool)
+    inside[[column for columns in lined + set_off for column in columns]] = False
+    np.testing.assert_allclose(picture[:, inside], picture_of(image, mask)[:, inside], atol=1)
+    for index in (0, 5):
         assert (legend == palette.colours[index]).all(axis=1).any()
     assert not (legend == palette.colours[1]).all(axis=1).any()  # a class that is absent
+
+
+def picture_of(image, mask):
+    """Luma of the image, four tenths of its own chroma and six of VOC's colour: float [h, w, 3]."""
+    luma = np.array([0.299, 0.587, 0.114])
+    colours = voc_colours()[np.where(mask == 255, 0, mask)].astype(float)
+    image_luma, colour_luma = (image @ luma)[..., None], (colours @ luma)[..., None]
+    mixed = image_luma + 0.4 * (image - image_luma) + 0.6 * (colours - colour_luma)
+    return np.where((mask == 255)[..., None], image, mixed)
+
+
+@pytest.mark.parametrize('grey', [0, 30, 128, 250, 255])
+def test_the_tint_keeps_the_luma_of_every_pixel(grey):
+    colours = np.tile(voc_colours()[:21], [3, 1])[None]  # [1, 63, 3]
+    photo = np.random.RandomState(1).randint(0, 256, colours.shape).astype(np.uint8)
+    photo[:, :21], photo[:, 21:42] = grey, (grey, 0, 255)
+    tinted = tint(photo, colours)
+    assert tinted.min() >= 0 and tinted.max() <= 255
+    luma = np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(tinted @ luma, photo @ luma, atol=0.01)
+    if grey in (30, 128):  # nearer to black and white there is less room for a hue
+        coloured = np.ptp(voc_colours()[:21].astype(int), axis=1) > 0
+        assert (np.ptp(tinted[0, :21], axis=1) > 10).tolist() == coloured.tolist()
+
+
+@pytest.mark.parametrize('index', range(12))
+def test_an_overlay_keeps_the_mean_brightness(index):
+    ramp = np.repeat(np.linspace(0, 255, 300)[None], 200, axis=0)  # [200, 300]
+    image = np.stack([ramp, ramp[:, ::-1], ramp], axis=2).astype(np.uint8)
+    mask = np.full([200, 300], index)
+    mask[60:140, 100:200] = 7  # grey: its hue would not tell it from black
+    out = overlay(image, mask, load_palette('voc', 21), 21)[:200, :300]
+    luma = np.array([0.299, 0.587, 0.114])
+    assert abs((out @ luma).mean() - (image @ luma).mean()) < 4
+    if index != 7:
+        assert (out[60, 100:200] == 128).all() and (out[61, 101:199] > 128).all()  # a grey line, set off by white
+
+
+def test_a_bright_class_is_set_off_by_black():
+    image = np.full([50, 60, 3], 90, np.uint8)
+    mask = np.zeros([50, 60], np.uint8)
+    mask[:, 30:] = 1
+    colours = np.array([[255, 255, 0], [40, 0, 60]], np.uint8)
+    out = overlay(image, mask, Palette(np.concatenate([colours, voc_colours()[2:]]), None), 2)
+    assert (out[:50, 29] == colours[0]).all() and (out[:50, 30] == colours[1]).all()
+    assert out[:50, 28].mean() < 40 and out[:50, 31].mean() > 190
 
 
 def test_overlay_names_the_classes():

@@ -6,6 +6,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.data.palette import MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
 
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, ITU-R BT.601
+TINT = 0.6  # the class's share in the chroma of an overlay
+BRIGHT = 140  # the luma from which a class's line is set off by black instead of white
+LINE_EVERY = 300.0  # pixels of an overlay's shorter side for each pixel of the lines' width
+
 
 def decode_labels(mask, num_images=1, num_classes=21, palette=None):
     """Colours class indices.
@@ -73,7 +78,11 @@ def inv_preprocess(images, num_images, img_mean, channel_order='bgr'):
 
 
 def overlay(image, mask, palette, num_classes):
-    """The image under half-transparent class colours, with a legend of the classes present at its right.
+    """The image tinted by class and outlined, with a legend of the classes present at its right.
+
+    A class gives its hue, not its brightness, so that the photo stays readable under dark classes; where the hue does
+    not tell (black and grey, or a white sky), the lines do: each region has one in its colour along its border and
+    next to that, inside, one in white or black.
 
     Args:
       image: uint8 RGB array [h, w, 3].
@@ -86,13 +95,37 @@ def overlay(image, mask, palette, num_classes):
     """
     palette = palette or Palette(voc_colours(), None)
     image, mask = np.asarray(image), np.asarray(mask)
-    known = ((mask >= 0) & (mask < num_classes))[..., None]  # [h, w, 1]
-    tint = decode_labels(mask[None], 1, num_classes, palette)[0].astype(np.uint16)
-    blend = np.where(known, (image.astype(np.uint16) + tint) // 2, image).astype(np.uint8)
-    present = [int(value) for value in np.unique(mask) if 0 <= value < num_classes]
+    known = (mask >= 0) & (mask < num_classes)  # [h, w]
+    mask = np.where(known, mask, MAX_CLASSES)  # all unknown values are one region
+    colours = decode_labels(mask[None], 1, num_classes, palette)[0]  # [h, w, 3]
+    contrast = np.where(colours @ LUMA > BRIGHT, 0, 255)[..., None]
+    line = max(1, int(round(min(mask.shape) / LINE_EVERY)))  # pixels
+    border = _grown(_borders(mask), line - 1)
+    picture = tint(image, colours)
+    picture = np.where((_grown(border, (line + 1) // 2) & ~border)[..., None], (picture + 2.0 * contrast) / 3, picture)
+    picture = np.where(border[..., None], colours, picture)
+    picture = np.where(known[..., None], np.rint(picture), image).astype(np.uint8)
+    present = [int(value) for value in np.unique(mask[known])]
     strip = legend(present, palette, scale=max(1, image.shape[0] // 400))
-    height = max(len(blend), len(strip))
-    return np.concatenate([_pad_rows(blend, height), _pad_rows(strip, height)], axis=1)
+    height = max(len(picture), len(strip))
+    return np.concatenate([_pad_rows(picture, height), _pad_rows(strip, height)], axis=1)
+
+
+def tint(image, colours):
+    """The image with its chroma moved towards that of colours, at the luma of ITU-R BT.601 that each pixel has.
+
+    Args:
+      image, colours: uint8 RGB arrays [h, w, 3].
+
+    Returns:
+      float32 [h, w, 3], from 0 to 255.
+    """
+    image, colours = image.astype(np.float32), colours.astype(np.float32)
+    luma = (image @ LUMA)[..., None]  # [h, w, 1]
+    chroma = (1 - TINT) * (image - luma) + TINT * (colours - (colours @ LUMA)[..., None])
+    room = np.where(chroma > 0, 255 - luma, luma)  # up to white or down to black
+    factor = np.min(room / np.maximum(np.abs(chroma), 1e-3), axis=2, keepdims=True)
+    return np.clip(luma + np.minimum(factor, 1) * chroma, 0, 255)
 
 
 def legend(classes, palette, scale=1, row=16):
@@ -109,6 +142,28 @@ def legend(classes, palette, scale=1, row=16):
         draw.rectangle([4, i * row + 3, row, i * row + row - 4], fill=colour, outline='black')
         draw.text((row + 6, i * row + 2), name, fill='black', font=font)
     return np.asarray(strip.resize((strip.width * scale, strip.height * scale), Image.NEAREST))
+
+
+def _borders(mask):
+    """Pixels with another value above, below or beside them: [h, w] -> bool [h, w]."""
+    border = np.zeros(mask.shape, bool)
+    rows, columns = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
+    border[1:] |= rows
+    border[:-1] |= rows
+    border[:, 1:] |= columns
+    border[:, :-1] |= columns
+    return border
+
+
+def _grown(area, pixels):
+    """A bool area [h, w], larger by so many pixels in the four directions."""
+    for _ in range(pixels):
+        area, inner = area.copy(), area
+        area[1:] |= inner[:-1]
+        area[:-1] |= inner[1:]
+        area[:, 1:] |= inner[:, :-1]
+        area[:, :-1] |= inner[:, 1:]
+    return area
 
 
 def _pad_rows(picture, height):

@@ -77,6 +77,13 @@ def set_aside(path, flag):
     return kept
 
 
+def check_replaceable(path):
+    """UserError if what is at path is nothing that a new file could take the place of: a folder, pipe or device."""
+    kind = kind_of(path)
+    if kind not in (None, 'a file', 'a symbolic link'):
+        raise UserError("'%s' cannot be written (it is %s): give another name." % (quoted(path), kind))
+
+
 @contextlib.contextmanager
 def whole(path):
     """Gives a temporary name to write to, beside path; the file gets its own name once it is whole.
@@ -89,9 +96,7 @@ def whole(path):
     """
     temporary = '%s.%d.tmp' % (path, os.getpid())
     try:
-        kind = kind_of(path)
-        if kind not in (None, 'a file', 'a symbolic link'):
-            raise UserError("'%s' cannot be written (it is %s): give another name." % (quoted(path), kind))
+        check_replaceable(path)
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))

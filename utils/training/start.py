@@ -2,7 +2,15 @@
 
 import tensorflow.compat.v1 as tf
 
+from utils.system.errors import UserError
 from utils.weights import checkpoints, pretrained
+
+
+def trains_bn(conf):
+    """Whether batch norm is trained; UserError if --train_bn asks for it in an encoder that is not trained."""
+    if conf.freeze_encoder and conf.train_bn:
+        raise UserError('--freeze_encoder and --train_bn exclude each other: batch norm is in the encoder.')
+    return not (conf.pretrain_file or conf.freeze_encoder) if conf.train_bn is None else conf.train_bn
 
 
 class Start(object):

@@ -32,3 +32,16 @@ def read(modeldir):
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError('%s is damaged (%s): to train, give another --modeldir; to test or predict, remove it and set '
                         '--channel_order, --img_mean and --compat as in that training.' % (quoted(path), reason(error)))
+
+
+def trained_input(modeldir, mode):
+    """The compat.Input of the training in modeldir, None where it is not known; a line says so if its mode is another.
+
+    Args:
+      mode: the --compat of this run.
+    """
+    trained = read(modeldir)
+    if trained and trained['flags'].get('compat') != mode:
+        print('note: %s was trained with --compat=%s, this run has --compat=%s' % (
+            modeldir, trained['flags'].get('compat'), mode))
+    return trained.get('input')
