@@ -15,7 +15,6 @@ from utils.net import compat, layers
 from utils.prediction import export, masks, metrics, passes, report, score_files, scores
 from utils.system import memory, output_files, precision, runtime
 from utils.system.cluster import Cluster
-from utils.system.errors import UserError
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
 from utils.training.start import Start, trains_bn
 from utils.training.towers import Loss, Towers
