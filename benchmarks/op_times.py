@@ -123,7 +123,7 @@ def main():
         raise UserError('--row=%s has no reference form.' % FLAGS.row)
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
     job = types.SimpleNamespace(**dict(measure.JOB, **dict(row.settings, what=row.what, form=form)))
-    tf = measure.start(form)
+    tf = measure.start(form, frozen_weights=row.what == 'predict')
     sgemm = measure.matrix_product(tf, 128 if FLAGS.quick else job.sgemm_side)
 
     def repeat(step, sgemm, budget):

@@ -10,6 +10,7 @@ those of times that were first divided by the matrix product's: where they diffe
 """
 
 import collections
+import importlib.util
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 sys.path.insert(0, ROOT)
 
-from utils.system import command_line, output_files  # noqa: E402
+from utils.system import command_line, output_files, runtime  # noqa: E402
 from utils.system.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -33,7 +34,8 @@ TIMEOUT = 900  # seconds of one process
 
 PRODUCT, ONEDNN, DEFAULT = 'product', 'reference, oneDNN', 'reference, default'
 DEFAULT_TEXT = "reference with TensorFlow's default"
-FORMS = (PRODUCT, ONEDNN, DEFAULT)
+OPENVINO = 'OpenVINO'
+FORMS = (PRODUCT, ONEDNN, DEFAULT, OPENVINO)
 
 # what: the measurement of measure.py; settings: its job; forms: those to measure, and what changes the settings
 Row = collections.namedtuple('Row', 'what settings forms')
@@ -52,6 +54,7 @@ def all_rows(quick, cores):
     rows = collections.OrderedDict()
     rows['deeplab_train'] = Row('train', {'batch': 2, 'size': crop}, both + (DEFAULT,))
     rows['deeplab_predict'] = Row('predict', {'size': photo}, both + (DEFAULT,))
+    rows['deeplab_exported'] = Row('exported', {'size': photo}, (PRODUCT, OPENVINO))
     rows['msc_train'] = Row('train', {'size': crop, 'multi_scale': True}, both)
     rows['res50_train'] = Row('train', dict(res50, batch=2), both + (DEFAULT,))
     for dilated_type in DILATED_TYPES:
@@ -81,6 +84,17 @@ def select_rows(rows, only):
     return collections.OrderedDict((name, row) for name, row in rows.items() if name in only or not only)
 
 
+def without_openvino(rows):
+    """The rows, without the form OpenVINO if that is not installed, of which a line tells."""
+    if importlib.util.find_spec('openvino'):
+        return rows
+    for name, row in rows.items():
+        if OPENVINO in row.forms:
+            print('%s: OpenVINO is not installed: pip install -r requirements-openvino.txt' % name)
+    return collections.OrderedDict((name, row._replace(forms=tuple(form for form in row.forms if form != OPENVINO)))
+                                   for name, row in rows.items())
+
+
 def all_targets(cores):
     """[(what must be reached, '<=' or '>=', the limit, (function, its arguments))] of ratio and share below."""
     train, predict = 'deeplab_train', 'deeplab_predict'
@@ -90,6 +104,8 @@ def all_targets(cores):
         ('train step / ' + DEFAULT_TEXT, '<=', 0.45, ratio(train, PRODUCT, train, DEFAULT)),
         ('train step, peak memory / reference', '<=', 0.70, ratio(train, PRODUCT, train, ONEDNN, 'peak_mb')),
         ('predict at unknown sizes, share of the floor', '>=', 0.85, share(predict)),
+        ('exported model, TensorFlow / OpenVINO', '<=', 1.0,
+         ratio('deeplab_exported', PRODUCT, 'deeplab_exported', OPENVINO)),
         ('msc train step / reference', '<=', 0.80, ratio('msc_train', PRODUCT, 'msc_train', ONEDNN)),
     ]
     for dilated_type in SMOOTH_TYPES:
@@ -141,8 +157,9 @@ def median_of(things, function):
 def measure(what, form, settings):
     """Runs measure.py; returns its result or raises RuntimeError with the last line of its complaint."""
     environment = dict(os.environ, PYTHONPATH=ROOT)
-    environment.pop('TF_ENABLE_ONEDNN_OPTS', None)  # the product sets it by itself
-    onednn = {PRODUCT: '', ONEDNN: '1', DEFAULT: FLAGS.default_onednn}[form]
+    for name in ('TF_ENABLE_ONEDNN_OPTS', runtime.FROZEN_WEIGHTS):  # the product sets them by itself
+        environment.pop(name, None)
+    onednn = {ONEDNN: '1', DEFAULT: FLAGS.default_onednn}.get(form, '')
     if onednn:
         environment['TF_ENABLE_ONEDNN_OPTS'] = onednn
     job = dict(settings, what=what, form=form.split(',')[0])
@@ -280,7 +297,7 @@ def print_report(report):
 
 def main():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    rows = select_rows(all_rows(FLAGS.quick, cores), FLAGS.only)
+    rows = without_openvino(select_rows(all_rows(FLAGS.quick, cores), FLAGS.only))
     output_files.make_dir(os.path.dirname(FLAGS.output) or '.', 'output')
     machine = machine_facts(cores)
     note = ''

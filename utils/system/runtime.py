@@ -10,6 +10,7 @@ import tempfile
 import warnings
 
 CGROUP = '/sys/fs/cgroup'
+FROZEN_WEIGHTS = 'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'
 DRIVER = '/proc/driver/nvidia/version'
 
 
@@ -37,7 +38,7 @@ def _words(folder, names):
     return words
 
 
-def prepare(xla=False):
+def prepare(xla=False, frozen_weights=False):
     """Sets up the environment, imports TensorFlow in graph mode and returns it.
 
     oneDNN is quicker in training and, as batch norm is folded, in prediction too; TensorFlow 2 leaves it off on some
@@ -49,8 +50,12 @@ def prepare(xla=False):
 
     Args:
       xla: let XLA's clusters run on the CPU too.
+      frozen_weights: whether no weight changes after its first use. oneDNN then brings each into the order that it
+        wants once, not in every run, as it does with constants. It holds for the process, later calls change nothing.
     """
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+    if 'tensorflow' not in sys.modules and not (frozen_weights and FROZEN_WEIGHTS in os.environ):
+        os.environ[FROZEN_WEIGHTS] = str(int(frozen_weights))  # a training with it would be wrong, whoever set it
     if xla:
         os.environ.setdefault('TF_XLA_FLAGS', '--tf_xla_cpu_global_jit')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
