@@ -141,6 +141,13 @@ def sample_args(args, flag_files=(SAMPLE_FLAGS,)):
     return ['--flagfile=' + os.path.join(command_line.REPO, path) for path in flag_files]
 
 
+def prepare():
+    """runtime.prepare for what the flags ask for."""
+    # With bfloat16, constants, which do the same, were slower than variables.
+    frozen_weights = FLAGS.option in ('test', 'predict') and not FLAGS.mixed_precision
+    runtime.prepare(FLAGS.xla, FLAGS.deterministic, frozen_weights)
+
+
 def run_option(model_class):
     """Runs the method of the Model that --option names."""
     from utils.system import cluster  # once the environment is set
@@ -154,7 +161,7 @@ def run_option(model_class):
 
 
 def main():
-    runtime.prepare(FLAGS.xla, FLAGS.deterministic)
+    prepare()
     from model import Model  # once the environment is set
     run_option(Model)
 

@@ -79,8 +79,15 @@ class DilatedResNet(object):
         return [pair for layer in self._layers.values() for pair in layer.statistics()]
 
     def fold_ops(self):
-        """Ops that fold batch norm into the variables for good, for batch_norm 'folded'."""
-        return [op for layer in self._layers.values() for op in layer.fold_ops()]
+        """Ops that fold batch norm into the variables for good, for batch_norm 'folded'.
+
+        One layer after the other, or for a moment there would be two of each weight.
+        """
+        ops = []
+        for layer in self._layers.values():
+            with tf.control_dependencies(ops[-2:]):
+                ops.extend(layer.fold_ops())
+        return ops
 
     def _encode(self, inputs):
         net = self._conv_bn(inputs, (1, 1, 1), stride=2)  # [N, H/2, W/2, 64]

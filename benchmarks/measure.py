@@ -30,10 +30,10 @@ LOG_POLL_SECONDS = 0.01
 
 # ---- how ----
 
-def start(form):
+def start(form, frozen_weights=False):
     """TensorFlow in graph mode, by the product's own settings or by the environment's alone."""
-    if form == 'product':
-        return runtime.prepare()
+    if form != 'reference':
+        return runtime.prepare(frozen_weights=frozen_weights)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     import tensorflow.compat.v1 as tf
     tf.disable_v2_behavior()
@@ -198,6 +198,39 @@ def predict(tf, speeds, job):
     return {'': dict(figure, gflop=flops.forward(job.encoder_name, *job.size)[0] / 1e9, images=1, peak_mb=peak_mb())}
 
 
+def exported(tf, speeds, job):
+    """Class indices of one image by an exported model, alone, as TensorFlow or OpenVINO runs it in float32."""
+    from model import Model
+    from utils.prediction import export
+    model = Model(flag_values(encoder_name=job.encoder_name, train_bn=False))
+    network = export.Network(
+        model.scores, lambda sess, variables: sess.run(tf.variables_initializer(variables)), model.numerics.input,
+        model.classes)
+    image = np.random.RandomState(0).randint(0, 256, [1] + job.size + [3]).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        export.save(export.build(network), folder)
+        run = (openvino_model if job.form == 'OpenVINO' else functools.partial(tensorflow_model, tf))(folder)
+        figure = repeat(lambda: run(image), speeds, job.budget)
+    return {'': dict(figure, gflop=flops.forward(job.encoder_name, *job.size)[0] / 1e9, images=1)}
+
+
+def tensorflow_model(tf, folder):
+    """A function from images to the class map of the SavedModel in a folder."""
+    sess = tf.Session(graph=tf.Graph(), config=runtime.session_config())
+    with sess.graph.as_default():
+        tf.saved_model.loader.load(sess, [tf.saved_model.tag_constants.SERVING], folder)
+    return lambda images: sess.run('classes:0', {'images:0': images})
+
+
+def openvino_model(folder):
+    """The same, by OpenVINO."""
+    import openvino
+    core = openvino.Core()
+    whole = core.read_model(folder)
+    classes = openvino.Model([whole.output('classes')], whole.get_parameters())
+    return core.compile_model(classes, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+
+
 def mixing(tf, speeds, job):
     """A smoothed convolution's mixing alone, of the maps of block3 and block4, forwards and with its gradients."""
     figures = {}
@@ -337,7 +370,7 @@ def peak_mb():
 
 
 MEASUREMENTS = {function.__name__: function
-                for function in (train, predict, mixing, reader, colours, startup, facts)}
+                for function in (train, predict, exported, mixing, reader, colours, startup, facts)}
 
 # The fields of a job and their defaults.
 JOB = collections.OrderedDict(
@@ -348,7 +381,7 @@ JOB = collections.OrderedDict(
 
 def main(argument):
     job = types.SimpleNamespace(**dict(JOB, **json.loads(argument)))
-    tf = start(job.form)
+    tf = start(job.form, frozen_weights=job.what == 'predict' and not job.mixed_precision)
     speeds = product_speeds(tf, job)
     with tf.Graph().as_default():
         figures = MEASUREMENTS[job.what](tf, speeds, job)

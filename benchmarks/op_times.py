@@ -140,7 +140,7 @@ def main():
     job.mixed_precision = FLAGS.bfloat16
     if FLAGS.quick:
         job.sgemm_side = 128
-    tf = measure.start(form)
+    tf = measure.start(form, frozen_weights=row.what == 'predict' and not FLAGS.bfloat16)
     if FLAGS.bfloat16 and measure.no_bfloat16():
         raise UserError('--bfloat16 shows nothing here, as %s.' % measure.no_bfloat16())
     speeds = measure.product_speeds(tf, job)

@@ -11,6 +11,7 @@ times that were first divided by the float32 product's: where they differ much, 
 """
 
 import collections
+import importlib.util
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 sys.path.insert(0, ROOT)
 
-from utils.system import command_line, output_files  # noqa: E402
+from utils.system import command_line, output_files, runtime  # noqa: E402
 from utils.system.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -35,7 +36,8 @@ TIMEOUT = 900  # seconds of one process
 PRODUCT, BFLOAT16 = 'product', 'product, bfloat16'
 ONEDNN, DEFAULT = 'reference, oneDNN', 'reference, default'
 DEFAULT_TEXT = "reference with TensorFlow's default"
-FORMS = (PRODUCT, BFLOAT16, ONEDNN, DEFAULT)
+OPENVINO = 'OpenVINO'
+FORMS = (PRODUCT, BFLOAT16, ONEDNN, DEFAULT, OPENVINO)
 
 # what: the measurement of measure.py; settings: its job; forms: those to measure, and what changes the settings
 Row = collections.namedtuple('Row', 'what settings forms')
@@ -52,8 +54,10 @@ def all_rows(quick, cores):
     both = (PRODUCT, ONEDNN)
     res50 = {'encoder_name': 'res50', 'size': small, 'budget': 3}
     rows = collections.OrderedDict()
-    rows['deeplab_train'] = Row('train', {'batch': 2, 'size': crop}, FORMS)
-    rows['deeplab_predict'] = Row('predict', {'size': photo}, FORMS)
+    measured = (PRODUCT, BFLOAT16, ONEDNN, DEFAULT)
+    rows['deeplab_train'] = Row('train', {'batch': 2, 'size': crop}, measured)
+    rows['deeplab_predict'] = Row('predict', {'size': photo}, measured)
+    rows['deeplab_exported'] = Row('exported', {'size': photo}, (PRODUCT, OPENVINO))
     rows['msc_train'] = Row('train', {'size': crop, 'multi_scale': True}, both)
     rows['res50_train'] = Row('train', dict(res50, batch=2), both + (DEFAULT,))
     for dilated_type in DILATED_TYPES:
@@ -83,6 +87,16 @@ def select_rows(rows, only):
     return collections.OrderedDict((name, row) for name, row in rows.items() if name in only or not only)
 
 
+def without_openvino(rows):
+    """The rows, without the form OpenVINO if that is not installed, of which a line tells."""
+    if importlib.util.find_spec('openvino'):
+        return rows
+    for name, row in rows.items():
+        if OPENVINO in row.forms:
+            print('%s: OpenVINO is not installed: pip install -r requirements-openvino.txt' % name)
+    return without(rows, OPENVINO)
+
+
 def all_targets(cores):
     """[(what must be reached, '<=' or '>=', the limit, (function, its arguments))] of ratio and share below."""
     train, predict = 'deeplab_train', 'deeplab_predict'
@@ -94,6 +108,8 @@ def all_targets(cores):
         ('predict at unknown sizes, share of the floor', '>=', 0.85, share(predict)),
         ('train step in bfloat16 / in float32', '<=', 0.45, ratio(train, BFLOAT16, train, PRODUCT)),
         ('predict in bfloat16 / in float32', '<=', 0.22, ratio(predict, BFLOAT16, predict, PRODUCT)),
+        ('exported model, TensorFlow / OpenVINO', '<=', 1.0,
+         ratio('deeplab_exported', PRODUCT, 'deeplab_exported', OPENVINO)),
         ('msc train step / reference', '<=', 0.80, ratio('msc_train', PRODUCT, 'msc_train', ONEDNN)),
     ]
     for dilated_type in SMOOTH_TYPES:
@@ -145,7 +161,8 @@ def median_of(things, function):
 def measure(what, form, settings):
     """Runs measure.py; returns its result or raises RuntimeError with the last line of its complaint."""
     environment = dict(os.environ, PYTHONPATH=ROOT)
-    environment.pop('TF_ENABLE_ONEDNN_OPTS', None)  # the product sets it by itself
+    for name in ('TF_ENABLE_ONEDNN_OPTS', runtime.FROZEN_WEIGHTS):  # the product sets them by itself
+        environment.pop(name, None)
     onednn = {ONEDNN: '1', DEFAULT: FLAGS.default_onednn}.get(form)
     if onednn:
         environment['TF_ENABLE_ONEDNN_OPTS'] = onednn
@@ -294,7 +311,7 @@ def print_report(report):
 
 def main():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    rows = select_rows(all_rows(FLAGS.quick, cores), FLAGS.only)
+    rows = without_openvino(select_rows(all_rows(FLAGS.quick, cores), FLAGS.only))
     output_files.make_dir(os.path.dirname(FLAGS.output) or '.', 'output')
     machine, no_bfloat16 = machine_facts(cores)
     note, empty = '', []

@@ -1,5 +1,6 @@
 """The benchmark: its reference forms compute what the product does, its counts and ratios are right, it runs."""
 
+import collections
 import json
 import os
 import subprocess
@@ -275,7 +276,7 @@ def benchmark(*args, script='run.py'):
 
 def test_command_line(tmp_path):
     output = str(tmp_path / 'new' / 'results.json')
-    rows = ['deeplab_predict', 'res50_train_decompose', 'mixing_smooth_GI', 'reader_1', 'colours']
+    rows = ['deeplab_predict', 'res50_train_decompose', 'deeplab_exported', 'mixing_smooth_GI', 'reader_1', 'colours']
     code, stdout, stderr = benchmark('--only=' + ','.join(rows), '--output=' + output)
     assert code == 0, stderr + stdout
     with open(output) as file:
@@ -288,7 +289,7 @@ def test_command_line(tmp_path):
     for row in report['rows']:
         assert row['seconds'] > 0 and row['sgemm_gflops'] > 0 and row['rounds'] == 1
         assert (row['share_of_floor'] is None) == (row['name'] in ('reader_1', 'colours'))
-        assert (row['peak_mb'] is None) == (not row['name'].startswith(('res50', 'deeplab')))
+        assert (row['peak_mb'] is None) == row['name'].startswith(('deeplab_exported', 'mixing', 'reader', 'colours'))
         assert row['name'] in stdout
     forms = {name: {row['form'] for row in report['rows'] if row['name'] == name} for name in rows}
     assert forms['deeplab_predict'] >= {run.PRODUCT, run.ONEDNN} and forms['reader_1'] == {run.PRODUCT, run.DEFAULT}
@@ -299,6 +300,18 @@ def test_command_line(tmp_path):
     targets = {row['target']: row for row in report['targets']}
     assert targets['colours / pixel by pixel, in speed']['met'] in (True, False)
     assert targets['msc train step / reference']['met'] is None
+
+
+def test_a_missing_openvino_is_told(tmp_path, monkeypatch, capsys):
+    rows = collections.OrderedDict([('exported', run.Row('exported', {}, (run.PRODUCT, run.OPENVINO))),
+                                    ('train', run.Row('train', {}, (run.PRODUCT,)))])
+    (tmp_path / 'openvino.py').write_text('')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run.without_openvino(rows) == rows and capsys.readouterr().out == ''
+    monkeypatch.setattr(run.importlib.util, 'find_spec', lambda name: None)
+    assert [row.forms for row in run.without_openvino(rows).values()] == [(run.PRODUCT,)] * 2
+    assert capsys.readouterr().out == (
+        'exported: OpenVINO is not installed: pip install -r requirements-openvino.txt\n')
 
 
 def test_unknown_row_names_the_valid_ones(tmp_path):

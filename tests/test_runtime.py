@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 import tensorflow
 import tensorflow.compat.v1 as tf
@@ -109,3 +110,65 @@ def test_has_driver(visible, driver, found, monkeypatch, tmp_path):
     monkeypatch.setattr(runtime, 'DRIVER', str(tmp_path if driver else tmp_path / 'none'))
     monkeypatch.setattr(runtime, 'shutil', types.SimpleNamespace(which=lambda name: None))
     assert runtime.has_driver() is found
+
+
+PREPARE = '''
+import os, sys
+from utils.system import runtime
+runtime.prepare(frozen_weights=sys.argv[1] == 'frozen')
+runtime.prepare(frozen_weights=sys.argv[1] != 'frozen')  # too late: the process has computed by the first
+print(os.environ[runtime.FROZEN_WEIGHTS])
+'''
+
+
+@pytest.mark.parametrize('weights, of_user, wanted', [
+    ('frozen', None, '1'), ('frozen', '0', '0'), ('trained', None, '0'), ('trained', '1', '0')])
+def test_weights_are_frozen_for_the_process_and_never_in_a_training(weights, of_user, wanted):
+    environment = {name: value for name, value in os.environ.items() if name != runtime.FROZEN_WEIGHTS}
+    if of_user:
+        environment[runtime.FROZEN_WEIGHTS] = of_user
+    process = subprocess.run([sys.executable, '-c', PREPARE, weights], cwd=ROOT, env=environment,
+                             stdout=subprocess.PIPE, universal_newlines=True)
+    assert process.stdout == wanted + '\n'
+
+
+MASKS = '''
+import sys
+import numpy as np
+from utils.net import blocks
+from utils.system import runtime
+tf = runtime.prepare(frozen_weights=True)
+from benchmarks import measure
+from model import Model
+from model_msc import Model_msc
+blocks.BLOCKS['res50'] = blocks.resnet_blocks((1, 1, 1, 1), depth=16)
+found = []
+for model_class, dilated_type in ((Model, 'regular'), (Model, 'decompose'), (Model, 'smooth_GI'),
+                                  (Model, 'smooth_SSC'), (Model_msc, 'regular')):
+    model = model_class(measure.flag_values(encoder_name='res50', train_bn=False, dilated_type=dilated_type))
+    with tf.Graph().as_default(), tf.Session() as sess:
+        tf.set_random_seed(1)
+        images = tf.placeholder(tf.float32, [1, None, None, 3])
+        net, scores = model.scores(images)
+        fold = net.fold_ops()
+        shaken = [v.assign_add(tf.random_normal(v.shape, 0, 0.3)) for v in net.variables if 'fix_w' in v.op.name]
+        sess.run(tf.global_variables_initializer())
+        sess.run([fold, shaken])
+        for seed, size in enumerate([(65, 65), (65, 65), (49, 80), (65, 65)]):
+            image = np.random.RandomState(seed).uniform(-110, 130, (1,) + size + (3,))
+            found.append(sess.run(scores, {images: image}).ravel())
+np.save(sys.argv[1], np.concatenate(found))
+'''
+
+
+def test_frozen_weights_change_no_mask(tmp_path):
+    """Of other images and sizes than the first, whose weights are kept, and with smooth_GI, whose matmul takes none."""
+    found = []
+    for value in '10':
+        path = str(tmp_path / (value + '.npy'))
+        subprocess.run([sys.executable, '-c', MASKS, path], cwd=ROOT, check=True,
+                       env=dict(os.environ, **{runtime.FROZEN_WEIGHTS: value}))
+        found.append(np.load(path).reshape(-1, 21))
+    assert len(np.unique(found[0].argmax(1))) > 3
+    np.testing.assert_array_equal(found[0].argmax(1), found[1].argmax(1))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5 * abs(found[1]).max())

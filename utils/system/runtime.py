@@ -10,6 +10,7 @@ import tempfile
 import warnings
 
 CGROUP = '/sys/fs/cgroup'
+FROZEN_WEIGHTS = 'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'
 DRIVER = '/proc/driver/nvidia/version'
 
 
@@ -38,7 +39,7 @@ def words(folder, names):
     return found
 
 
-def prepare(xla=False, deterministic=False):
+def prepare(xla=False, deterministic=False, frozen_weights=False):
     """Sets up the environment, imports TensorFlow in graph mode and returns it.
 
     oneDNN is quicker in training and, as batch norm is folded, in prediction too; TensorFlow 2 leaves it off on some
@@ -52,8 +53,12 @@ def prepare(xla=False, deterministic=False):
       xla: let XLA's clusters run on the CPU too.
       deterministic: ask for ops that give the same bits on every run, which those of GPUs do not by default. This one
         does override the environment: it is a promise.
+      frozen_weights: whether no weight changes after its first use. oneDNN then brings each into the order that it
+        wants once, not in every run, as it does with constants. It holds for the process, later calls change nothing.
     """
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+    if 'tensorflow' not in sys.modules and not (frozen_weights and FROZEN_WEIGHTS in os.environ):
+        os.environ[FROZEN_WEIGHTS] = str(int(frozen_weights))  # a training with it would be wrong, whoever set it
     if xla:
         os.environ.setdefault('TF_XLA_FLAGS', '--tf_xla_cpu_global_jit')
     if deterministic:
