@@ -38,8 +38,9 @@ small, figcaption, .origin { opacity: .75; font-size: .85rem; }
 .totals b { display: block; font-size: 1.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .bars { width: 100%; }
-.bars td, .bars th { padding: .2rem .4rem; text-align: right; white-space: nowrap; font-weight: normal; }
-.bars th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.bars td, .bars th { padding: .2rem .4rem; text-align: right; white-space: nowrap; font-weight: normal;
+  width: 1%; }
+.bars th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; width: auto; }
 .bars .wide { width: 55%; }
 .bar { background: var(--soft); height: .9rem; border-radius: .2rem; overflow: hidden; }
 .bar i { display: block; height: 100%; background: rgb(var(--blue)); }
@@ -58,7 +59,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 @media (max-width: 40rem) {
   body { padding: .7rem; }
   .shown .pictures { grid-template-columns: repeat(2, 1fr); }
-  .bars .wide { width: 22%; }
+  .bars .wide { width: 25%; }
   .bars td, .bars th { padding: .2rem .25rem; }
 }
 """
