@@ -17,14 +17,17 @@ from utils.system.command_line import (
     DEFINE_number,
     DEFINE_pair,
     DEFINE_path,
+    DEFINE_paths,
     DEFINE_scales,
     DEFINE_size,
     DEFINE_step,
     DEFINE_whole,
 )
+from utils.system.errors import UserError
 
 FLAGS = flags.FLAGS
 SAMPLE_FLAGS = os.path.join('dataset', 'sample.flags')
+IMAGE_FLAGS = ('image', 'image_dir')
 DATA_FLAGS = {'data_list', 'valid_data_list', 'test_data_list', 'data_dir', 'palette', 'num_classes', 'flagfile'}
 MOST_THREADS = 256
 MOST_TOWERS = 64
@@ -74,6 +77,9 @@ DEFINE_path('out_dir', 'output', 'folder of predictions and metrics', output=Tru
 DEFINE_step('test_step', None, "checkpoint to predict with, or 'best'; by default the newest")
 DEFINE_whole('test_num_steps', None, 'images to predict; by default the whole list', lower_bound=1)
 DEFINE_list('test_data_list', './dataset/val.txt', 'prediction list; labels are not read')
+DEFINE_paths('image', 'an image to predict, in place of a list; give the flag again for each further one')
+DEFINE_path('image_dir', '', 'folder whose images are predicted, with all folders below it, in place of a list')
+flags.DEFINE_boolean('skip_existing', False, 'do not predict images whose outputs are all in --out_dir')
 flags.DEFINE_boolean('visual', True, 'write coloured masks too')
 flags.DEFINE_boolean('overlay', False, 'write the images tinted and outlined by class too, with a legend')
 flags.DEFINE_enum('id_format', 'trainIds', ['trainIds', 'labelIds'],
@@ -134,11 +140,29 @@ DEFINE_path('logdir', 'log', "TensorBoard's folder", output=True)
 
 
 def sample_args(args, flag_files=(SAMPLE_FLAGS,)):
-    """The arguments to put before the user's: those files of the sample, unless the user's name any data."""
-    if DATA_FLAGS.intersection(map(command_line.flag_name, args)):
+    """The arguments to put before the user's: those files of the sample, unless the user's name any data.
+
+    An image to predict is no such data: what was trained on the sample can predict it.
+
+    Raises:
+      UserError: the user's name images in two ways, or for another option than predict.
+    """
+    named = set(map(command_line.flag_name, args))
+    check_images(['test_data_list'] if 'test_data_list' in named else [])
+    if DATA_FLAGS & named:
         return []
     print('no data named: using the embedded sample (%s)' % ', '.join(flag_files))
     return ['--flagfile=' + os.path.join(command_line.REPO, path) for path in flag_files]
+
+
+def check_images(lists):
+    """UserError if --image or --image_dir goes with the other, with flags in `lists` or with another option."""
+    images = [name for name in IMAGE_FLAGS if getattr(FLAGS, name)]
+    if images and len(images + lists) > 1:
+        raise UserError('%s exclude each other: drop all but one.' % ' and '.join(
+            '--' + name for name in images + lists))
+    if images and FLAGS.option != 'predict':
+        raise UserError('--%s is for --option=predict, not --option=%s.' % (images[0], FLAGS.option))
 
 
 def prepare():

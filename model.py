@@ -111,15 +111,17 @@ class Model(object):
         return result
 
     def predict(self):
-        """Writes a grey mask of class indices and, with visual, one in colour for every image of the list."""
+        """Writes a grey mask of class indices and, with visual, one in colour for every image that can be read."""
         conf = self.conf
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
-        reader = self._reader('test_data_list', self._trained_input(), conf.test_num_steps)
-        writer = masks.MaskWriter(conf, self.classes, reader.images)
+        net_input = self._trained_input()
+        writer = masks.MaskWriter(conf, self.classes, sources.open_images(conf))
+        if not writer.paths:
+            return
+        reader = ImageReader(writer.paths, [''] * len(writer.paths), self.classes, net_input, conf.num_threads)
         with writer.writing() as write:
-            for prediction in self._predictions(reader, prefix, 'predict'):
+            for prediction in self._predictions(reader, prefix, 'predict', tolerant=True):
                 write(prediction)
-        print('%d predictions in %s' % (len(reader.images), ' and '.join(writer.folders.values())))
 
     def export(self):
         """Writes a checkpoint's network, from pictures to masks, to export_dir, to be used without this repo."""
@@ -199,7 +201,11 @@ class Model(object):
 
     def _trained_input(self):
         """The Input for the checkpoints of modeldir: by default that of their training."""
-        return self._input(run_settings.trained_input(self.conf.modeldir, self.conf.compat))
+        conf = self.conf
+        trained = run_settings.read(conf.modeldir)
+        if trained:
+            run_settings.compare(conf.modeldir, trained['flags'], run_folder.deciding(conf, type(self).__name__))
+        return self._input(trained.get('input'))
 
     def _reader(self, flag, net_input, num_steps=None):
         """An ImageReader over the list that a flag names, whose files were checked."""
@@ -223,11 +229,11 @@ class Model(object):
         tiling = scores.Tiling(self.conf.window, self.conf.overlap, max(evaluation.scales) ** 2)
         return scores.Setup(build, restore, self._session_config(), tiling, keep_scores)
 
-    def _predictions(self, reader, prefix, desc, keep_scores=False):
-        """Yields a scores.Prediction of each of the reader's images, computed with a checkpoint's weights."""
+    def _predictions(self, reader, prefix, desc, keep_scores=False, tolerant=False):
+        """Yields a scores.Prediction of each of the reader's images; `tolerant` of those that cannot be read, too."""
         print('%s with %s' % (desc, prefix))
         restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
-        return scores.predictions(reader, self._setup(restore, self.evaluation, keep_scores), desc)
+        return scores.predictions(reader, self._setup(restore, self.evaluation, keep_scores), desc, tolerant)
 
     def _validation(self, net_input):
         """The loop.Reports' function that scores {name: array} of the network's variables; None without validations."""

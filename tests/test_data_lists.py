@@ -297,6 +297,16 @@ def test_output_names_of_many_images():
     assert output_names(images) == ['%d_frame' % i for i in range(2000)]
 
 
+@pytest.mark.parametrize('paths, names', [
+    (['a.jpg', 'b/a.jpg', 'b/c/a.jpg'], ['a', 'b/a', 'b/c/a']),
+    (['a.jpg', 'a.png', 'b/a.png'], ['a_jpg', 'a_png', 'b/a']),
+    (['a.jpg', 'a.png', 'a_jpg.png'], ['a_jpg_0', 'a_png', 'a_jpg_png']),
+    (['a.b.jpg', 'a b.jpg', 'c.d/a.jpg'], ['a.b', 'a b', 'c.d/a']),
+])
+def test_names_of_the_images_of_a_folder(paths, names):
+    assert data_lists.folder_names(paths) == names
+
+
 # flag files
 
 

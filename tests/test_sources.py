@@ -64,9 +64,36 @@ def test_open_source(tmp_path, capsys):
     assert source.labels == [str(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')]
     assert sources.open_source(conf(tmp_path), classes, 'data_list', 2).lines == [1, 2]
     assert 'lines only' not in capsys.readouterr().err
-    source = sources.open_source(conf(tmp_path), classes, 'test_data_list', 9)
-    assert (len(source.images), source.labels) == (2, ['', ''])
-    assert 'has 2 lines only' in capsys.readouterr().err
+    assert len(sources.open_source(conf(tmp_path), classes, 'data_list', 9).images) == 3
+    assert 'has 3 images only' in capsys.readouterr().err
+
+
+def predicted(folder, **changed):
+    """(paths below the folder, names of the outputs) of what is predicted with these flags."""
+    flags = {'image': None, 'image_dir': '', 'out_dir': str(folder / 'output'), 'test_num_steps': None}
+    images = sources.open_images(conf(folder, **dict(flags, **changed)))
+    return [os.path.relpath(path, str(folder)) for path in images.paths], images.names
+
+
+def test_images_to_predict(tmp_path, capsys):
+    """A flag for images goes before the list, whose labels and broken files do not matter."""
+    make(tmp_path, {'test': {'a': BALANCED, 'b': None, 'c': None}})
+    (tmp_path / 'a.png').rename(tmp_path / 'other.png')
+    (tmp_path / 'c.jpg').unlink()
+    (tmp_path / 'b.jpg').write_text('no image')
+    assert predicted(tmp_path) == (['a.jpg', 'b.jpg', 'c.jpg'], ['a', 'b', 'c'])
+    assert predicted(tmp_path, test_num_steps=2) == (['a.jpg', 'b.jpg'], ['a', 'b'])
+    assert predicted(tmp_path, image=[str(tmp_path / 'b.jpg')]) == (['b.jpg'], ['b'])
+    assert capsys.readouterr().err == ''
+    found = predicted(tmp_path, image_dir=str(tmp_path), test_num_steps=9)
+    assert found == (['a.jpg', 'b.jpg', 'other.png'], ['a', 'b', 'other'])
+    assert 'has 3 images only' in capsys.readouterr().err
+
+
+def test_a_list_of_which_nothing_is_there(tmp_path):
+    make(tmp_path, {'test': {'a': None, 'b': None}})
+    with pytest.raises(UserError, match='2 of 2 files are missing'):
+        predicted(tmp_path, data_dir=str(tmp_path / 'elsewhere'))
 
 
 @pytest.mark.parametrize('flag', ['data_list', 'valid_data_list'])

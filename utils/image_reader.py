@@ -71,10 +71,16 @@ class ImageReader(object):
             merged = self._merged(produce, max(ahead, batch_size), [[height, width, 3], [height, width, 1]])
             return merged.dequeue_many(batch_size)
 
-    def single(self):
-        """The next whole image [1, H, W, 3] and its label [1, H, W, 1], in the order of the list, each once."""
+    def single(self, faults=None):
+        """The next whole image [1, H, W, 3] and its label [1, H, W, 1], in the order of the list, each once.
+
+        Args:
+          faults: a dict that gets {index: sentence} of what cannot be read, which is then one pixel; without it the
+            first such file ends the run.
+        """
         def produce(thread):
-            encoded, pixels, label = tf.py_func(self._load_next, [thread], [tf.string, tf.uint8, tf.int32])
+            encoded, pixels, label = tf.py_func(lambda t: self._load_next(t, faults), [thread],
+                                                [tf.string, tf.uint8, tf.int32])
             return preprocess(decoded(encoded, pixels), self.net_input), with_channels(label, 1)
 
         with tf.device(DEVICE):
@@ -116,12 +122,22 @@ class ImageReader(object):
         self._positions[thread] += self.num_threads
         return k
 
-    def _load_next(self, thread):
-        """What _load returns of the thread's next image; StopIteration, the end for its queue, after the last."""
+    def _load_next(self, thread, faults):
+        """What _load returns of the thread's next image; StopIteration, the end for its queue, after the last.
+
+        With faults, JPEGs are decoded here, by the same decoder: in the graph, one that is damaged ends the run.
+        """
         k = self._next(thread)
         if k >= len(self.images):
             raise StopIteration
-        return self._load(k)
+        if faults is None:
+            return self._load(k)
+        try:
+            pixels = image_files.load_image(self.images[k])
+            return b'', pixels, self._load_label(k, pixels.shape[:2])
+        except UserError as error:
+            faults[k] = str(error)
+            return b'', np.zeros([1, 1, 3], np.uint8), np.zeros([1, 1, 1], np.int32)
 
     def _load_random(self, thread, augmentation):
         """What _load returns of the thread's next sample, and what augment.draw chooses for it."""

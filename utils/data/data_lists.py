@@ -110,20 +110,40 @@ def output_names(images):
     """
     paths = list(dict.fromkeys(os.path.normpath(image) for image in images))
     shared = collections.Counter(os.path.splitext(path)[0] for path in paths)
-    choices = [_name_choices(path, shared[os.path.splitext(path)[0]] > 1) for path in paths]
-    depth = [0] * len(paths)
+    name_of = dict(zip(paths, _told_apart([_name_choices(path, shared[os.path.splitext(path)[0]] > 1)
+                                           for path in paths])))
+    return [name_of[os.path.normpath(image)] for image in images]
+
+
+def folder_names(paths):
+    """Names for the outputs of images of one folder: their relative paths without the extension.
+
+    It stays, as in `sub/name_jpg`, where images differ in nothing else.
+
+    Args:
+      paths: list of different paths relative to the folder.
+
+    Returns:
+      list of different names, in the order of paths.
+    """
+    parts = [os.path.splitext(path) for path in paths]
+    shared = collections.Counter(stem for stem, _ in parts)
+    return _told_apart([[stem] * (shared[stem] == 1) + [stem + '_' + extension[1:]] for stem, extension in parts])
+
+
+def _told_apart(choices):
+    """The first name of each that no other has, of lists of names from the shortest to the longest."""
+    depth = [0] * len(choices)
     while True:
         names = [names_of_path[d] for names_of_path, d in zip(choices, depth)]
         count = collections.Counter(names)
         clashes = [i for i, name in enumerate(names) if count[name] > 1]
         if not clashes:
-            break
+            return names
         for i in clashes:
             depth[i] += 1
             if depth[i] == len(choices[i]):  # folders joined by '_' can still be alike: a_b/c and a/b_c
                 choices[i].append('%s_%d' % (choices[i][-1], i))
-    name_of = dict(zip(paths, names))
-    return [name_of[os.path.normpath(image)] for image in images]
 
 
 def write_list(path, lines):

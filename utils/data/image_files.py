@@ -37,13 +37,14 @@ def load_image(path):
         if _jpeg_size(data):
             return decode_jpeg(data)
         image, _ = _decode(data)
-    if image.mode in _WIDE_GREY:
-        grey = (np.asarray(image) >> 8).astype(np.uint8)  # [h, w]
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == 'F':
-        raise UserError('%s: floating-point pixels have no fixed range; save the image as 8-bit PNG.' % quoted(path))
-    image.info.pop('transparency', None)  # or Pillow warns that it is dropped
-    return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+        if image.mode in _WIDE_GREY:
+            grey = (np.asarray(image) >> 8).astype(np.uint8)  # [h, w]
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        if image.mode == 'F':
+            raise UserError('%s: floating-point pixels have no fixed range; save the image as 8-bit PNG.' % (
+                quoted(path)))
+        image.info.pop('transparency', None)  # or Pillow warns that it is dropped
+        return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
 
 
 def load_label(path, classes):
@@ -139,13 +140,15 @@ def _jpeg_size(data):
 def _reading(path):
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError:
-        raise UserError('%s: no such file; check the list and --data_dir.' % quoted(path))
+        raise UserError('%s: no such file; check its name, or the list and --data_dir.' % quoted(path))
     except Exception as error:  # decoders raise errors of all types on damaged files
         unknown = type(error).__name__ == 'UnidentifiedImageError'
         fault = 'not an image in a format that Pillow knows' if unknown else (
             'damaged or unreadable (%s)' % reason(error)[:120])
-        raise UserError('%s: %s; get the file again or take it off the list.' % (quoted(path), fault))
+        raise UserError('%s: %s; get the file again or leave it out.' % (quoted(path), fault))
 
 
 def _decode(data):

@@ -1,13 +1,20 @@
-"""What a run reads, from the flags: the images and labels of a list, checked first, and the report on all lists."""
+"""What a run reads, from the flags: images and labels of a list, images to predict, and the report on all lists."""
 
+import collections
 import os
 import re
 import sys
 
-from utils.data import data_check, data_lists
+from utils.data import data_check, data_lists, image_folders
+from utils.data.regular_files import find_missing
 from utils.system.errors import UserError, quoted
 
+# Images without labels. paths: of the files; names: what their outputs are called, all different for different images,
+# with the sub-folder in front for those of a folder.
+Images = collections.namedtuple('Images', 'paths names')
+
 MAX_CHECKED = 2000
+PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction')  # folders of out_dir that masks go to
 
 # flag: whether what it names needs labels
 NEEDS_LABELS = {'data_list': True, 'valid_data_list': True, 'test_data_list': False}
@@ -20,29 +27,65 @@ def open_source(conf, classes, flag, num_steps=None):
     """The images and labels that a flag names; their files exist, and of up to MAX_CHECKED images all are read.
 
     Args:
-      conf: an object with the flags data_dir, data_list, valid_data_list, test_data_list, num_threads and
-        check_labels as attributes.
+      conf: an object with the flags data_dir, data_list, valid_data_list, num_threads and check_labels as attributes.
       classes: a Classes.
-      flag: a key of NEEDS_LABELS.
+      flag: data_list or valid_data_list.
       num_steps: only the first that many lines, or None for all.
 
     Returns:
-      a Source; its labels are '' where the flag needs none.
+      a Source.
 
     Raises:
       UserError: the list or one of its files is missing, broken or does not fit the flags.
     """
     source = data_lists.read_labeled_image_list(conf.data_dir, getattr(conf, flag))
-    if num_steps is not None and num_steps > len(source.images):
-        print('%s has %d lines only, so all of them are used once' % (quoted(source.name), len(source.images)),
-              file=sys.stderr)
+    _say_if_fewer(source.name, source.images, num_steps)
     source = data_lists.first_lines(source, num_steps)
-    if not NEEDS_LABELS[flag]:
-        source = source._replace(labels=[''] * len(source.images))
-    data_lists.check_files_exist(source, NEEDS_LABELS[flag])
+    data_lists.check_files_exist(source, need_labels=True)
     if conf.check_labels and len(source.images) <= MAX_CHECKED:
         _raise_or_warn(_check(conf, classes, source), classes, source, whole=flag == 'data_list')
     return source
+
+
+def open_images(conf):
+    """The images to predict: those of --image, of --image_dir or of --test_data_list, the first of these that is given.
+
+    They are not read: one that is broken is reported when it is met.
+
+    Args:
+      conf: an object with the flags image, image_dir, out_dir, data_dir, test_data_list and test_num_steps as
+        attributes.
+
+    Returns:
+      an Images.
+
+    Raises:
+      UserError: there are no such images, or not one of them is there.
+    """
+    if conf.image_dir and not conf.image:
+        written = [os.path.join(conf.out_dir, kind) for kind in ('', ) + PREDICTED]
+        relative = image_folders.images_below(conf.image_dir, written)
+        _say_if_fewer(conf.image_dir, relative, conf.test_num_steps)
+        images = Images([os.path.join(conf.image_dir, path) for path in relative], data_lists.folder_names(relative))
+    else:
+        paths = image_folders.named_images(conf.image) if conf.image else _listed_images(conf)
+        images = Images(paths, data_lists.output_names(paths))
+    return Images(*(column[:conf.test_num_steps] for column in images))
+
+
+def _listed_images(conf):
+    """The images of --test_data_list; UserError if not one of them is there."""
+    source = data_lists.read_labeled_image_list(conf.data_dir, conf.test_data_list)
+    _say_if_fewer(source.name, source.images, conf.test_num_steps)
+    if len(find_missing(set(source.images))) == len(set(source.images)):
+        data_lists.check_files_exist(source._replace(labels=[''] * len(source.images)), need_labels=False)
+    return source.images
+
+
+def _say_if_fewer(name, images, num_steps):
+    """A line if a list or folder has fewer images than were asked for."""
+    if num_steps is not None and num_steps > len(images):
+        print('%s has %d images only, so all of them are used once' % (quoted(name), len(images)), file=sys.stderr)
 
 
 def _raise_or_warn(result, classes, source, whole, shown=3):

@@ -3,46 +3,66 @@
 import concurrent.futures
 import contextlib
 import os
+import sys
 
 import numpy as np
+from tqdm import tqdm
 
 from utils import label_utils
-from utils.data import cityscapes_labels, data_lists, image_files
+from utils.data import cityscapes_labels, image_files, regular_files, sources
 from utils.system import output_files
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted
 
 MOST_WAITING = 8
 
 
 class MaskWriter(object):
-    """Writes the masks of a list of images into sub-folders of out_dir, behind the network, in a thread."""
+    """Writes the masks of images into sub-folders of out_dir, behind the network, in a thread.
+
+    Attributes:
+      paths: of the images to predict; with skip_existing only those that lack an output.
+      folders: {kind: folder} of the outputs.
+    """
 
     def __init__(self, conf, classes, images):
         """
         Args:
-          conf: the flags as attributes; out_dir, visual, overlay and id_format matter.
+          conf: the flags as attributes; out_dir, visual, overlay, id_format and skip_existing matter.
           classes: a Classes.
-          images: the paths of the images, whose names the masks get.
+          images: a sources.Images.
 
         Raises:
           UserError: a folder cannot be written to, or id_format does not fit the classes or the names of the images.
         """
-        self._classes, self._images = classes, images
+        self._classes, self._unread = classes, 0
         self._label_ids = conf.id_format == 'labelIds'
-        self._names = self._cityscapes_names() if self._label_ids else [
-            (name + '_mask.png', name) for name in data_lists.output_names(images)]
-        wanted = {'prediction': True, 'visual_prediction': conf.visual, 'overlay_prediction': conf.overlay}
+        names = self._cityscapes_names(images) if self._label_ids else [
+            (name + '_mask.png', name) for name in images.names]
+        wanted = zip(sources.PREDICTED, (True, conf.visual, conf.overlay))
         output_files.make_dir(conf.out_dir, 'out_dir')
         self.folders = {kind: output_files.make_dir(os.path.join(conf.out_dir, kind), 'out_dir', follow=False)
-                        for kind, asked in sorted(wanted.items()) if asked}
+                        for kind, asked in wanted if asked}
+        self._made = set(self.folders.values())
+        left = [i for i in range(len(names)) if not (conf.skip_existing and self._is_done(names[i]))]
+        self.paths, self._names = [images.paths[i] for i in left], [names[i] for i in left]
+        if conf.skip_existing:
+            print('%d of %d images have their outputs and are skipped' % (len(names) - len(left), len(names)))
 
     @contextlib.contextmanager
     def writing(self):
-        """Gives a function of a scores.Prediction, which writes it; all is written when this ends."""
+        """Gives a function of a scores.Prediction, which writes it or reports its fault; all is written when this ends.
+
+        Raises:
+          UserError: at the end, if images had a fault.
+        """
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = []
 
             def write(prediction):
+                if prediction.fault:
+                    self._unread += 1
+                    tqdm.write('warning: ' + prediction.fault, file=sys.stderr)
+                    return
                 waiting.append(pool.submit(self._write, prediction.index, prediction.classes.astype(np.uint8)))
                 while len(waiting) > MOST_WAITING or waiting and waiting[0].done():
                     waiting.pop(0).result()
@@ -50,25 +70,51 @@ class MaskWriter(object):
             yield write
             for one in waiting:
                 one.result()
+        print('%d predictions in %s' % (len(self.paths) - self._unread, ' and '.join(self.folders.values())))
+        if self._unread:
+            raise UserError('%d of %d images could not be read, named above: get these files again or leave them '
+                            'out.' % (self._unread, len(self.paths)))
 
-    def _cityscapes_names(self):
-        """(name that the benchmark wants, name that pictures start with) of each image."""
+    def _cityscapes_names(self, images):
+        """(name that the benchmark wants, name that pictures start with) of each image, in its folder."""
         if self._classes.num_classes != len(cityscapes_labels.CLASSES):
             raise UserError("--id_format=labelIds is for Cityscapes' %d classes, not --num_classes=%d." % (
                 len(cityscapes_labels.CLASSES), self._classes.num_classes))
-        return [(cityscapes_labels.server_name(image), cityscapes_labels.frame_key(image)) for image in self._images]
+        names, image_of = [], {}
+        for path, name in zip(*images):
+            folder = os.path.dirname(name)
+            names.append((os.path.join(folder, cityscapes_labels.server_name(path)),
+                          os.path.join(folder, cityscapes_labels.frame_key(path))))
+            other = image_of.setdefault(names[-1], path)
+            if os.path.normpath(other) != os.path.normpath(path):
+                raise UserError('--id_format=labelIds: %s and %s are of one frame and would get one mask: leave one of '
+                                'them out.' % (quoted(other), quoted(path)))
+        return names
+
+    def _outputs(self, names):
+        """{kind: path} of the outputs of an image by its names."""
+        file_name, name = names
+        ends = dict(zip(sources.PREDICTED, (file_name, name + '_mask_visual.png', name + '_overlay.png')))
+        return {kind: os.path.join(folder, ends[kind]) for kind, folder in self.folders.items()}
+
+    def _is_done(self, names):
+        """Whether all outputs of an image are there."""
+        return all(map(regular_files.is_regular, self._outputs(names).values()))
 
     def _write(self, index, mask):
         """Writes the mask, uint8 [H, W], of an image and its pictures."""
-        (file_name, name), (num_classes, _, palette) = self._names[index], self._classes
+        outputs, (num_classes, _, palette) = self._outputs(self._names[index]), self._classes
         ids = cityscapes_labels.train_ids_to_label_ids(mask) if self._label_ids else mask
-        self._save(ids, 'prediction', file_name)
-        if 'visual_prediction' in self.folders:
+        self._save(ids, outputs['prediction'])
+        if 'visual_prediction' in outputs:
             colours = label_utils.decode_labels(mask[np.newaxis], 1, num_classes, palette)[0]
-            self._save(colours, 'visual_prediction', name + '_mask_visual.png')
-        if 'overlay_prediction' in self.folders:
-            picture = label_utils.overlay(image_files.load_image(self._images[index]), mask, palette, num_classes)
-            self._save(picture, 'overlay_prediction', name + '_overlay.png')
+            self._save(colours, outputs['visual_prediction'])
+        if 'overlay_prediction' in outputs:
+            picture = label_utils.overlay(image_files.load_image(self.paths[index]), mask, palette, num_classes)
+            self._save(picture, outputs['overlay_prediction'])
 
-    def _save(self, pixels, kind, name):
-        output_files.save_image(pixels, os.path.join(self.folders[kind], name))
+    def _save(self, pixels, path):
+        folder = os.path.dirname(path)
+        if folder not in self._made:
+            self._made.add(output_files.make_dir(folder, 'out_dir', follow=False))
+        output_files.save_image(pixels, path)

@@ -12,8 +12,9 @@ from utils.prediction.room import Room
 from utils.system import memory
 
 # What was computed of an image: its index in the list, its label [H, W] (ignore_label without one), its class map,
-# int32 [H, W], and, where they are kept, its scores, float32 [H, W, num_classes].
-Prediction = collections.namedtuple('Prediction', 'index label classes scores')
+# int32 [H, W], and, where they are kept, its scores, float32 [H, W, num_classes]. fault: a sentence on why it could not
+# be read, in which case the others are None, or None.
+Prediction = collections.namedtuple('Prediction', 'index label classes scores fault')
 
 # What computes scores. build: a function from images [1, H, W, 3] to (network with batch_norm 'folded', scores
 # [1, H, W, num_classes]); restore: a function from a session and the network's variables that gives these their values;
@@ -102,16 +103,18 @@ class Scorer(object):
         return classes, kept
 
 
-def predictions(reader, setup, desc):
+def predictions(reader, setup, desc, tolerant=False):
     """Yields a Prediction of every image of a reader, in its order.
 
     Args:
       reader: an ImageReader.
       setup: a Setup.
       desc: what the progress bar says.
+      tolerant: an image that cannot be read is a Prediction with a fault; otherwise it is a UserError.
     """
+    faults = {}  # {index: sentence}
     with tf.Graph().as_default():
-        pair = reader.single()  # [1, H, W, 3], [1, H, W, 1]
+        pair = reader.single(faults if tolerant else None)  # [1, H, W, 3], [1, H, W, 1]
         scorer = Scorer(setup)
         fold = scorer.net.fold_ops()
         with tf.Session(config=setup.session_config) as sess:
@@ -122,9 +125,12 @@ def predictions(reader, setup, desc):
             with memory.enough_for('--window or --eval_scales'), reader.running(sess):
                 for index in progress:
                     image, label = sess.run(pair)
+                    if index in faults:
+                        yield Prediction(index, None, None, None, faults.pop(index))
+                        continue
                     classes, scores = scorer(sess, image[0], shown(progress))
                     progress.set_postfix_str('', refresh=False)
-                    yield Prediction(index, label[0, :, :, 0], classes, scores)
+                    yield Prediction(index, label[0, :, :, 0], classes, scores, None)
 
 
 def shown(progress):

@@ -15,8 +15,9 @@ flags.disclaim_key_flags()  # a flag belongs to the module that calls DEFINE_pat
 
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUR_FLAGFILES = os.path.join(REPO, 'dataset')
-PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-WRITE_A_LIST = 'write the paths of your images into a text file, one a line, and give it'
+PICTURES = ('.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
+            '.tga', '.tif', '.tiff', '.webp')
+NOT_A_LIST = 'this is an image, not a list: predict images with --image, or write their paths into a text file'
 LONGEST_NAME = 100
 MOST_SCALES = 16
 MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
@@ -92,6 +93,11 @@ def DEFINE_path(name, default, help, output=False):
     flags.DEFINE(PathParser(optional=not default, output=output), name, default, help)
 
 
+def DEFINE_paths(name, help):
+    """Defines a flag that may be given several times, each time with a path that is read; None without any."""
+    flags.DEFINE_multi(PathParser(optional=False, output=True), flags.ArgumentSerializer(), name, None, help)
+
+
 def DEFINE_whole(name, default, help, lower_bound=0, upper_bound=MOST_WHOLE):
     """Defines a flag whose value is an integer that TensorFlow takes."""
     flags.DEFINE_integer(name, default, help, lower_bound=lower_bound, upper_bound=upper_bound)
@@ -133,7 +139,7 @@ def _define_numbers(name, default, help, *parser):
 def DEFINE_list(name, default, help):
     """Defines a path flag whose file is a list of images; an image itself is refused."""
     DEFINE_path(name, default, help)
-    flags.register_validator(name, lambda path: not is_picture(path), 'this is an image, not a list: ' + WRITE_A_LIST)
+    flags.register_validator(name, lambda path: not is_picture(path), NOT_A_LIST)
 
 
 def is_picture(path):
@@ -208,7 +214,7 @@ def _stray(word):
     """What to say about a word that is no flag."""
     text = "unexpected argument '%s': " % quoted(word)
     if is_picture(word) and 'test_data_list' in flags.FLAGS:
-        return text + WRITE_A_LIST + ' as --test_data_list, with --option=predict.'
+        return text + 'to predict images, write --option=predict with --image= before each, or --image_dir=FOLDER.'
     if 'option' in flags.FLAGS and word in flags.FLAGS['option'].parser.enum_values:
         return text + 'write --option=%s.' % word
     return text + 'flags are written --name=value.'

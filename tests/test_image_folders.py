@@ -1,0 +1,85 @@
+"""utils/data/image_folders.py: images named one by one, and those of a folder and all below it."""
+
+import os
+
+import pytest
+
+from utils.data import image_folders
+from utils.system.errors import UserError
+
+
+def touch(folder, *names):
+    for name in names:
+        path = os.path.join(str(folder), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, 'w').close()
+
+
+def below(folder, *left_out):
+    return image_folders.images_below(str(folder), [str(path) for path in left_out])
+
+
+def test_images_by_suffix_in_sorted_order_and_none_that_is_hidden(tmp_path):
+    touch(tmp_path, 'b.PNG', 'a.jpg', 'sub/z.webp', 'sub/deep/y.tiff', 'sub.bmp', '.hidden.jpg', '.git/x.jpg',
+          'notes.txt', 'jpg', 'c.jpg.txt', 'sub/.x/x.jpg', 'dir.jpg/d.jpeg')
+    assert below(tmp_path) == ['a.jpg', 'b.PNG', 'dir.jpg/d.jpeg', 'sub.bmp', 'sub/deep/y.tiff', 'sub/z.webp']
+    assert below(str(tmp_path) + '/') == below(tmp_path)
+
+
+def test_outputs_are_left_out(tmp_path):
+    touch(tmp_path, 'a.jpg', 'out/prediction/a_mask.png', 'out/confusion_matrix.png', 'b/output.png')
+    assert below(tmp_path, tmp_path / 'out', tmp_path / 'absent') == ['a.jpg', 'b/output.png']
+    (tmp_path / 'link').symlink_to(tmp_path / 'out')
+    assert below(tmp_path, tmp_path / 'link') == ['a.jpg', 'b/output.png']
+    assert below(tmp_path, tmp_path, tmp_path / 'out' / 'prediction') == [
+        'a.jpg', 'b/output.png', 'out/confusion_matrix.png']
+    assert below(tmp_path / 'out', tmp_path / 'out') == ['confusion_matrix.png', 'prediction/a_mask.png']
+
+
+def test_links_are_followed_once(tmp_path):
+    """Loops, links to one folder from two, and a folder's own name before that of a link that sorts first."""
+    touch(tmp_path / 'photos', 'z/a.jpg', 'b.jpg')
+    touch(tmp_path, 'outside/c.jpg', 'outside/d/e.jpg')
+    (tmp_path / 'photos' / 'z' / 'up').symlink_to(tmp_path / 'photos')
+    (tmp_path / 'photos' / 'a_link').symlink_to(tmp_path / 'photos' / 'z')
+    (tmp_path / 'photos' / 'more').symlink_to(tmp_path / 'outside')
+    (tmp_path / 'photos' / 'more2').symlink_to(tmp_path / 'outside')
+    (tmp_path / 'outside' / 'd' / 'back').symlink_to(tmp_path / 'photos')
+    (tmp_path / 'photos' / 'itself').symlink_to(tmp_path / 'photos' / 'itself')
+    assert below(tmp_path / 'photos') == ['b.jpg', 'more/c.jpg', 'more/d/e.jpg', 'z/a.jpg']
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read every folder')
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, capsys):
+    touch(tmp_path, 'a.jpg', 'shut/b.jpg')
+    (tmp_path / 'shut').chmod(0)
+    try:
+        assert below(tmp_path) == ['a.jpg']
+    finally:
+        (tmp_path / 'shut').chmod(0o700)
+    assert 'shut cannot be read (Permission denied): its images are left out' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name, told', [
+    ('empty', 'there is no image in it'), ('absent', 'is not there'), ('a.jpg', 'is no folder: give an image with'),
+])
+def test_no_folder_of_images(tmp_path, name, told):
+    touch(tmp_path, 'a.jpg', 'empty/notes.txt')
+    with pytest.raises(UserError, match=told):
+        below(tmp_path / name)
+
+
+def test_images_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, 'a.jpg', 'b.jpg', 'c,d.jpg', 'sub/a.jpg')
+    named = image_folders.named_images
+    assert named(['b.jpg', 'a.jpg', 'b.jpg']) == ['b.jpg', 'a.jpg']
+    assert named(['c,d.jpg']) == ['c,d.jpg']
+    assert named(['a.jpg,sub/a.jpg', 'c,d.jpg']) == ['a.jpg', 'sub/a.jpg', 'c,d.jpg']
+    assert named(['a.jpg', 'absent.jpg']) == ['a.jpg', 'absent.jpg']  # reported when it is met
+    for names, told in ((['absent.jpg'], 'absent.jpg: no such file'), (['x.jpg,y.jpg'], 'none of the 2 images'),
+                        (['a.jpg', 'sub'], '--image=sub is a folder: give it with --image_dir')):
+        with pytest.raises(UserError, match=told):
+            named(names)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert named(['a.jpg,~/b.jpg']) == ['a.jpg', str(tmp_path / 'b.jpg')]
