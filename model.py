@@ -141,11 +141,8 @@ class Model(object):
     def network(self, images, phase, batch_norm):
         """The network of encoder_name on images [N, H, W, 3]; batch_norm is one of layers.BATCH_NORM."""
         conf = self.conf
-        settings = {'num_classes': conf.num_classes, 'phase': phase, 'dilated_type': conf.dilated_type,
-                    'compat': conf.compat, 'batch_norm': batch_norm}
-        if conf.encoder_name == 'deeplab':
-            return network.Deeplab_v2(images, **settings)
-        return network.ResNet_segmentation(images, encoder_name=conf.encoder_name, **settings)
+        return network.build(conf.encoder_name, images, num_classes=conf.num_classes, phase=phase,
+                             dilated_type=conf.dilated_type, compat=conf.compat, batch_norm=batch_norm)
 
     def training_graph(self, images, labels, weights_of_classes=None):
         """The loop.TrainingGraph on images [N, H, W, 3] and labels [N, H, W, 1]; weights [num_classes] of the loss."""

@@ -166,3 +166,10 @@ class ResNet_segmentation(DilatedResNet):
             raise ValueError("encoder_name '%s' is not one of %s" % (
                 encoder_name, ', '.join(sorted(weight_names.SLIM_SCOPES))))
         super(ResNet_segmentation, self).__init__(inputs, num_classes, phase, encoder_name, **settings)
+
+
+def build(encoder_name, images, **settings):
+    """The network of an encoder_name on images [N, H, W, 3]; settings are those of the class."""
+    if encoder_name == 'deeplab':
+        return Deeplab_v2(images, **settings)
+    return ResNet_segmentation(images, encoder_name=encoder_name, **settings)
