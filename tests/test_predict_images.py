@@ -18,7 +18,7 @@ from utils.system.errors import UserError
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-@pytest.fixture(scope='module', autouse=True)
+@pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """A modeldir of one step of a narrow network on the sample, by a command line that names no data."""
     folder, patch = tmp_path_factory.mktemp('trained'), pytest.MonkeyPatch()
