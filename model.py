@@ -11,7 +11,7 @@ from utils.data import augment, sources
 from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import masks, metrics, passes, score_files, scores
+from utils.prediction import crf, masks, metrics, passes, score_files, scores
 from utils.system import memory, output_files, precision, runtime
 from utils.system.errors import UserError
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
@@ -80,21 +80,22 @@ class Model(object):
 
     def test(self):
         """Prints a checkpoint's scores and writes them with the confusion matrix to out_dir; returns the scores."""
-        conf = self.conf
+        conf, refinement = self.conf, crf.chosen(self.conf)
         output_files.make_dir(conf.out_dir, 'out_dir')
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
-        matrix = metrics.count(self._predictions(reader, prefix, 'test'), self.classes)
+        matrix = metrics.count(self._predictions(reader, prefix, 'test', refinement), self.classes)
         return score_files.write(conf, matrix, prefix, self.classes)
 
     def predict(self):
         """Writes a grey mask of class indices and, with visual, one in colour for every image of the list."""
-        conf = self.conf
+        conf, refinement = self.conf, crf.chosen(self.conf)
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         reader = self._reader('test_data_list', self._trained_input(), conf.test_num_steps)
-        writer = masks.MaskWriter(conf, self.classes, reader.images)
-        with writer.writing() as write:
-            for prediction in self._predictions(reader, prefix, 'predict'):
+        writer = masks.MaskWriter(conf, self.classes, reader.images, passes.gives_probabilities(self.evaluation))
+        found = self._predictions(reader, prefix, 'predict', refinement, masks.keeps_scores(conf))
+        with writer.writing() as write, contextlib.closing(found):
+            for prediction in found:
                 write(prediction)
         print('%d predictions in %s' % (len(reader.images), ' and '.join(writer.folders.values())))
 
@@ -197,11 +198,19 @@ class Model(object):
         tiling = scores.Tiling(self.conf.window, self.conf.overlap, max(evaluation.scales) ** 2)
         return scores.Setup(build, restore, self._session_config(), tiling, keep_scores)
 
-    def _predictions(self, reader, prefix, desc, keep_scores=False):
-        """Yields a scores.Prediction of each of the reader's images, computed with a checkpoint's weights."""
+    def _predictions(self, reader, prefix, desc, refinement, keep_scores=False):
+        """Yields a scores.Prediction of each of the reader's images, computed with a checkpoint's weights.
+
+        Class maps are refined if refinement is a crf.Settings, not None.
+        """
         print('%s with %s' % (desc, prefix))
         restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
-        return scores.predictions(reader, self._setup(restore, self.evaluation, keep_scores), desc)
+        setup = self._setup(restore, self.evaluation, keep_scores or refinement is not None)
+        found = scores.predictions(reader, setup, desc)
+        if refinement is None:
+            return found
+        work = crf.Work(self.conf.num_threads, crf.USED * memory.free(), keep_scores)
+        return crf.refined(found, reader.images, passes.gives_probabilities(self.evaluation), refinement, work)
 
     def _validation(self, net_input):
         """The loop.Reports' function that scores {name: array} of the network's variables; None without validations."""
