@@ -93,6 +93,15 @@ DEFINE_scales('eval_scales', [1.0], 'scales of an image whose scores are merged'
 flags.DEFINE_boolean('eval_flip', False, 'merge the scores of the mirrored image too')
 flags.DEFINE_enum('eval_merge', 'mean', ['mean', 'max'], 'how scores are merged: the mean of the probabilities or the '
                   'maximum of the logits')
+flags.DEFINE_boolean('save_probabilities', False, "write every image's probabilities too, before --crf")
+flags.DEFINE_boolean('save_logits', False, "write every image's logits too")
+flags.DEFINE_boolean('crf', False, 'refine the class maps of test and predict by a dense CRF; needs pydensecrf2')
+DEFINE_whole('crf_iterations', 10, 'of mean-field inference', 1, 1000)
+DEFINE_number('crf_gaussian_sxy', 1.0, "deviation in pixels of the CRF's smoothing", 0.1, 10 ** 5)
+DEFINE_number('crf_gaussian_weight', 3.0, "weight of the CRF's smoothing", 0, 10 ** 5)
+DEFINE_number('crf_bilateral_sxy', 67.0, 'deviation in pixels of the CRF between pixels of like colour', 0.1, 10 ** 5)
+DEFINE_number('crf_bilateral_srgb', 3.0, 'what is like colour to the CRF: a deviation in grey levels', 0.2, 10 ** 5)
+DEFINE_number('crf_bilateral_weight', 4.0, 'weight of the CRF between pixels of like colour', 0, 10 ** 5)
 
 # export
 DEFINE_path('export_dir', 'export', 'new folder of the exported model', output=True)

@@ -1,6 +1,5 @@
 """Training, testing and predicting with one network; what multi-scale changes is one method of Model."""
 
-import collections
 import contextlib
 import functools
 
@@ -12,7 +11,7 @@ from utils.data import augment, sources
 from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import export, masks, metrics, passes, report, score_files, scores
+from utils.prediction import crf, export, masks, metrics, passes, report, score_files, scores
 from utils.system import memory, output_files, precision, runtime
 from utils.system.cluster import Cluster
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
@@ -21,10 +20,6 @@ from utils.training.towers import Loss, Towers
 from utils.weights import checkpoints, run_settings
 
 FLOAT16_LOSS_SCALE = 128.0
-
-# net_input: a compat.Input; reader: an ImageReader; class_weights: [num_classes] of the loss or None; validate: of
-# loop.Reports.
-TrainingData = collections.namedtuple('TrainingData', 'net_input reader class_weights validate')
 
 
 class Model(object):
@@ -98,12 +93,12 @@ class Model(object):
 
     def test(self):
         """Prints a checkpoint's scores and writes them with the confusion matrix to out_dir; returns the scores."""
-        conf = self.conf
+        conf, refinement = self.conf, crf.chosen(self.conf)
         output_files.make_dir(conf.out_dir, 'out_dir')
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
         page = report.Report(conf, self.classes, reader.images) if conf.report else None
-        found = self._predictions(reader, prefix, 'test')
+        found = self._predictions(reader, prefix, 'test', refinement)
         matrix = metrics.count(page.watched(found) if page else found, self.classes)
         result = score_files.write(conf, matrix, prefix, self.classes)
         if page:
@@ -112,15 +107,17 @@ class Model(object):
 
     def predict(self):
         """Writes a grey mask of class indices and, with visual, one in colour for every image that can be read."""
-        conf = self.conf
+        conf, refinement = self.conf, crf.chosen(self.conf)
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         net_input = self._trained_input()
-        writer = masks.MaskWriter(conf, self.classes, sources.open_images(conf))
+        writer = masks.MaskWriter(conf, self.classes, sources.open_images(conf),
+                                  passes.gives_probabilities(self.evaluation))
         if not writer.paths:
             return
         reader = ImageReader(writer.paths, [''] * len(writer.paths), self.classes, net_input, conf.num_threads)
-        with writer.writing() as write:
-            for prediction in self._predictions(reader, prefix, 'predict', tolerant=True):
+        found = self._predictions(reader, prefix, 'predict', refinement, masks.keeps_scores(conf))
+        with writer.writing() as write, contextlib.closing(found):
+            for prediction in found:
                 write(prediction)
 
     def export(self):
@@ -211,11 +208,11 @@ class Model(object):
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
 
     def _training_data(self, known):
-        """A TrainingData; known: the compat.Input of the weights to start from, or None."""
+        """A loop.Data; known: the compat.Input of the weights to start from, or None."""
         conf, net_input = self.conf, self._input(known)
         reader = self._reader('data_list', net_input)
         weights = class_weights.load(conf.class_weights, self.classes, reader.images, reader.labels, conf.num_threads)
-        return TrainingData(net_input, reader, weights, self._validation(net_input))
+        return loop.Data(net_input, reader, weights, self._validation(net_input))
 
     def _session_config(self):
         return precision.configure(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
@@ -226,11 +223,16 @@ class Model(object):
         tiling = scores.Tiling(self.conf.window, self.conf.overlap, max(evaluation.scales) ** 2)
         return scores.Setup(build, restore, self._session_config(), tiling, keep_scores)
 
-    def _predictions(self, reader, prefix, desc, keep_scores=False, tolerant=False):
-        """Yields a scores.Prediction of each of the reader's images; `tolerant` of those that cannot be read, too."""
+    def _predictions(self, reader, prefix, desc, refinement, keep_scores=False):
+        """Yields a scores.Prediction of each of the reader's images; refinement is a crf.Settings or None."""
         print('%s with %s' % (desc, prefix))
         restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
-        return scores.predictions(reader, self._setup(restore, self.evaluation, keep_scores), desc, tolerant)
+        setup = self._setup(restore, self.evaluation, keep_scores or refinement is not None)
+        found = scores.predictions(reader, setup, desc, tolerant=desc == 'predict')
+        if refinement is None:
+            return found
+        work = crf.Work(self.conf.num_threads, crf.USED * memory.free(), keep_scores)
+        return crf.refined(found, reader.images, passes.gives_probabilities(self.evaluation), refinement, work)
 
     def _validation(self, net_input):
         """The loop.Reports' function that scores {name: array} of the network's variables; None without validations."""

@@ -113,6 +113,10 @@ def test_nearest_flag():
     (['--overlap=-0.1'], '--overlap=-0.1'),
     (['--overlap=nan'], '--overlap=nan'),
     (['--eval_merge=sum'], '<mean|max>'),
+    (['--crf_iterations=0'], 'crf_iterations'),
+    (['--crf_gaussian_sxy=0'], 'crf_gaussian_sxy'),
+    (['--crf_bilateral_srgb=-3'], 'crf_bilateral_srgb'),
+    (['--crf_bilateral_weight=nan'], 'crf_bilateral_weight'),
 ] + [(['--window=' + value], 'give a height and a width of 17 to 65535 pixels, such as 513,513') for value in (
     '16,513', '513,16', '513', '', '513,513,3', 'a,b', '65536,513', '513.5,513', '-513,513', '9' * 5000 + ',17')
 ] + [(['--eval_scales=' + value], 'give numbers above 0 and up to 8, at most 16, such as 0.75,1.0') for value in (

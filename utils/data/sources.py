@@ -14,7 +14,8 @@ from utils.system.errors import UserError, quoted
 Images = collections.namedtuple('Images', 'paths names')
 
 MAX_CHECKED = 2000
-PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction')  # folders of out_dir that masks go to
+# Folders of out_dir that predictions go to.
+PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction', 'probabilities', 'logits')
 
 # flag: whether what it names needs labels
 NEEDS_LABELS = {'data_list': True, 'valid_data_list': True, 'test_data_list': False}

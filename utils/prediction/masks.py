@@ -10,10 +10,16 @@ from tqdm import tqdm
 
 from utils import label_utils
 from utils.data import cityscapes_labels, image_files, regular_files, sources
+from utils.prediction import score_maps
 from utils.system import output_files
 from utils.system.errors import UserError, quoted
 
-MOST_WAITING = 8
+MOST_WAITING, MOST_WAITING_BYTES = 8, 2 ** 28  # images, and bytes of their arrays
+
+
+def keeps_scores(conf):
+    """Whether the flags ask for files of scores."""
+    return conf.save_probabilities or conf.save_logits
 
 
 class MaskWriter(object):
@@ -24,21 +30,27 @@ class MaskWriter(object):
       folders: {kind: folder} of the outputs.
     """
 
-    def __init__(self, conf, classes, images):
+    def __init__(self, conf, classes, images, are_probabilities=False):
         """
         Args:
-          conf: the flags as attributes; out_dir, visual, overlay, id_format and skip_existing matter.
+          conf: the flags as attributes; out_dir, visual, overlay, id_format, skip_existing and those of keeps_scores
+            matter.
           classes: a Classes.
           images: a sources.Images.
+          are_probabilities: whether the scores that come are probabilities; otherwise they are logits.
 
         Raises:
-          UserError: a folder cannot be written to, or id_format does not fit the classes or the names of the images.
+          UserError: a folder cannot be written to, id_format does not fit the classes or the names of the images, or
+            there are no logits to save.
         """
-        self._classes, self._unread = classes, 0
+        if conf.save_logits and are_probabilities:
+            raise UserError('--save_logits: the mean of several passes is of probabilities, there are no logits: give '
+                            '--save_probabilities, --eval_merge=max or a single scale without --eval_flip.')
+        self._classes, self._are_probabilities, self._unread = classes, are_probabilities, 0
         self._label_ids = conf.id_format == 'labelIds'
         names = self._cityscapes_names(images) if self._label_ids else [
             (name + '_mask.png', name) for name in images.names]
-        wanted = zip(sources.PREDICTED, (True, conf.visual, conf.overlay))
+        wanted = zip(sources.PREDICTED, (True, conf.visual, conf.overlay, conf.save_probabilities, conf.save_logits))
         output_files.make_dir(conf.out_dir, 'out_dir')
         self.folders = {kind: output_files.make_dir(os.path.join(conf.out_dir, kind), 'out_dir', follow=False)
                         for kind, asked in wanted if asked}
@@ -56,20 +68,23 @@ class MaskWriter(object):
           UserError: at the end, if images had a fault.
         """
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            waiting = []
+            waiting = []  # (future, bytes of its arrays)
 
             def write(prediction):
                 if prediction.fault:
                     self._unread += 1
                     tqdm.write('warning: ' + prediction.fault, file=sys.stderr)
                     return
-                waiting.append(pool.submit(self._write, prediction.index, prediction.classes.astype(np.uint8)))
-                while len(waiting) > MOST_WAITING or waiting and waiting[0].done():
-                    waiting.pop(0).result()
+                mask, scores = prediction.classes.astype(np.uint8), prediction.scores
+                size = mask.nbytes + (0 if scores is None else scores.nbytes)
+                waiting.append((pool.submit(self._write, prediction.index, mask, scores), size))
+                while waiting and (len(waiting) > MOST_WAITING or waiting[0][0].done()
+                                   or sum(one[1] for one in waiting) > MOST_WAITING_BYTES):
+                    waiting.pop(0)[0].result()
 
             yield write
-            for one in waiting:
-                one.result()
+            for future, _ in waiting:
+                future.result()
         print('%d predictions in %s' % (len(self.paths) - self._unread, ' and '.join(self.folders.values())))
         if self._unread:
             raise UserError('%d of %d images could not be read, named above: get these files again or leave them '
@@ -94,15 +109,16 @@ class MaskWriter(object):
     def _outputs(self, names):
         """{kind: path} of the outputs of an image by its names."""
         file_name, name = names
-        ends = dict(zip(sources.PREDICTED, (file_name, name + '_mask_visual.png', name + '_overlay.png')))
+        ends = dict(zip(sources.PREDICTED, (
+            file_name, name + '_mask_visual.png', name + '_overlay.png', name + '.npz', name + '.npz')))
         return {kind: os.path.join(folder, ends[kind]) for kind, folder in self.folders.items()}
 
     def _is_done(self, names):
         """Whether all outputs of an image are there."""
         return all(map(regular_files.is_regular, self._outputs(names).values()))
 
-    def _write(self, index, mask):
-        """Writes the mask, uint8 [H, W], of an image and its pictures."""
+    def _write(self, index, mask, scores):
+        """Writes the mask, uint8 [H, W], of an image, its pictures and its scores, [H, W, num_classes] or None."""
         outputs, (num_classes, _, palette) = self._outputs(self._names[index]), self._classes
         ids = cityscapes_labels.train_ids_to_label_ids(mask) if self._label_ids else mask
         self._save(ids, outputs['prediction'])
@@ -112,9 +128,18 @@ class MaskWriter(object):
         if 'overlay_prediction' in outputs:
             picture = label_utils.overlay(image_files.load_image(self.paths[index]), mask, palette, num_classes)
             self._save(picture, outputs['overlay_prediction'])
+        if 'logits' in outputs:
+            self._save(scores, outputs['logits'], 'logits')
+        if 'probabilities' in outputs:
+            probabilities = scores if self._are_probabilities else score_maps.softmax(scores)
+            self._save(probabilities, outputs['probabilities'], 'probabilities')
 
-    def _save(self, pixels, path):
+    def _save(self, values, path, name=None):
+        """Writes a picture, or scores [H, W, num_classes] under a name in a file of arrays."""
         folder = os.path.dirname(path)
         if folder not in self._made:
             self._made.add(output_files.make_dir(folder, 'out_dir', follow=False))
-        output_files.save_image(pixels, path)
+        if name is None:
+            output_files.save_image(values, path)
+        else:
+            output_files.save_arrays({name: score_maps.class_first(values)}, path)

@@ -15,6 +15,7 @@ from utils.system import memory
 # int32 [H, W], and, where they are kept, its scores, float32 [H, W, num_classes]. fault: a sentence on why it could not
 # be read, in which case the others are None, or None.
 Prediction = collections.namedtuple('Prediction', 'index label classes scores fault')
+Prediction.__new__.__defaults__ = (None, None)
 
 # What computes scores. build: a function from images [1, H, W, 3] to (network with batch_norm 'folded', scores
 # [1, H, W, num_classes]); restore: a function from a session and the network's variables that gives these their values;

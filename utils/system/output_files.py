@@ -180,6 +180,14 @@ def save_image(pixels, path):
         Image.fromarray(pixels).save(temporary, format='PNG')
 
 
+def save_arrays(arrays, path):
+    """Writes a dict of arrays as compressed .npz."""
+    import numpy as np
+
+    with whole(path) as temporary, open(temporary, 'wb') as file:
+        np.savez_compressed(file, **arrays)
+
+
 def save_json(values, path):
     """Writes a dict as JSON."""
     with whole(path) as temporary, open(temporary, 'w') as file:

@@ -21,6 +21,10 @@ TrainingGraph = collections.namedtuple('TrainingGraph', 'net rate update losses 
 # the network's variables and a function that says whether to stop, to a dict of metrics.scores, or None if stopped.
 Reports = collections.namedtuple('Reports', 'folder records draw_panel validate')
 
+# What a training reads. net_input: a compat.Input; reader: an ImageReader; class_weights: [num_classes] of the loss, or
+# None; validate: that of Reports.
+Data = collections.namedtuple('Data', 'net_input reader class_weights validate')
+
 
 def run(sess, graph, conf, reports, first_step=0):
     """Trains from first_step to step num_steps, which has rate 0.
