@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.data import data_lists, sources
 from utils.data.palette import load_classes
 from utils.prediction import crf, masks, metrics, score_maps
 from utils.prediction.scores import Prediction
@@ -164,10 +165,14 @@ def test_softmax_of_large_logits():
 
 # files of scores ------------------------------------------------------------------------------------------------
 
+def named(images):
+    return sources.Images(list(images), data_lists.output_names(images))
+
+
 def written(settings, tmp_path, are_probabilities=False, images=('a/x.png', 'b/x.png'), **changed):
     """(the scores, the writer) of two images' predictions, written."""
     conf = settings(out_dir=str(tmp_path), visual=False, num_classes=4, **changed)
-    writer = masks.MaskWriter(conf, load_classes(4, 255, ''), list(images), are_probabilities)
+    writer = masks.MaskWriter(conf, load_classes(4, 255, ''), named(images), are_probabilities)
     found = [one._replace(classes=one.classes * 0) for one in predicted(len(images))]
     found[0].scores[0, 0, 0] = 1e6
     with writer.writing() as write:
@@ -209,7 +214,7 @@ def test_waiting_arrays_are_bounded_by_their_bytes(settings, tmp_path, monkeypat
     """With room for none, every image is written before write() comes back."""
     monkeypatch.setattr(masks, 'MOST_WAITING_BYTES', 0)
     conf = settings(out_dir=str(tmp_path), visual=False, num_classes=4, save_logits=True)
-    writer = masks.MaskWriter(conf, load_classes(4, 255, ''), ['%d.png' % number for number in range(3)])
+    writer = masks.MaskWriter(conf, load_classes(4, 255, ''), named(['%d.png' % number for number in range(3)]))
     with writer.writing() as write:
         for one in predicted(3):
             write(one)

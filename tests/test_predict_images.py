@@ -200,8 +200,9 @@ def test_a_list_in_a_flag_file_gives_way_to_an_image(predict, tmp_path):
 
 def test_test_stops_at_the_first_broken_image(predict, tmp_path):
     fill(tmp_path)
-    Image.fromarray(np.zeros([30, 41], np.uint8)).save(str(tmp_path / 'label.png'))
-    (tmp_path / 'list.txt').write_text('a.jpg label.png\ncut.jpg label.png\n')
+    for name, size in (('a.png', (30, 41)), ('cut.png', (60, 80))):
+        Image.fromarray(np.zeros(size, np.uint8)).save(str(tmp_path / ('label_' + name)))
+    (tmp_path / 'list.txt').write_text('a.jpg label_a.png\ncut.jpg label_cut.png\n')
     code, stdout, stderr = predict(
         '--flagfile=dataset/sample.flags', '--valid_data_list=%s' % (tmp_path / 'list.txt'), '--nocheck_labels',
         '--data_dir=%s' % tmp_path, option='test')

@@ -21,6 +21,8 @@ def constant_graph(sess, fetches):
     needed = tf.graph_util.extract_sub_graph(sess.graph.as_graph_def(), [fetch.op.name for fetch in fetches])
     others = tf.GraphDef(versions=needed.versions, library=needed.library)
     others.node.extend(node for node in needed.node if node.op not in VARIABLE_OPS)
+    for node in others.node:
+        node.attr.pop('_class', None)  # which device's variable it stays with
     with tf.Graph().as_default() as graph:
         constants, values = {}, {}  # by the variable's name; by the name of each of its readers
         for node in needed.node:
