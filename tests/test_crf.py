@@ -4,11 +4,14 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 from PIL import Image
 
+from model import Model
 from utils.data import data_lists, sources
 from utils.data.palette import load_classes
 from utils.prediction import crf, masks, metrics, score_maps
@@ -144,23 +147,64 @@ def test_processes_import_no_tensorflow():
 
 
 def test_without_the_library_one_sentence_says_what_to_install(settings, monkeypatch):
-    def missing(name):
-        raise ImportError("No module named 'pydensecrf'")
-
-    monkeypatch.setattr(crf.importlib, 'import_module', missing)
+    monkeypatch.setitem(sys.modules, 'pydensecrf', None)  # which an import then finds missing
     assert crf.chosen(settings()) is None
     with pytest.raises(UserError, match=r'--crf needs .*pydensecrf2.*pip install -r requirements-crf\.txt'):
         crf.chosen(settings(crf=True))
 
 
 def test_defaults(settings, monkeypatch):
-    monkeypatch.setattr(crf.importlib, 'import_module', lambda name: None)
+    monkeypatch.setitem(sys.modules, 'pydensecrf', types.SimpleNamespace(densecrf=None))
     assert crf.chosen(settings(crf=True)) == DEFAULTS
 
 
 def test_softmax_of_large_logits():
     logits = np.array([[1000.0, 999.0, -1000.0]], np.float32)
     np.testing.assert_allclose(score_maps.softmax(logits), [[0.7310586, 0.2689414, 0]], atol=1e-6)
+
+
+@pytest.fixture
+def model(settings, narrow, tmp_path, monkeypatch):
+    """A function from changed flags to a Model with a checkpoint of random weights and a list of three pictures."""
+    narrow({'res50': (1, 1, 1, 1)})
+    monkeypatch.setitem(sys.modules, 'pydensecrf', types.SimpleNamespace(densecrf=None))
+    paths = pictures(tmp_path, [10, 100, 200], (33, 41))
+    for path in paths:
+        Image.fromarray((np.arange(33 * 41).reshape(33, 41) % 4).astype(np.uint8)).save(path + '.label.png')
+    (tmp_path / 'list.txt').write_text(''.join('%s %s.label.png\n' % (path, path) for path in paths))
+    flags = {'encoder_name': 'res50', 'num_classes': 4, 'modeldir': str(tmp_path / 'model'), 'num_threads': 2,
+             'out_dir': str(tmp_path / 'output'), 'test_data_list': str(tmp_path / 'list.txt'),
+             'valid_data_list': str(tmp_path / 'list.txt')}
+    with tf.Graph().as_default(), tf.Session() as sess:
+        net, _ = Model(settings(**flags)).scores(tf.placeholder(tf.float32, [1, None, None, 3]))
+        sess.run(tf.global_variables_initializer())
+        os.mkdir(flags['modeldir'])
+        tf.train.Saver(net.variables).save(sess, os.path.join(flags['modeldir'], 'model.ckpt'), 1)
+    return lambda **changed: Model(settings(**dict(flags, **changed)))
+
+
+def test_models_test_and_predict_refine(model, stand_in, tmp_path):
+    """With the stand-in, which changes no class, the results are those without --crf."""
+    results = []
+    for refine in (False, True):
+        result = model(crf=refine).test()
+        model(crf=refine, save_probabilities=refine).predict()
+        masks_written = [np.asarray(Image.open(str(tmp_path / 'output' / 'prediction' / ('%d_mask.png' % number))))
+                         for number in range(3)]
+        results.append((result['iou'].tolist(), masks_written))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    for number, mask in enumerate(results[1][1]):
+        saved = read(tmp_path / 'output' / 'probabilities' / ('%d.npz' % number), 'probabilities')
+        assert saved.shape == (4, 33, 41)
+        chosen = np.take_along_axis(saved, mask[np.newaxis].astype(int), axis=0)
+        assert (chosen == saved.max(axis=0)).all()
+
+
+def test_a_process_that_dies_ends_predict(model, stand_in, tmp_path):
+    pictures(tmp_path, [10, 13, 200], (33, 41))
+    with pytest.raises(UserError, match=r'1\.png: .*exit code 3'):
+        model(crf=True).predict()
 
 
 # files of scores ------------------------------------------------------------------------------------------------

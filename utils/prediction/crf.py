@@ -6,7 +6,6 @@ import neither TensorFlow, which no fork survives, nor anything that does: they 
 
 import collections
 import contextlib
-import importlib
 import multiprocessing
 import signal
 
@@ -16,7 +15,7 @@ from utils.data import image_files
 from utils.prediction.score_maps import softmax
 from utils.system.errors import UserError, quoted, reason
 
-PACKAGE, INSTALL = 'pydensecrf', 'pip install -r requirements-crf.txt'
+INSTALL = 'pip install -r requirements-crf.txt'
 LEAST_PROBABILITY = 1e-5  # before the logarithm, as in pydensecrf's unary_from_softmax
 # The lattice keeps coordinates in 16 bits; they grow with pixels / sxy, and with 255 / srgb (0.2 and more, main.py).
 MOST_GAUSSIAN_REACH, MOST_BILATERAL_REACH = 10000, 5000
@@ -39,7 +38,7 @@ def chosen(conf):
     if not conf.crf:
         return None
     try:
-        importlib.import_module(PACKAGE + '.densecrf')
+        from pydensecrf import densecrf  # noqa: F401
     except ImportError as error:
         raise UserError('--crf needs the package pydensecrf2 (%s): %s, or leave --crf out.' % (reason(error), INSTALL))
     return Settings(*[getattr(conf, 'crf_' + name) for name in Settings._fields])

@@ -4,6 +4,7 @@ A file is whole or absent however the process ends. Only what `sync` was called 
 """
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -184,8 +185,10 @@ def save_arrays(arrays, path):
     """Writes a dict of arrays as compressed .npz."""
     import numpy as np
 
+    packed = io.BytesIO()  # as a zip file that cannot be finished prints a traceback when it is collected
+    np.savez_compressed(packed, **arrays)
     with whole(path) as temporary, open(temporary, 'wb') as file:
-        np.savez_compressed(file, **arrays)
+        file.write(packed.getbuffer())
 
 
 def save_json(values, path):
