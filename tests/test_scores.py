@@ -111,6 +111,13 @@ def test_one_pass_is_as_without_any(make, model_class, compat):
     assert score(image, model, keep_scores=False)[1] is None
 
 
+@pytest.mark.parametrize('compat', ['original', 'caffe'])
+def test_a_scale_may_leave_a_single_pixel(make, compat):
+    classes, found = score(recipe.image(1, *SIZE)[0], make(compat=compat), Evaluation((0.001,), True, 'max'))
+    assert found.shape == SIZE + (5,) and np.isfinite(found).all()
+    assert np.abs(found - found[0, 0]).max() <= 1e-4 and (classes == classes[0, 0]).all()
+
+
 @pytest.mark.parametrize('merge, compat', [('mean', 'original'), ('max', 'caffe')])
 def test_a_mirrored_image_has_mirrored_scores(make, merge, compat):
     model, image = make(compat=compat), recipe.image(1, *SIZE)[0]
