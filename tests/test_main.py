@@ -228,7 +228,10 @@ def test_overlays_and_cityscapes_ids(tmp_path, small):
     assert set(np.unique(mask)) <= {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
     overlay = Image.open(str(tmp_path / 'output' / 'overlay_prediction' / 'ulm_000001_000019_overlay.png'))
     assert overlay.size[0] > size[0]  # the legend
-    assert '--id_format=labelIds' in refused(*(flags + ['--option=predict', '--num_classes=18']))
+    fewer = flags + ['--option=predict', '--num_classes=18']
+    assert 'trained with --num_classes=19' in refused(*fewer)
+    (tmp_path / 'model' / 'settings.json').unlink()
+    assert '--id_format=labelIds' in refused(*fewer)
 
 
 def test_check_reads_all_lists(tmp_path):
