@@ -141,6 +141,11 @@ class Run(object):
             assert self.processes[0].poll() is None, self.output(0)
             time.sleep(0.02)
 
+    def until_told(self, words):
+        while words not in self.output(0):
+            assert self.processes[0].poll() is None, self.output(0)
+            time.sleep(0.02)
+
     def kill(self, task):
         self.processes[task].kill()
         self.processes[task].wait()
@@ -173,6 +178,7 @@ def test_three_machines_equal_one_whatever_dies(start):
     three = start('three', 3)
     three.until(8)
     three.kill(1)
+    three.until_told('task 1 (%s) is gone: training pauses until it is back' % three.addresses[1])
     three.start(1)
     three.until(14)
     three.kill(0)  # the others serve on
@@ -180,9 +186,7 @@ def test_three_machines_equal_one_whatever_dies(start):
     assert three.codes() == [0, 0, 0], three.output(0)
     np.testing.assert_allclose(three.losses(), one.losses(), rtol=1e-4)
     assert len(three.losses()) == STEPS + 1
-    output = three.output(0)
-    assert 'task 1 (%s)' % three.addresses[1] in output and 'training pauses until it is back' in output
-    assert output.count('resumed from') == 2
+    assert three.output(0).count('resumed from') == 2
     assert 'serves its devices to task 0' in three.output(2) and 'has ended: done' in three.output(2)
 
 
@@ -197,8 +201,6 @@ def test_a_signal_ends_all_in_good_order(start):
 def test_who_is_missing_is_named(start):
     run = start('alone', 2)
     run.kill(1)
-    while 'waiting for task 1 (%s)' % run.addresses[1] not in run.output(0):
-        assert run.processes[0].poll() is None, run.output(0)
-        time.sleep(0.05)
+    run.until_told('waiting for task 1 (%s)' % run.addresses[1])
     run.processes[0].send_signal(signal.SIGINT)
     assert run.processes[0].wait() == 130
