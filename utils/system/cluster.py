@@ -21,7 +21,9 @@ TF_CONFIG = 'TF_CONFIG'
 TASK_TYPES = ('chief', 'master', 'worker')  # of TF_CONFIG; all are tasks of JOB, in this order
 END = 'end'  # of the queue on a helper that ends it
 POLL_SECONDS = 1.0
-LOST_SECONDS = 60.0  # without an answer, after which a machine is given up
+LOST_SECONDS = 20.0  # without an answer, after which a machine is given up
+CLOSE_SECONDS = 5.0
+PAUSED = '%s: training pauses until it is back, then goes on from the newest checkpoint'
 QUICK_SECONDS, MOST_QUICK = 20.0, 5  # a loss within so many seconds, so many times in a row, is no accident
 
 
@@ -206,8 +208,7 @@ class Cluster(object):
                     if quick == MOST_QUICK:
                         raise UserError('%s: %d times in a row within %d seconds; see what that machine says.' % (
                             error, quick, QUICK_SECONDS))
-                    print('\n%s: training pauses until it is back, then goes on from the newest checkpoint' % error,
-                          file=sys.stderr)
+                    print('\n' + PAUSED % error, file=sys.stderr)
                     time.sleep(POLL_SECONDS)
         finally:
             self.finish()
@@ -225,6 +226,11 @@ class Cluster(object):
         known = named and 0 < int(named.group(1)) < self.tasks
         return (self.name(int(named.group(1))) if known else 'a machine') + ' was gone for a moment'
 
+    def _begin_again(self):
+        """Replaces this process by one that goes on from the newest checkpoint."""
+        print('\n' + PAUSED % self._lost, file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable] + sys.argv + ['--resume=auto'])
+
     @contextlib.contextmanager
     def _watched(self, sess):
         """Closes the session, whose run then fails, when a task has not answered for LOST_SECONDS.
@@ -241,7 +247,9 @@ class Cluster(object):
                         heard[task] = time.time()
                     elif time.time() - heard[task] > LOST_SECONDS:
                         self._lost = self.name(task) + ' has not answered for %d seconds' % LOST_SECONDS
-                        sess.close()
+                        threading.Thread(target=sess.close, daemon=True).start()
+                        if not ended.wait(CLOSE_SECONDS):  # TensorFlow 1.15 waits for the machine, whatever is closed
+                            self._begin_again()
                         return
 
         thread = threading.Thread(target=watch, daemon=True)
