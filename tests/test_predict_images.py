@@ -12,7 +12,7 @@ from utils.data import image_files, palette, sources
 from utils.image_reader import ImageReader
 from utils.net import compat
 from utils.net.blocks import BLOCKS, resnet_blocks
-from utils.prediction import masks
+from utils.prediction import masks, scores
 from utils.system.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -164,6 +164,22 @@ def test_cityscapes_names_stay_in_their_folders(settings, tmp_path):
     frames[1] = 'ulm/ulm_000001_000019_gtFine_color.png'
     with pytest.raises(UserError, match='would get one mask'):
         masks.MaskWriter(conf, classes, sources.Images(frames, [name[:-4] for name in frames]))
+
+
+def test_an_image_that_vanishes_before_its_overlay(settings, tmp_path, capsys):
+    """Its mask is there, it is told and counted; so is one that has another size by then."""
+    conf = settings(out_dir=str(tmp_path / 'out'), visual=False, overlay=True)
+    paths = [str(photo(tmp_path / name)) for name in ('a.jpg', 'b.jpg', 'c.jpg')]
+    height, width = image_files.image_size(paths[0])
+    writer = masks.MaskWriter(conf, palette.load_classes(21), sources.Images(paths, ['a', 'b', 'c']))
+    os.remove(paths[0])
+    with pytest.raises(UserError, match='2 of 3 images could not be read'), writer.writing() as write:
+        for index in range(3):
+            write(scores.Prediction(index, None, np.zeros([height, width + (index == 1)], np.int32)))
+    assert sorted(os.listdir(writer.folders['prediction'])) == ['a_mask.png', 'b_mask.png', 'c_mask.png']
+    assert os.listdir(writer.folders['overlay_prediction']) == ['c_overlay.png']
+    told = capsys.readouterr().err
+    assert 'a.jpg: no such file' in told and 'b.jpg: the image changed while it was predicted.' in told
 
 
 @pytest.mark.parametrize('flags, told', [

@@ -69,7 +69,8 @@ class ConvBN(object):
         if batch_norm == 'frozen':
             self._kernel, self._bias = self._fold()
         else:
-            self._kernel, self._bias, self._scale = read(self.weights), read(self.beta), read(self.gamma)
+            self._kernel, self._bias = read(self.weights), read(self.beta)
+        self._scale = read(self.gamma) if trained else None
 
     def _fold(self):
         """The kernel [k, k, C, D] and the bias [D] of convolution and batch norm in one."""

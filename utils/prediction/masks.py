@@ -72,23 +72,28 @@ class MaskWriter(object):
 
             def write(prediction):
                 if prediction.fault:
-                    self._unread += 1
-                    tqdm.write('warning: ' + prediction.fault, file=sys.stderr)
+                    self._tell(prediction.fault)
                     return
                 mask, scores = prediction.classes.astype(np.uint8), prediction.scores
                 size = mask.nbytes + (0 if scores is None else scores.nbytes)
                 waiting.append((pool.submit(self._write, prediction.index, mask, scores), size))
                 while waiting and (len(waiting) > MOST_WAITING or waiting[0][0].done()
                                    or sum(one[1] for one in waiting) > MOST_WAITING_BYTES):
-                    waiting.pop(0)[0].result()
+                    self._tell(waiting.pop(0)[0].result())
 
             yield write
             for future, _ in waiting:
-                future.result()
+                self._tell(future.result())
         print('%d predictions in %s' % (len(self.paths) - self._unread, ' and '.join(self.folders.values())))
         if self._unread:
             raise UserError('%d of %d images could not be read, named above: get these files again or leave them '
                             'out.' % (self._unread, len(self.paths)))
+
+    def _tell(self, fault):
+        """Counts and tells a sentence on why an image could not be read; None is no fault."""
+        if fault:
+            self._unread += 1
+            tqdm.write('warning: ' + fault, file=sys.stderr)
 
     def _cityscapes_names(self, images):
         """(name that the benchmark wants, name that pictures start with) of each image, in its folder."""
@@ -118,21 +123,31 @@ class MaskWriter(object):
         return all(map(regular_files.is_regular, self._outputs(names).values()))
 
     def _write(self, index, mask, scores):
-        """Writes the mask, uint8 [H, W], of an image, its pictures and its scores, [H, W, num_classes] or None."""
+        """Writes the mask, uint8 [H, W], of an image, its pictures and its scores, [H, W, num_classes] or None.
+
+        Returns:
+          a sentence on why the image, which was read before, could not be read for its overlay; otherwise None.
+        """
         outputs, (num_classes, _, palette) = self._outputs(self._names[index]), self._classes
         ids = cityscapes_labels.train_ids_to_label_ids(mask) if self._label_ids else mask
         self._save(ids, outputs['prediction'])
         if 'visual_prediction' in outputs:
             colours = label_utils.decode_labels(mask[np.newaxis], 1, num_classes, palette)[0]
             self._save(colours, outputs['visual_prediction'])
-        if 'overlay_prediction' in outputs:
-            picture = label_utils.overlay(image_files.load_image(self.paths[index]), mask, palette, num_classes)
-            self._save(picture, outputs['overlay_prediction'])
         if 'logits' in outputs:
             self._save(scores, outputs['logits'], 'logits')
         if 'probabilities' in outputs:
             probabilities = scores if self._are_probabilities else score_maps.softmax(scores)
             self._save(probabilities, outputs['probabilities'], 'probabilities')
+        if 'overlay_prediction' in outputs:
+            try:
+                image = image_files.load_image(self.paths[index])
+            except UserError as error:
+                return str(error)
+            if image.shape[:2] != mask.shape:
+                return '%s: the image changed while it was predicted.' % quoted(self.paths[index])
+            self._save(label_utils.overlay(image, mask, palette, num_classes), outputs['overlay_prediction'])
+        return None
 
     def _save(self, values, path, name=None):
         """Writes a picture, or scores [H, W, num_classes] under a name in a file of arrays."""
