@@ -88,7 +88,7 @@ def assert_equal_runs(one, other):
 @pytest.mark.parametrize('model_class, flags', [
     (Model, {}),
     (Model, {'train_bn': False, 'valid_interval': 3}),
-    (Model, {'grad_update_every': 2, 'valid_interval': 1}),
+    (Model, {'grad_update_every': 2, 'valid_interval': 4}),
     (Model_msc, {'grad_update_every': 2, 'batch_size': 1}),
     (Model, {'num_gpus': 2}),
 ], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers'])
