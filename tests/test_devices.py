@@ -268,7 +268,7 @@ def test_machines_predict_what_one_does(model, tmp_path):
 def test_a_machine_with_too_few_devices_is_named(model, tmp_path):
     machines = servers([2, 1])
     with pytest.raises(UserError, match=r'task 1 \(127.0.0.1:\d+\) has no CPU:1: give every machine the same'):
-        predicted(model(machines[0], num_gpus=2), photos(tmp_path, 6))
+        predicted(model(machines[0], num_gpus=2), photos(tmp_path, 6) * 99)
     machines[1].serve()
 
 
