@@ -133,11 +133,11 @@ flags.DEFINE_boolean('mixed_precision', False, 'float16 on GPUs, bfloat16 on pro
 flags.DEFINE_boolean('deterministic', False, 'on GPUs, ops that give the same bits on every run; on the CPU all do')
 
 # devices
-DEFINE_whole('num_gpus', 1, 'GPUs that share a batch, on each machine; logical devices of the processor where '
-             'TensorFlow sees no GPU', 1, MOST_TOWERS)
+DEFINE_whole('num_gpus', 1, 'GPUs that share a batch, or the images to test or predict, on each machine; logical '
+             'devices of the processor where TensorFlow sees no GPU', 1, MOST_TOWERS)
 
-flags.DEFINE_list('cluster', None, 'host:port of each machine that trains, the same list on all; that of TF_CONFIG in '
-                  'the environment by default')
+flags.DEFINE_list('cluster', None, 'host:port of each machine that trains, tests or predicts, the same list on all; '
+                  'that of TF_CONFIG in the environment by default')
 DEFINE_whole('task_index', None, 'which machine of --cluster this is, from 0, which reads, saves and logs')
 flags.DEFINE_enum('variables_on', 'spread', ['spread', 'chief'], 'where the variables of several machines lie: spread '
                   'over them by size, or all on task 0')

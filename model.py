@@ -11,7 +11,7 @@ from utils.data import augment, sources
 from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import crf, export, masks, metrics, passes, report, score_files, scores
+from utils.prediction import crf, devices, export, masks, metrics, passes, report, score_files, scores
 from utils.system import memory, output_files, precision, runtime
 from utils.system.cluster import Cluster
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
@@ -26,7 +26,7 @@ class Model(object):
     """Runs one option of the flags in `conf`: train(), test(), predict(), export() or check()."""
 
     def __init__(self, conf, cluster=None):
-        """conf: the flags of main.py, or any object with their names as attributes; cluster: a Cluster to train on."""
+        """conf: the flags of main.py, or any object with their names as attributes; cluster: the Cluster to work on."""
         self.conf, self.cluster = conf, cluster or Cluster()
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
@@ -113,6 +113,7 @@ class Model(object):
         writer = masks.MaskWriter(conf, self.classes, sources.open_images(conf),
                                   passes.gives_probabilities(self.evaluation))
         if not writer.paths:
+            self.cluster.dismiss()
             return
         reader = ImageReader(writer.paths, [''] * len(writer.paths), self.classes, net_input, conf.num_threads)
         found = self._predictions(reader, prefix, 'predict', refinement, masks.keeps_scores(conf))
@@ -198,7 +199,7 @@ class Model(object):
         conf = self.conf
         trained = run_settings.read(conf.modeldir)
         if trained:
-            run_settings.compare(conf.modeldir, trained['flags'], run_folder.deciding(conf, type(self).__name__))
+            run_settings.compare(conf.modeldir, trained['flags'], run_folder.values(conf, run_settings.COMPARED))
         return self._input(trained.get('input'))
 
     def _reader(self, flag, net_input, num_steps=None):
@@ -228,7 +229,7 @@ class Model(object):
         print('%s with %s' % (desc, prefix))
         restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
         setup = self._setup(restore, self.evaluation, keep_scores or refinement is not None)
-        found = scores.predictions(reader, setup, desc, tolerant=desc == 'predict')
+        found = devices.predictions(reader, setup, desc, self.towers, tolerant=desc == 'predict')
         if refinement is None:
             return found
         work = crf.Work(self.conf.num_threads, crf.USED * memory.free(), keep_scores)

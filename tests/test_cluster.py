@@ -39,7 +39,8 @@ def tf_config(tasks, kind, index):
     ({'cluster': ['no-such-host.invalid:1', '127.0.0.1:2'], 'task_index': 1},
      "the host of 'no-such-host.invalid:1' is not known"),
     ({'cluster': ['127.0.0.1:1', '127.0.0.1:1'], 'task_index': 0}, 'names a machine twice'),
-    ({'cluster': ['127.0.0.1:1', '127.0.0.1:2'], 'task_index': 0, 'option': 'test'}, '--cluster is for --option=train'),
+    ({'cluster': ['127.0.0.1:1', '127.0.0.1:2'], 'task_index': 0, 'option': 'export'},
+     '--cluster is for --option=train, test and predict: --option=export works on one machine'),
 ])
 def test_bad_flags(changed, words):
     with pytest.raises(UserError) as error:
@@ -59,14 +60,14 @@ def test_bad_tf_config(text, words, monkeypatch):
     with pytest.raises(UserError) as error:
         cluster.from_flags(flags())
     assert words in str(error.value) and len(str(error.value)) < 300
-    assert cluster.from_flags(flags(option='test')).tasks == 1
+    assert cluster.from_flags(flags(option='export')).tasks == 1
 
 
 def test_tf_config(monkeypatch):
     tasks = {'worker': ['127.0.0.1:2', '127.0.0.1:3'], 'chief': ['127.0.0.1:1']}
-    for kind, index, place in (('chief', 0, 0), ('worker', 0, 1), ('worker', 1, 2)):
+    for kind, index, place, option in (('chief', 0, 0, 'train'), ('worker', 0, 1, 'test'), ('worker', 1, 2, 'predict')):
         monkeypatch.setenv('TF_CONFIG', tf_config(tasks, kind, index))
-        found = cluster.from_flags(flags())
+        found = cluster.from_flags(flags(option=option))
         assert found.addresses == ['127.0.0.1:%d' % port for port in (1, 2, 3)] and found.index == place
     monkeypatch.setenv('TF_CONFIG', tf_config({'worker': ['127.0.0.1:1']}, 'worker', 0))
     assert cluster.from_flags(flags()).addresses == []

@@ -1,6 +1,8 @@
 """The scores of an image, whole or by windows, and the pass over a list that computes its images' classes."""
 
 import collections
+import contextlib
+import functools
 import time
 
 import numpy as np
@@ -23,8 +25,13 @@ Prediction.__new__.__defaults__ = (None, None)
 Setup = collections.namedtuple('Setup', 'build restore session_config tiling keep_scores')
 
 # How images are cut. window: (h, w), or None for whole images where the memory allows; overlap: the fraction of a
-# window that neighbours share; magnified: pixels that the network gets of a pixel, at the largest scale.
-Tiling = collections.namedtuple('Tiling', 'window overlap magnified')
+# window that neighbours share; magnified: pixels that the network gets of a pixel, at the largest scale; devices: how
+# many share the memory.
+Tiling = collections.namedtuple('Tiling', 'window overlap magnified devices')
+Tiling.__new__.__defaults__ = (1,)
+
+# What was read of an image: its index in the list, float32 [H, W, 3] and its label [H, W]. fault: as a Prediction's.
+Read = collections.namedtuple('Read', 'index image label fault')
 
 VALIDATION = 'validation'  # a pass in the middle of a training, whose progress bar vanishes
 REFRESH_SECONDS = 1.0
@@ -38,14 +45,26 @@ def class_map(scores):
 class Scorer(object):
     """Scores images one at a time by one graph of the network, which an image or a window is fed to."""
 
-    def __init__(self, setup):
-        """Adds the network to the current graph; net.fold_ops() must run once the variables have their values."""
-        self._tiling, self._keep_scores = setup.tiling, setup.keep_scores
+    def __init__(self, setup, room=None):
+        """Adds the network to the current graph; it is used after load().
+
+        Args:
+          setup: a Setup.
+          room: the Room of another Scorer on this machine.
+        """
+        self._setup, self._tiling, self._keep_scores = setup, setup.tiling, setup.keep_scores
         self._images = tf.placeholder(tf.float32, [1, None, None, 3])
         self.net, scores = setup.build(self._images)
         self._scores, self._classes = scores[0], class_map(scores)[0]
-        self._room = None if setup.tiling.window else Room(int(scores.shape[3]), setup.tiling.magnified)
-        self._told = False
+        self.room = room
+        if not (room or setup.tiling.window):
+            self.room = Room(int(scores.shape[3]), setup.tiling.magnified, setup.tiling.devices)
+
+    def load(self, sess):
+        """Gives the variables their values in a session of the graph."""
+        fold = self.net.fold_ops()
+        self._setup.restore(sess, self.net.variables)
+        sess.run(fold)
 
     def __call__(self, sess, image, report=lambda done, count: None):
         """Class map and scores of an image.
@@ -64,20 +83,16 @@ class Scorer(object):
             try:
                 return self._whole(sess, image) if window == size else self._by_windows(sess, image, window, report)
             except tf.errors.ResourceExhaustedError:
-                if not (self._room and self._room.exhausted(window)):
+                if not (self.room and self.room.exhausted(window)):
                     raise
 
     def _window(self, size):
         """(h, w) of the windows of an image, its own size where it is scored whole."""
         if self._tiling.window:
             return tuple(min(pair) for pair in zip(self._tiling.window, size))
-        window = self._room.window(size)
-        if window != size and not self._told:
-            self._told = True
-            tqdm.write('an image of %dx%d pixels takes about %.1f GB of memory as a whole, and %.1f GB may be used: '
-                       'images as large are predicted in windows of %dx%d (--window=%d,%d sets their size)' % (
-                           (size[1], size[0], self._room.needed(size) / 1e9, self._room.bytes / 1e9)
-                           + window[::-1] + window))
+        window = self.room.window(size)
+        if window != size:
+            self.room.tell(size, window)
         return window
 
     def _whole(self, sess, image):
@@ -113,25 +128,47 @@ def predictions(reader, setup, desc, tolerant=False):
       desc: what the progress bar says.
       tolerant: an image that cannot be read is a Prediction with a fault; otherwise it is a UserError.
     """
+    with tf.Graph().as_default():
+        scorer = Scorer(setup)
+        with tf.Session(config=setup.session_config) as sess:
+            scorer.load(sess)
+            with reading(reader, setup, tolerant) as images:
+                progress = bar(len(reader.images), desc, images)
+                for one in progress:
+                    yield predicted(one, functools.partial(scorer, sess), shown(progress))
+                    progress.set_postfix_str('', refresh=False)
+
+
+@contextlib.contextmanager
+def reading(reader, setup, tolerant):
+    """Gives a generator of the Reads of a reader, in a graph and a session of their own; arguments as predictions'.
+
+    Inside, exhausted memory, of the scoring too, is raised as a UserError.
+    """
     faults = {}  # {index: sentence}
     with tf.Graph().as_default():
         pair = reader.single(faults if tolerant else None)  # [1, H, W, 3], [1, H, W, 1]
-        scorer = Scorer(setup)
-        fold = scorer.net.fold_ops()
-        with tf.Session(config=setup.session_config) as sess:
-            setup.restore(sess, scorer.net.variables)
-            sess.run(fold)
-            progress = tqdm(range(len(reader.images)), desc=desc, unit='image', mininterval=1.0,
-                            leave=desc != VALIDATION)
-            with memory.enough_for('--window or --eval_scales'), reader.running(sess):
-                for index in progress:
+        with tf.Session(config=setup.session_config) as sess, memory.enough_for('--window or --eval_scales'), \
+                reader.running(sess):
+            def reads():
+                for index in range(len(reader.images)):
                     image, label = sess.run(pair)
-                    if index in faults:
-                        yield Prediction(index, None, None, None, faults.pop(index))
-                        continue
-                    classes, scores = scorer(sess, image[0], shown(progress))
-                    progress.set_postfix_str('', refresh=False)
-                    yield Prediction(index, label[0, :, :, 0], classes, scores, None)
+                    yield Read(index, image[0], label[0, :, :, 0], faults.pop(index, None))
+
+            yield reads()
+
+
+def predicted(one, score, report):
+    """The Prediction of a Read by a function as Scorer's call without the session."""
+    if one.fault:
+        return Prediction(one.index, None, None, None, one.fault)
+    classes, scores = score(one.image, report)
+    return Prediction(one.index, one.label, classes, scores)
+
+
+def bar(total, desc, images=None):
+    """The progress bar of a pass over so many images, an iterable if it is given any."""
+    return tqdm(images, total=total, desc=desc, unit='image', mininterval=1.0, leave=desc != VALIDATION)
 
 
 def shown(progress):

@@ -1,4 +1,4 @@
-"""Several machines, each a TensorFlow server: task 0 trains on the devices of all, the others serve theirs.
+"""Several machines, each a TensorFlow server: task 0 works on the devices of all, the others serve theirs.
 
 Nothing of it is encrypted or asks who calls: it belongs on a private network.
 """
@@ -19,11 +19,13 @@ from utils.system.errors import UserError, quoted, reason
 JOB = 'worker'
 TF_CONFIG = 'TF_CONFIG'
 TASK_TYPES = ('chief', 'master', 'worker')  # of TF_CONFIG; all are tasks of JOB, in this order
+SHARED = ('train', 'test', 'predict')  # values of --option whose work several machines share
 END = 'end'  # of the queue on a helper that ends it
 POLL_SECONDS = 1.0
 LOST_SECONDS = 20.0  # without an answer, after which a machine is given up
 CLOSE_SECONDS = 5.0
 PAUSED = '%s: training pauses until it is back, then goes on from the newest checkpoint'
+GONE = (tf.errors.UnavailableError, tf.errors.AbortedError)  # what fails at once when a process has ended
 QUICK_SECONDS, MOST_QUICK = 20.0, 5  # a loss within so many seconds, so many times in a row, is no accident
 
 
@@ -43,7 +45,7 @@ def from_flags(conf):
             raise UserError('--cluster needs --task_index: which of its %d machines this one is, from 0.' %
                             len(addresses))
         index, source = conf.task_index, '--cluster'
-    elif conf.option == 'train' and os.environ.get(TF_CONFIG):
+    elif conf.option in SHARED and os.environ.get(TF_CONFIG):
         addresses, index = _from_environment(os.environ[TF_CONFIG])
         source = TF_CONFIG
     else:
@@ -51,8 +53,9 @@ def from_flags(conf):
     if index >= max(1, len(addresses)):
         raise UserError('--task_index=%d is outside 0..%d, the tasks of %s.' % (
             index, max(0, len(addresses) - 1), source))
-    if addresses and conf.option != 'train':
-        raise UserError('--cluster is for --option=train: --option=%s works on one machine.' % conf.option)
+    if addresses and conf.option not in SHARED:
+        raise UserError('--cluster is for --option=%s: --option=%s works on one machine.' % (
+            ' and '.join([', '.join(SHARED[:-1]), SHARED[-1]]), conf.option))
     for address in addresses if len(addresses) > 1 else ():
         _check_address(address, source)
     if len(set(addresses)) < len(addresses):
@@ -91,7 +94,7 @@ def _check_address(address, source):
 
 
 class Cluster(object):
-    """The machines of a training; without addresses this one alone, for which most of it does nothing."""
+    """The machines of a run; without addresses this one alone, for which most of it does nothing."""
 
     def __init__(self, addresses=(), index=0):
         """
@@ -144,12 +147,15 @@ class Cluster(object):
 
     def _run_on(self, task, make_op, timeout_ms=0):
         """Runs an op on a task's queue END, in a session that needs no other task than that one and this."""
-        config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=sorted({
-            '/job:%s/task:%d' % (JOB, one) for one in (task, self.index)}))
+        config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=self._filters(task))
         with tf.Graph().as_default(), tf.device('/job:%s/task:%d/device:CPU:0' % (JOB, task)):
             op = make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END))
             with tf.Session(self._server.target, config=config) as sess:
                 sess.run(op)
+
+    def _filters(self, task):
+        """What keeps a session to the devices of a task and of this one, whatever becomes of the others."""
+        return sorted({'/job:%s/task:%d' % (JOB, one) for one in (task, self.index)})
 
     def finish(self):
         """Tells the other tasks that the work has ended."""
@@ -168,6 +174,40 @@ class Cluster(object):
                 told = missing
             time.sleep(POLL_SECONDS if missing else 0)
         self._met = True
+
+    @contextlib.contextmanager
+    def met(self):
+        """Inside, all other tasks have answered once; at the end, whatever it is, they are told."""
+        try:
+            self.wait()
+            yield
+        finally:
+            self.finish()
+
+    def dismiss(self):
+        """Tells the other tasks, once they answer, that there is nothing to do."""
+        with self.met():
+            pass
+
+    def session_with(self, task, config):
+        """A tf.Session on the devices of a task and of this one, which the loss of any other does not disturb."""
+        if not self.addresses:
+            return tf.Session(config=config)
+        own = tf.ConfigProto()
+        own.CopyFrom(config)
+        own.isolate_session_state = True
+        own.device_filters.extend(self._filters(task))
+        return tf.Session(self._server.target, config=own)
+
+    def gone(self, task, error):
+        """What to say of a task if it is why a session_with it has failed; '' if it is not."""
+        if task == self.index or not isinstance(error, (tf.errors.OpError, RuntimeError)):
+            return ''
+        if not isinstance(error, GONE):
+            time.sleep(POLL_SECONDS)  # a dying process takes its time to close its port
+            if _answers(self.addresses[task]):
+                return ''
+        return self.name(task) + ' is gone'
 
     @contextlib.contextmanager
     def session(self, config):
@@ -215,7 +255,7 @@ class Cluster(object):
 
     def _name_lost(self, error):
         """What to say of a machine that an error comes from; '' if it comes from none."""
-        gone = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError))
+        gone = isinstance(error, GONE)
         time.sleep(POLL_SECONDS if gone else 0)  # a dying process takes its time to close its port
         silent = [task for task in range(1, self.tasks) if not _answers(self.addresses[task])]
         if silent:
@@ -233,27 +273,42 @@ class Cluster(object):
 
     @contextlib.contextmanager
     def _watched(self, sess):
-        """Closes the session, whose run then fails, when a task has not answered for LOST_SECONDS.
+        """Closes the session, whose run then fails, when a task is silent."""
+        ended = threading.Event()
 
-        A process that ends is noticed at once by itself; a machine without power answers nothing.
+        def lost(task, text):
+            if not self._lost:
+                self._lost = text
+                threading.Thread(target=sess.close, daemon=True).start()
+                if not ended.wait(CLOSE_SECONDS):  # TensorFlow 1.15 waits for the machine, whatever is closed
+                    self._begin_again()
+
+        with self.listening(lost):
+            try:
+                yield
+            finally:
+                ended.set()
+
+    @contextlib.contextmanager
+    def listening(self, lost):
+        """Inside, a thread calls lost(task, what to say of it) for each task that is silent for LOST_SECONDS, once.
+
+        A process that ends is noticed at once by itself; one that was stopped, or a machine without power, answers
+        nothing.
         """
         ended = threading.Event()
 
-        def watch():
+        def listen():
             heard = {task: time.time() for task in range(1, self.tasks)}
-            while not ended.wait(LOST_SECONDS / 12):
-                for task in heard:
+            while heard and not ended.wait(LOST_SECONDS / 12):
+                for task in list(heard):
                     if _answers(self.addresses[task], LOST_SECONDS / 12):
                         heard[task] = time.time()
-                    elif time.time() - heard[task] > LOST_SECONDS:
-                        self._lost = self.name(task) + ' has not answered for %d seconds' % LOST_SECONDS
-                        threading.Thread(target=sess.close, daemon=True).start()
-                        if not ended.wait(CLOSE_SECONDS):  # TensorFlow 1.15 waits for the machine, whatever is closed
-                            self._begin_again()
-                        return
+                    elif time.time() - heard[task] > LOST_SECONDS and not ended.is_set():
+                        del heard[task]
+                        lost(task, self.name(task) + ' has not answered for %d seconds' % LOST_SECONDS)
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
+        threading.Thread(target=listen, daemon=True).start()
         try:
             yield
         finally:
@@ -261,10 +316,10 @@ class Cluster(object):
 
 
 def _answers(address, timeout=2.0):
-    """Whether something listens at host:port."""
+    """Whether a server answers at host:port: gRPC's speaks first; a process that was stopped just lets connect."""
     host, _, port = address.rpartition(':')
     try:
-        with socket.create_connection((host.strip('[]'), int(port)), timeout):
-            return True
+        with socket.create_connection((host.strip('[]'), int(port)), timeout) as connection:
+            return bool(connection.recv(1))
     except OSError:
         return False

@@ -22,7 +22,6 @@ from utils.weights import checkpoints, run_settings
 
 LOCK = '.lock'
 OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...
-RESUME = ('auto', 'never', 'must')  # from the newest checkpoint: of the same settings, not at all, of any settings
 # What TensorFlow's saver and our own files are called until they are whole.
 LEFTOVERS = ('*.ckpt-*.tempstate*', '*.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
 # The flags that decide what a training computes; all others only where it writes, how often, how fast and, as another
@@ -45,15 +44,21 @@ def deciding(conf, model_name, towers=1):
       model_name: the class that trains, which multi-scale changes.
       towers: parts of the batch with batch norm's statistics of their own.
     """
-    settings = {name: getattr(conf, name) for name in DECIDING}
-    settings['img_mean'] = conf.img_mean or None  # --img_mean= is none
-    for name in PATHS:  # however the path is written
+    return dict(values(conf, DECIDING), model=model_name, towers=towers)
+
+
+def values(conf, names):
+    """{name: value} of some of DECIDING, so that what means the same is the same, and other contents are not."""
+    settings = {name: getattr(conf, name) for name in names}
+    if 'img_mean' in settings:
+        settings['img_mean'] = conf.img_mean or None  # --img_mean= is none
+    for name in settings.keys() & set(PATHS):  # however the path is written
         settings[name] = os.path.realpath(settings[name]) if os.path.exists(settings[name]) else settings[name]
-    for name in READ_WHOLE:
+    for name in settings.keys() & set(READ_WHOLE):
         if os.path.isfile(settings[name]):
             with contextlib.suppress(OSError):  # reported by what reads it
                 settings[name] += ' (crc32 %08x)' % zlib.crc32(read_file(settings[name], 1 << 31))
-    return dict(settings, model=model_name, towers=towers)
+    return settings
 
 
 class RunFolder(object):
@@ -99,7 +104,7 @@ class RunFolder(object):
         """Where training goes on, nothing being written yet.
 
         Args:
-          mode: one of RESUME.
+          mode: 'auto', from checkpoints of the same settings; 'never', from none; 'must', from those of any settings.
 
         Returns:
           (the step to begin with, {name: array} of the newest checkpoint that is whole, the compat.Input of its

@@ -10,9 +10,6 @@ from utils.system import runtime
 from utils.system.errors import UserError
 from utils.training.losses import Pixels
 
-VARIABLES_ON = ('spread', 'chief')  # over the machines by size, or all on task 0
-
-
 # value: a scalar tensor; parts: [[tensors] of each tower] that it is computed from on the first machine, and whose
 # gradients are the work of the towers; none for a value of whatever origin.
 Loss = collections.namedtuple('Loss', 'value parts')
@@ -27,7 +24,7 @@ class Towers(object):
         Args:
           num_gpus: towers of a machine: its first GPUs, or logical CPU devices where TensorFlow sees no GPU.
           cluster: the Cluster of machines.
-          variables_on: one of VARIABLES_ON.
+          variables_on: 'spread' over the machines by size, or all on the 'chief', task 0.
 
         Raises:
           UserError: this machine has fewer GPUs.
@@ -36,7 +33,7 @@ class Towers(object):
         if gpus and num_gpus > gpus:
             raise UserError('--num_gpus=%d: TensorFlow sees %d GPU%s here: give at most that many.' % (
                 num_gpus, gpus, 's' if gpus > 1 else ''))
-        self._cluster, job = cluster, cluster.job
+        self.cluster, job = cluster, cluster.job
         self._chief = '/job:%s/task:0' % job
         self._variables = '/job:%s/device:%s:0' % (job, kind)
         self._tasks = cluster.tasks if variables_on == 'spread' else 1
@@ -52,14 +49,14 @@ class Towers(object):
             raise UserError('--batch_size=%d cannot be divided by %d towers: give %s%d.' % (
                 batch_size, towers, '%d or ' % lower if lower else '', lower + towers))
 
-    def check_devices(self, sess):
-        """UserError if a machine of a session has not as many devices as this one wants."""
+    def check_devices(self, sess, devices=None):
+        """UserError if a machine of a session lacks one of the devices, by default of all towers."""
         found = {device.name.replace('/replica:0', '') for device in sess.list_devices()}
-        for device in self.devices if self._placed() else ():
+        for device in devices or (self.devices if self._placed() else ()):
             if device not in found:
                 task, kind, index = re.search(r'task:(\d+)/device:(.*):(\d+)', device).groups()
                 raise UserError('%s has no %s:%s: give every machine the same --num_gpus, and GPUs or none.' % (
-                    self._cluster.name(int(task)), kind, index))
+                    self.cluster.name(int(task)), kind, index))
 
     def chief(self):
         """A context of ops that are neither a tower's nor a variable's: on the first machine."""

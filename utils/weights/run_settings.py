@@ -9,6 +9,7 @@ from utils.system.errors import UserError, quoted, reason
 
 FILE = 'settings.json'
 SHAPES = ('encoder_name', 'num_classes')  # flags that decide which variables there are
+COMPARED = SHAPES + ('compat', 'palette')
 
 
 def write(modeldir, flags, net_input, run_id):
@@ -21,7 +22,7 @@ def compare(modeldir, trained, now):
 
     Args:
       modeldir: the training's folder.
-      trained, now: {name: value} of the flags of both, as run_folder.deciding gives them.
+      trained, now: {name: value} of the flags of both, of this run those COMPARED, as run_folder.values gives them.
 
     Raises:
       UserError: they are of other networks.
