@@ -201,8 +201,9 @@ def test_a_job_in_bfloat16(what, mixed_precision, narrow, monkeypatch):
 def test_a_job(what, form, narrow):
     """What the command line's test below leaves out, which starts a process for each."""
     narrow({'res50': (1, 1, 1, 1)})
-    job = types.SimpleNamespace(**dict(measure.JOB, what=what, form=form, encoder_name='res50', budget=0, sgemm_side=16,
-                                       dilated_type='smooth_GI', size=[17, 17], image_size=[20, 30], files=4, threads=2))
+    job = types.SimpleNamespace(**dict(
+        measure.JOB, what=what, form=form, encoder_name='res50', budget=0, sgemm_side=16, dilated_type='smooth_GI',
+        size=[17, 17], image_size=[20, 30], files=4, threads=2))
     with tf.Graph().as_default():
         figures = measure.MEASUREMENTS[what](tf, measure.product_speeds(tf, job), job)
     names = {'_rate%d_%s' % (rate, passes) for rate in (2, 4) for passes in ('forward', 'with_gradients')}

@@ -23,6 +23,7 @@ SHARED = ('train', 'test', 'predict')  # values of --option whose work several m
 END = 'end'  # of the queue on a helper that ends it
 POLL_SECONDS = 1.0
 LOST_SECONDS = 20.0  # without an answer, after which a machine is given up
+ENDED_SECONDS = 3.0  # the same where nothing listens any more
 CLOSE_SECONDS = 5.0
 PAUSED = '%s: training pauses until it is back, then goes on from the newest checkpoint'
 GONE = (tf.errors.UnavailableError, tf.errors.AbortedError)  # what fails at once when a process has ended
@@ -291,10 +292,10 @@ class Cluster(object):
 
     @contextlib.contextmanager
     def listening(self, lost):
-        """Inside, a thread calls lost(task, what to say of it) for each task that is silent for LOST_SECONDS, once.
+        """Inside, a thread calls lost(task, what to say of it) for each task that is silent for too long, once.
 
-        A process that ends is noticed at once by itself; one that was stopped, or a machine without power, answers
-        nothing.
+        What runs on a process that ends fails at once by itself, but for the setting up of a session, which waits; a
+        process that was stopped, or a machine without power, answers nothing.
         """
         ended = threading.Event()
 
@@ -304,9 +305,13 @@ class Cluster(object):
                 for task in list(heard):
                     if _answers(self.addresses[task], LOST_SECONDS / 12):
                         heard[task] = time.time()
-                    elif time.time() - heard[task] > LOST_SECONDS and not ended.is_set():
+                        continue
+                    ended_there = _refuses(self.addresses[task])
+                    if time.time() - heard[task] > (ENDED_SECONDS if ended_there else LOST_SECONDS) and \
+                            not ended.is_set():
                         del heard[task]
-                        lost(task, self.name(task) + ' has not answered for %d seconds' % LOST_SECONDS)
+                        lost(task, self.name(task) + (
+                            ' is gone' if ended_there else ' has not answered for %d seconds' % LOST_SECONDS))
 
         threading.Thread(target=listen, daemon=True).start()
         try:
@@ -321,5 +326,17 @@ def _answers(address, timeout=2.0):
     try:
         with socket.create_connection((host.strip('[]'), int(port)), timeout) as connection:
             return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+def _refuses(address):
+    """Whether a machine is there on which nothing listens at host:port."""
+    host, _, port = address.rpartition(':')
+    try:
+        with socket.create_connection((host.strip('[]'), int(port)), 2.0):
+            return False
+    except ConnectionRefusedError:
+        return True
     except OSError:
         return False

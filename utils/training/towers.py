@@ -51,6 +51,8 @@ class Towers(object):
 
     def check_devices(self, sess, devices=None):
         """UserError if a machine of a session lacks one of the devices, by default of all towers."""
+        with sess.graph.as_default():  # list_devices, if it is first, waits with Python's lock held: nothing else runs
+            sess.run(tf.no_op())
         found = {device.name.replace('/replica:0', '') for device in sess.list_devices()}
         for device in devices or (self.devices if self._placed() else ()):
             if device not in found:
