@@ -68,8 +68,8 @@ def drop(rng, data):
 
 def replace(rng, data):
     """Something else altogether."""
-    return [b'', b'\0' * len(data), rng.bytes(len(data)), b'a text\n' * 5, b'\xff\xfe' + b'a\0b\0', b'\x89HDF\r\n\x1a\n',
-            b'\xff\xd8\xff\xe0', b'\x89PNG\r\n\x1a\n', b'\n' * 10 ** 5, b'PK\x03\x04'][rng.randint(10)]
+    return [b'', b'\0' * len(data), rng.bytes(len(data)), b'a text\n' * 5, b'\xff\xfe' + b'a\0b\0', b'PK\x03\x04',
+            b'\x89HDF\r\n\x1a\n', b'\xff\xd8\xff\xe0', b'\x89PNG\r\n\x1a\n', b'\n' * 10 ** 5][rng.randint(10)]
 
 
 ALL = (cut, flip_bits, flip_region, flip_structure, inflate, inflate_varint, repeat, drop, replace)

@@ -11,11 +11,10 @@ from absl import flags as absl_flags
 
 import main
 from tests import stress
-from tests.stress import damages, pictures, program, world
+from tests.stress import damages, pictures, program, values, world
 from utils.data import augment, data_check, data_lists, image_files, palette
 from utils.image_reader import ImageReader
 from utils.net.compat import COMPAT
-from utils.system import command_line
 from utils.system.errors import UserError
 from utils.training import class_weights
 from utils.weights import pretrained, weight_files
@@ -24,32 +23,6 @@ SECONDS, MEMORY = 120.0, 3 << 30
 CPU_SECONDS = 30
 OPTIONS = ('check', 'train', 'test', 'predict')
 CLASSES = palette.load_classes(world.NUM_CLASSES)
-FLAG_VALUES = (
-    '', ' ', '0', '1', '-1', '2', '17', '16', '33', '256', '257', '65535', '65536', str(2 ** 31 - 1), str(2 ** 31),
-    str(-2 ** 31), str(2 ** 63), str(10 ** 40), '1e3', '1.5', 'nan', 'inf', '-inf', '1e400', '1e-400', '0x10', '1_0',
-    '\u0663', '1,2', '1,2,3', ',', '0.5,0.5', '-1,1', 'true', 'TRUE', 'no', 'best', 'None', 'voc', '/', '.', '..', '~', '~nobody', '/proc/self/mem',
-    'x' * 300, 'x' * 10 ** 5, '9' * 5000, '\x1b[31m', 'a\nb', '\udc80', '\u202e', "'", '"', '%s', '%d%n', '{}', '$HOME', '`id`',
-    '--option=train', '=', '==', '\U0001f600')
-# Extreme values that keep a run short.
-EXTREMES = {
-    'input_height': ('17', '18', '33', '65'), 'input_width': ('17', '64'), 'num_classes': ('2', '3', '5', '256'),
-    'ignore_label': ('0', '3', '-1', '255', '2147483647', '-2147483647'), 'weight_decay': ('0', '1e-30', '1e30', '3.3e38'),
-    'learning_rate': ('0', '1e-30', '1e30', '3.3e38'), 'decoder_rate': ('1e-30,1e30', '1,1'), 'power': ('0', '1e5', '3e38'),
-    'momentum': ('0', '1'), 'bn_decay': ('0', '1'), 'grad_update_every': ('1', '3'), 'batch_size': ('1', '3'),
-    'num_threads': ('1', '7', '256'), 'random_scale_range': ('1e-30,1e-20', '0.01,8', '1,1', '1e30,1e38', '500,501'),
-    'loss': ('ce', 'ohem'), 'ohem_fraction': ('0.0001', '1'), 'freeze_encoder': ('true',), 'train_bn': ('true', 'false'),
-    'random_scale': ('false',), 'random_mirror': ('false',), 'channel_order': ('rgb', 'bgr'), 'class_weights': ('balanced',),
-    'img_mean': ('', '0,0,0', '1e38,-1e38,0', 'nan,0,0', '1,2', 'a,b,c', '1e400,0,0'), 'window': ('17,17', '33,17', '65535,65535'),
-    'overlap': ('0', '0.9'), 'eval_scales': ('1e-30', '8', '0.5,0.5', '0.01,1'), 'eval_flip': ('true',),
-    'eval_merge': ('max', 'mean'), 'save_probabilities': ('true',), 'save_logits': ('true',), 'overlay': ('true',),
-    'report': ('true',), 'id_format': ('labelIds',), 'valid_num_steps': ('1', '2147483647'), 'test_num_steps': ('1', '99'),
-    'valid_interval': ('0', '1'), 'save_interval': ('1', '2147483647'), 'max_to_keep': ('0', '1', '2147483647'),
-    'random_seed': ('0', '2147483647'), 'dilated_type': ('smooth_GI', 'smooth_SSC', 'decompose'), 'num_gpus': ('1', '3', '64'),
-    'compat': tuple(sorted(COMPAT)), 'encoder_name': ('deeplab', 'res101'), 'skip_existing': ('true',),
-    'check_labels': ('false', 'true'), 'test_step': ('0', '1', 'best', '7'), 'valid_step': ('best', '0'), 'palette': ('voc', 'cityscapes'),
-    'resume': ('must', 'never', 'auto'), 'task_index': ('0', '5'), 'cluster': ('a', 'localhost:1', ',', 'localhost:0,localhost:1'), 'frozen': ('true',)}
-ODD_NAMES = ('new/\n', 'a\x1b[31m', '\udc80', '\U0001f600/x', 'x' * 255, 'x' * 256, 'y/' * 2500, ' ', "'", '%s', '-x', '#',
-             'link', 'loop', 'pipe', 'file', 'file/below', 'full', '.', 'a:b')
 
 
 def prepare(folder):
@@ -117,7 +90,7 @@ def a_list(case):
         damages.spoil_file(rng, path)
     else:
         damages.write(path, list_bytes(rng, data))
-    names = ['list.txt'] + [name for name in os.listdir(data)]
+    names = ['list.txt'] + os.listdir(data)
     option = option_of(rng)
     if option:
         return as_program(case, option, names, checked(rng))
@@ -134,10 +107,8 @@ def a_list(case):
 
 def list_bytes(rng, data):
     """Lines of names, with and without quotes, tabs, comments and what belongs in no list."""
-    words = list(world.NAMES) + [world.label_of(name) for name in world.NAMES] + [
-        'list.txt', '.', '..', '/', '/dev/zero', '/dev/stdin', '/proc/self/mem', 'gone.png', 'x' * 300, 'x/' * 3000, '"', "'", '#',
-        '"a.png"', "'a.png'", '"a.png', '\t', '\0', '\x1b[0m', '\u202e', '\ud7ff', 'a.png\r', '\ufeff', '\x85', '\u2028', '~', '*',
-        '%s', os.path.join(data, 'a.png'), '../data/a.png', './a.png', 'pipe', 'folder']
+    words = list(world.NAMES + values.LIST_WORDS) + [world.label_of(name) for name in world.NAMES] + [
+        os.path.join(data, 'a.png')]
     os.mkfifo(os.path.join(data, 'pipe'))
     os.mkdir(os.path.join(data, 'folder'))
     lines = ['%s %s' % (name, world.label_of(name)) for name in world.NAMES]
@@ -196,7 +167,8 @@ def a_label(case):
         if pixels is not None and pixels.ndim == 2 and not name.endswith('.jpg'):
             np.testing.assert_array_equal(label, pixels)
 
-    return met(case, some(rng, ('check', 'train', 'test', 'reader', 'reader', '', '', '', '')), 'hostile.png', read, name)
+    place = some(rng, ('check', 'train', 'test', 'reader', 'reader', '', '', '', ''))
+    return met(case, place, 'hostile.png', read, name)
 
 
 def met(case, place, image, read, label='hostile_label.png'):
@@ -245,9 +217,7 @@ def a_palette(case):
     rng, data = case.rng, world.copy(case.shared, case.folder)
     path = os.path.join(data, 'palette.txt')
     rows = [('class %d' % n, '%d %d %d' % tuple(rng.randint(0, 256, 3))) for n in range(rng.randint(0, 9))]
-    spoil_text(rng, path, '\n'.join(' '.join(row) for row in rows), (
-        'x 1 2 256', 'x 1 2', '1 2 3', 'a b c', '', '# x', 'x -1 2 3', 'x 0001 2 3', '\x1b 1 2 3', 'x \u0663 1 2', 'y' * 10 ** 5 + ' 1 2 3',
-        'x\u2028y 9 9 9', '\x00 4 4 4'))
+    spoil_text(rng, path, '\n'.join(' '.join(row) for row in rows), values.PALETTE_LINES)
 
     def read():
         read = palette.load_palette(path, world.NUM_CLASSES)
@@ -262,8 +232,7 @@ def the_class_weights(case):
     """The file of --class_weights."""
     rng, data = case.rng, world.copy(case.shared, case.folder)
     path = os.path.join(data, 'weights.txt')
-    spoil_text(rng, path, '\n'.join('%g' % number for number in rng.rand(rng.randint(1, 6))), (
-        '1e400', 'nan', '-1', '0', '1e-300', '1e38', 'x', '1,2', '1_0', '\u0663'))
+    spoil_text(rng, path, '\n'.join('%g' % number for number in rng.rand(rng.randint(1, 6))), values.NUMBER_LINES)
 
     def read():
         weights = class_weights.read(path, world.NUM_CLASSES)
@@ -293,7 +262,7 @@ def some_flags(rng):
     own = sorted(flag.name for flag in absl_flags.FLAGS.flags_by_module_dict()['main'])
     args = []
     for _ in range(rng.randint(1, 5)):
-        name, value = some(rng, own), some(rng, FLAG_VALUES)
+        name, value = some(rng, own), some(rng, values.FLAG_VALUES)
         form = rng.randint(14)
         if form == 0:
             name = some(rng, ('no', 'x', '', '-', 'undefok')) + name
@@ -335,10 +304,10 @@ def extreme_flags(case):
     """A whole run with values at their bounds."""
     rng = case.rng
     world.copy(case.shared, case.folder)
-    names = rng.choice(sorted(EXTREMES), rng.randint(1, 5), replace=False)
-    args = ['--%s=%s' % (name, some(rng, EXTREMES[name])) for name in names]
+    names = rng.choice(sorted(values.EXTREMES), rng.randint(1, 5), replace=False)
+    args = ['--%s=%s' % (name, some(rng, values.EXTREMES[name])) for name in names]
     option = some(rng, OPTIONS + ('export',))
-    named = ['--' + name for name in names] + ['model', 'label', 'palette', '--learning_rate', '--modeldir', '--option', 'list.txt']
+    named = ['--' + name for name in names] + ['--', 'model', 'label', 'palette', 'list.txt']
     return as_program(case, option, named, *args)
 
 
@@ -359,7 +328,8 @@ def some_weights(case, name, encoder_name):
     spoil_or_replace(rng, path)
     if rng.randint(8) == 0:
         world.copy(case.shared, case.folder)
-        return as_program(case, 'train', [name, '--learning_rate'], '--pretrain_file=' + path, '--encoder_name=' + encoder_name)
+        return as_program(case, 'train', [name, '--learning_rate'], '--pretrain_file=' + path,
+                          '--encoder_name=' + encoder_name)
     return as_reader(lambda: read_all(pretrained.open_pretrained(path, encoder_name)), [name])
 
 
@@ -388,8 +358,8 @@ def a_checkpoint(case):
     if rng.randint(5) == 0:
         world.copy(case.shared, case.folder)
         option = some(rng, ('test', 'predict', 'export', 'train'))
-        more = ['--modeldir=' + model] + ['--num_steps=2'] * (option == 'train') + ['--resume=must'] * (option == 'train')
-        return as_program(case, option, names + ['--num_steps'], *more)
+        more = ['--num_steps=2', '--resume=must'] if option == 'train' else []
+        return as_program(case, option, names + ['--num_steps'], '--modeldir=' + model, *more)
 
     def read():
         prefix = os.path.join(model, 'model.ckpt-1')
@@ -413,12 +383,14 @@ def an_output(case):
     os.mkfifo(os.path.join(folder, 'pipe'))
     os.symlink('gone', os.path.join(folder, 'link'))
     os.symlink('loop', os.path.join(folder, 'loop'))
-    option, flags = some(rng, (('train', ('modeldir', 'logdir', 'logfile')), ('test', ('out_dir',)), ('predict', ('out_dir',)),
-                               ('export', ('export_dir',))))
-    flag, name = some(rng, flags), some(rng, ODD_NAMES)
+    option, flag = some(rng, (('train', 'modeldir'), ('train', 'logdir'), ('train', 'logfile'), ('test', 'out_dir'),
+                              ('predict', 'out_dir'), ('export', 'export_dir')))
+    name = some(rng, values.ODD_NAMES)
+    print('a place of the kind %r' % name[:20])
     return as_program(case, option, ['--' + flag, 'odd', '...'], '--%s=%s' % (flag, os.path.join(folder, name)))
 
 
-KINDS = (a_list, an_image, a_label, a_palette, flag_values, a_flag_file, a_caffe_model, a_keras_file, a_checkpoint, an_image,
-         a_label, the_class_weights, a_list, an_image, a_flag_file, a_checkpoint, a_caffe_model, a_keras_file, an_output, extreme_flags)
+KINDS = (a_list, an_image, a_label, a_palette, flag_values, a_flag_file, a_caffe_model, a_keras_file, a_checkpoint,
+         an_image, a_label, the_class_weights, a_list, an_image, a_flag_file, a_checkpoint, a_caffe_model, a_keras_file,
+         an_output, extreme_flags)
 assert main  # which defines the flags

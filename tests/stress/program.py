@@ -10,8 +10,8 @@ import main
 from tests import stress
 from utils.net.blocks import BLOCKS, resnet_blocks
 from utils.system import command_line
+from utils.system.errors import MOST_TOLD
 
-MOST_TOLD = 300  # characters of a sentence
 ERROR = 'error: '
 
 # code: of the exit; stdout, stderr: text; told: the sentence of code 1, without ERROR.

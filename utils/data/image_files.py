@@ -147,7 +147,7 @@ def _reading(path):
     except Exception as error:  # decoders raise errors of all types on damaged files
         unknown = type(error).__name__ == 'UnidentifiedImageError'
         fault = 'not an image in a format that Pillow knows' if unknown else (
-            'damaged or unreadable (%s)' % reason(error)[:120])
+            'damaged or unreadable (%s)' % reason(error)[:80])
         raise UserError('%s: %s; get the file again or leave it out.' % (quoted(path), fault))
 
 
