@@ -105,4 +105,4 @@ def some_bytes(rng, most=255):
     if rng.randint(5) < 3:
         return damages.spoil(rng, data), None, None
     sure = format in ('PNG', 'BMP', 'PPM') and mode in ('L', 'P', 'RGB')
-    return data, size if format in ('PNG', 'BMP', 'PPM', 'JPEG', 'TIFF') else None, np.asarray(image) if sure else None
+    return data, size if format in ('PNG', 'BMP', 'PPM', 'JPEG') else None, np.asarray(image) if sure else None

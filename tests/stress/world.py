@@ -20,6 +20,17 @@ SAFE = ('--batch_size=1', '--input_height=33', '--input_width=33', '--num_steps=
 
 def make(folder):
     """Writes data, model, CAFFE and KERAS to a folder."""
+    make_data(folder)
+    program.make_narrow()
+    write_caffe(os.path.join(folder, CAFFE))
+    write_keras(os.path.join(folder, KERAS))
+    model = os.path.join(folder, 'model')
+    ended = program.run(folder, ['--option=train', '--save_interval=1', '--modeldir=' + model] + flags(folder))
+    assert ended.code == 0
+
+
+def make_data(folder):
+    """Writes images, labels, list, palette and weights of the classes to the folder `data` of a folder."""
     rng = np.random.RandomState(0)
     data = os.path.join(folder, 'data')
     os.mkdir(data)
@@ -32,12 +43,6 @@ def make(folder):
         file.writelines('class %d %d %d %d\n' % (n, 40 * n + 1, n, 200 - n) for n in range(NUM_CLASSES))
     with open(os.path.join(data, 'weights.txt'), 'w') as file:
         file.write('1\n0.5\n2\n1\n')
-    program.make_narrow()
-    write_caffe(os.path.join(folder, CAFFE))
-    write_keras(os.path.join(folder, KERAS))
-    model = os.path.join(folder, 'model')
-    ended = program.run(folder, ['--option=train', '--save_interval=1', '--modeldir=' + model] + flags(folder))
-    assert ended.code == 0
 
 
 def write_caffe(path):

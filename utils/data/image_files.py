@@ -24,7 +24,8 @@ def load_image(path):
 
     Grey and RGB JPEGs are decoded by TensorFlow, whose default is quicker than Pillow's and the original's; all else
     by Pillow, to the values of TensorFlow's decoders: alpha is dropped, 16 bits become the upper 8, grey is repeated,
-    CMYK converted, EXIF rotation left alone; of an animation the first picture is taken.
+    CMYK converted, EXIF rotation left alone (but a TIFF's, which Pillow applies); of an animation the first picture is
+    taken.
 
     Returns:
       uint8 RGB array [h, w, 3].

@@ -5,7 +5,7 @@ import re
 
 MOST_TOLD = 300
 MOST_QUOTED = 80
-MOST_REASON = 200
+MOST_REASON = 120  # with a path of MOST_QUOTED and a remedy, below MOST_TOLD
 
 
 class UserError(ValueError):
