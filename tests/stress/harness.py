@@ -112,6 +112,7 @@ def _child(work, output, pipe, memory):
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for standard in (1, 2):
         os.dup2(file, standard)
+    sys.stdout, sys.stderr = (os.fdopen(standard, 'w', closefd=False) for standard in (1, 2))  # whatever they were
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
