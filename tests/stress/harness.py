@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import faulthandler
 import os
 import resource
 import shutil
@@ -113,6 +114,7 @@ def _child(work, output, pipe, memory):
     for standard in (1, 2):
         os.dup2(file, standard)
     sys.stdout, sys.stderr = (os.fdopen(standard, 'w', closefd=False) for standard in (1, 2))  # whatever they were
+    faulthandler.enable(sys.stderr)
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))

@@ -15,6 +15,7 @@ from tests.stress import damages, pictures, program, values, world
 from utils.data import augment, data_check, data_lists, image_files, palette
 from utils.image_reader import ImageReader
 from utils.net.compat import COMPAT
+from utils.system import command_line
 from utils.system.errors import UserError
 from utils.training import class_weights
 from utils.weights import pretrained, weight_files
@@ -181,7 +182,9 @@ def met(case, place, image, read, label='hostile_label.png'):
         file.write('%s %s\n%s %s\n' % (image, label, world.NAMES[0], world.label_of(world.NAMES[0])))
     print('met in %s' % (place or 'its reader'))
     if place in OPTIONS:
-        kind = as_program(case, place, names, checked(rng), some(rng, ('--nooverlay', '--overlay')))
+        named = some(rng, ([], ['--image=' + os.path.join(data, image)], ['--image_dir=' + data]))
+        named = named if place == 'predict' and command_line.is_picture(image) else []
+        kind = as_program(case, place, names, checked(rng), some(rng, ('--nooverlay', '--overlay')), *named)
         if kind == stress.RIGHT and place == 'predict':
             mask = pictures.Image.open(os.path.join(case.folder, 'out', 'prediction', 'hostile_mask.png'))
             assert mask.size[::-1] == image_files.load_image(os.path.join(data, image)).shape[:2]
@@ -254,6 +257,22 @@ def spoil_text(rng, path, text, lines):
         text += '\n' + some(rng, lines)
     data = text.encode(some(rng, ('utf-8', 'utf-8', 'utf-8', 'utf-16')))
     damages.write(path, damages.spoil(rng, data) if kind == 1 else data)
+
+
+def a_curve(case):
+    """A metrics.csv or a log.txt, which plot_training_curve.py reads."""
+    import plot_training_curve
+
+    rng, path = case.rng, os.path.join(case.folder, 'curve.txt')
+    shutil.copy(os.path.join(case.shared, *some(rng, (('model', 'metrics.csv'), ('log.txt',)))), path)
+    spoil_or_replace(rng, path)
+
+    def read():
+        run = plot_training_curve.read_run(path)
+        steps = run['step']
+        assert len(steps) and (np.diff(steps) > 0).all() and np.isfinite(run['total']).any()
+
+    return as_reader(read, ['curve.txt'])
 
 
 # flags ---------------------------------------------------------------------------------------------------------------
@@ -393,5 +412,5 @@ def an_output(case):
 
 KINDS = (a_list, an_image, a_label, a_palette, flag_values, a_flag_file, a_caffe_model, a_keras_file, a_checkpoint,
          an_image, a_label, the_class_weights, a_list, an_image, a_flag_file, a_checkpoint, a_caffe_model, a_keras_file,
-         an_output, extreme_flags)
+         an_output, extreme_flags, a_curve)
 assert main  # which defines the flags
