@@ -15,7 +15,7 @@ from tests.stress import damages, harness
 def ends(tmp_path, run, **limits):
     """The Outcome of a part whose cases are run(case), and the names of what is kept of it."""
     part = types.SimpleNamespace(run=run, **limits)
-    outcome = harness.run_case(part, 'part', 7, 1, str(tmp_path), 60)
+    outcome = harness.run_case(part, 'part', 7, harness.Run(1, str(tmp_path), 60, 1))
     return outcome, sorted(os.listdir(str(tmp_path)))
 
 

@@ -26,6 +26,8 @@ def flags():
     parser.add_argument('--case', type=int, default=None, help='this case alone, of the one part that --only names')
     parser.add_argument('--folder', default=None, help='new folder for what failed cases leave; by default a temporary '
                         'one')
+    parser.add_argument('--patience', type=float, default=1, help='factor on how long a case may take, for a busy '
+                        'machine')
     conf = parser.parse_args()
     conf.only = conf.only.split(',') if conf.only else parts()
     unknown = sorted(set(conf.only) - set(parts()))
@@ -44,6 +46,7 @@ def parts():
 def run_part(name, conf, folder, seconds):
     """[Outcome] of a part's cases, as many as begin within so many seconds; failures are printed at once."""
     part, outcomes = importlib.import_module('tests.stress.' + name), []
+    run = harness.Run(conf.seed, folder, seconds, conf.patience)
     os.makedirs(folder)
     started = time.time()
     prepared = harness.prepare(part, folder)
@@ -55,7 +58,7 @@ def run_part(name, conf, folder, seconds):
     with tqdm(total=round(seconds), desc=name, unit='s', bar_format='{desc}: {bar:20} {elapsed}<{remaining}{postfix}',
               mininterval=1.0) as bar:
         for number in numbers:
-            outcome = harness.run_case(part, name, number, conf.seed, folder, seconds)
+            outcome = harness.run_case(part, name, number, run)
             outcomes.append(outcome)
             if not outcome.kind:
                 tqdm.write('FAILED: %s, case %d: %s\n  files: %s\n  again: python -m tests.stress --only=%s --case=%d '

@@ -18,25 +18,27 @@ from tests import stress
 
 POLL_SECONDS = 0.005
 
+# What the cases of a part share. seed: --seed; folder: of the part, which holds `shared`; seconds: of the whole part;
+# patience: a factor on how long a case may take.
+Run = collections.namedtuple('Run', 'seed folder seconds patience')
+
 # kind: RIGHT, REFUSED or '' for a failure; text: of the failure; seconds: taken; memory: bytes of the largest process.
 Outcome = collections.namedtuple('Outcome', 'kind text seconds memory')
 
 
-def run_case(part, name, number, seed, folder, seconds):
+def run_case(part, name, number, run):
     """The Outcome of one case of a part, whose files are kept if it fails.
 
     Args:
       part: a module, see tests/stress/__init__.py; name: of the part.
       number: of the case.
-      seed: of the whole run.
-      folder: of the part, which holds `shared`.
-      seconds: of the whole part.
+      run: a Run.
     """
-    own = os.path.join(folder, '%s-%d' % (name, number))
+    own = os.path.join(run.folder, '%s-%d' % (name, number))
     os.makedirs(own)
-    rng = np.random.RandomState(zlib.crc32(('%d %s %d' % (seed, name, number)).encode()))
-    case = stress.Case(number, rng, own, os.path.join(folder, 'shared'), seconds)
-    outcome = in_fork(lambda: part.run(case), own + '.txt', getattr(part, 'SECONDS', stress.SECONDS),
+    rng = np.random.RandomState(zlib.crc32(('%d %s %d' % (run.seed, name, number)).encode()))
+    case = stress.Case(number, rng, own, os.path.join(run.folder, 'shared'), run.seconds)
+    outcome = in_fork(lambda: part.run(case), own + '.txt', run.patience * getattr(part, 'SECONDS', stress.SECONDS),
                       getattr(part, 'MEMORY', stress.MEMORY))
     if outcome.kind:
         os.remove(own + '.txt')
