@@ -106,6 +106,7 @@ def test_nearest_flag():
     (['photo.JPG'], '--option=predict with --image= before each, or --image_dir=FOLDER'),
     (['--test_data_list=photo.jpg'], 'this is an image, not a list: predict images with --image'),
     (['--image='], 'a path is needed'),
+    (['--export_dir=a\udc80'], 'TensorFlow writes to names in UTF-8 only'),  # found by the stress suite
     (['--image=a.jpg', '--image=no\0ne'], 'a path has no NUL character'),
     (['--data_list', 'label.PNG'], '--data_list=label.PNG: this is an image'),
     (['num_steps=3'], 'flags are written --name=value'),

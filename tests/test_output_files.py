@@ -101,6 +101,8 @@ def test_folders(tmp_path):
             output_files.make_dir(str(tmp_path / name), 'modeldir')
     with pytest.raises(UserError, match='Not a directory.*--modeldir'):
         output_files.make_dir(str(tmp_path / 'file' / 'model'), 'modeldir')
+    with pytest.raises(UserError, match='cannot write to .*--modeldir'):  # found by the stress suite: a RecursionError
+        output_files.make_dir(str(tmp_path) + '/y' * 2500, 'modeldir')
     os.symlink(str(tmp_path), str(tmp_path / 'link'))  # a folder that the user names may be a link to one
     assert os.path.isdir(output_files.make_dir(str(tmp_path / 'link' / 'a' / 'b'), 'modeldir'))
 

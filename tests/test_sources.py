@@ -107,7 +107,7 @@ def test_files_are_checked_unless_they_are_many_or_it_is_switched_off(tmp_path, 
     make(tmp_path, {'train': {'a': BALANCED, 'b': BALANCED + 21}})
     with pytest.raises(UserError) as caught:
         sources.open_source(conf(tmp_path), load_classes(21), 'data_list')
-    for words in ('list %s has 1 problem' % quoted(tmp_path / 'train.txt'), 'line 2: ', 'b.png'):
+    for words in ('list %s has 1 problem' % quoted(tmp_path / 'train.txt', 40), 'line 2: ', 'b.png'):
         assert words in str(caught.value)
     assert len(sources.open_source(conf(tmp_path), load_classes(21), 'data_list', 1).images) == 1
     assert len(sources.open_source(conf(tmp_path, check_labels=False), load_classes(21), 'data_list').images) == 2

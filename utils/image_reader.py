@@ -169,7 +169,7 @@ class ImageReader(object):
         if index not in self._inspected:
             problems = data_check.inspect_label(self.images[index], size, path, label, self.classes)[2]
             if problems:
-                raise UserError(' '.join(problems))
+                raise UserError(problems[0])
             self._inspected.add(index)
         return label.astype(np.int32)[:, :, np.newaxis]
 

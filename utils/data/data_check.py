@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from utils.data.image_files import load_image, read_label, show_colours
 from utils.system import runtime
-from utils.system.errors import UserError, printable, quoted
+from utils.system.errors import MOST_TOLD, UserError, printable, quoted
 
 # num_images: images read; num_labels: labels read; sizes: Counter of (height, width);
 # histogram: int64 [num_classes], pixels of each class; ignored: pixels of ignore_label;
@@ -75,19 +75,21 @@ def map_with_progress(function, items, num_threads, desc, unit, file=None):
         pool.join()
 
 
-def raise_on_problems(result, name='the data', shown=3):
-    """Raises UserError with the number of problems and the first few, if the CheckResult has any.
+def raise_on_problems(result, name='the data'):
+    """Raises UserError with the number of problems and the first one, two or three, as fit into MOST_TOLD characters.
 
     Args:
       result: a CheckResult.
       name: what the sentence calls its data.
-      shown: how many problems the sentence names.
     """
     count = len(result.problems)
-    if count:
-        raise UserError('%s has %d problem%s: %s%s' % (
-            name, count, 's' if count > 1 else '', ' '.join(result.problems[:shown]),
-            ' ... --option=check lists them all.' if count > shown else ''))
+    if not count:
+        return
+    start = '%s has %d problem%s:' % (name, count, 's' if count > 1 else '')
+    more = ' ... --option=check lists them all.'
+    sentences = [start + ' ' + ' '.join(result.problems[:shown]) + (more if shown < count else '')
+                 for shown in range(1, min(count, 3) + 1)]
+    raise UserError(([sentence for sentence in sentences if len(sentence) <= MOST_TOLD] or sentences[:1])[-1])
 
 
 def print_report(result, names=None):

@@ -24,7 +24,8 @@ def load_image(path):
 
     Grey and RGB JPEGs are decoded by TensorFlow, whose default is quicker than Pillow's and the original's; all else
     by Pillow, to the values of TensorFlow's decoders: alpha is dropped, 16 bits become the upper 8, grey is repeated,
-    CMYK converted, EXIF rotation left alone; of an animation the first picture is taken.
+    CMYK converted, EXIF rotation left alone (but a TIFF's, which Pillow applies); of an animation the first picture is
+    taken.
 
     Returns:
       uint8 RGB array [h, w, 3].
@@ -147,7 +148,7 @@ def _reading(path):
     except Exception as error:  # decoders raise errors of all types on damaged files
         unknown = type(error).__name__ == 'UnidentifiedImageError'
         fault = 'not an image in a format that Pillow knows' if unknown else (
-            'damaged or unreadable (%s)' % reason(error)[:120])
+            'damaged or unreadable (%s)' % reason(error)[:80])
         raise UserError('%s: %s; get the file again or leave it out.' % (quoted(path), fault))
 
 

@@ -91,7 +91,7 @@ def _say_if_fewer(name, images, num_steps):
 
 def _raise_or_warn(result, classes, source, whole, shown=3):
     """UserError for a CheckResult's problems; its warnings on stderr, those on classes too if it is of all data."""
-    data_check.raise_on_problems(result, 'list ' + quoted(source.name))
+    data_check.raise_on_problems(result, 'list ' + quoted(source.name, 40))
     warnings = (_unlikely_classes(classes, result) if whole else []) + result.warnings
     for sentence in warnings[:shown]:
         print('warning: list %s: %s' % (quoted(source.name), sentence), file=sys.stderr)

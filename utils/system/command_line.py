@@ -25,17 +25,19 @@ MOST_NUMBER = 3.4e38  # TensorFlow's float32
 
 
 class PathParser(flags.ArgumentParser):
-    """A path: the home folder is expanded; no NUL, and not empty unless `optional`."""
+    """A path: the home folder is expanded; no NUL, not empty unless `optional`, and in UTF-8 if it is `written`."""
 
-    def __init__(self, optional, output):
+    def __init__(self, optional, output, written=False):
         super(PathParser, self).__init__()
-        self.optional, self.output = optional, output
+        self.optional, self.output, self.written = optional, output, written
 
     def parse(self, argument):
         if '\0' in argument:
             raise ValueError('a path has no NUL character')
         if not argument and not self.optional:
             raise ValueError('a path is needed')
+        if self.written and argument != argument.encode('utf-8', 'replace').decode():  # surrogates become '?'
+            raise ValueError('TensorFlow writes to names in UTF-8 only')
         return os.path.expanduser(argument)
 
 
@@ -90,7 +92,7 @@ def DEFINE_path(name, default, help, output=False):
     ~ and ~user are expanded. A path that is read (not `output`), named in a flag file of this repo's dataset/, is found
     in the repo if it does not exist in the working folder. An empty value is taken if the default is empty.
     """
-    flags.DEFINE(PathParser(optional=not default, output=output), name, default, help)
+    flags.DEFINE(PathParser(optional=not default, output=output, written=output), name, default, help)
 
 
 def DEFINE_paths(name, help):

@@ -3,8 +3,9 @@
 import os
 import re
 
+MOST_TOLD = 300
 MOST_QUOTED = 80
-MOST_REASON = 200
+MOST_REASON = 120  # with a path of MOST_QUOTED and a remedy, below MOST_TOLD
 
 
 class UserError(ValueError):
@@ -16,15 +17,15 @@ def printable(text):
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
-def quoted(path):
-    """A path, or other text from a file, in at most MOST_QUOTED printable characters.
+def quoted(path, most=MOST_QUOTED):
+    """A path, or other text from a file, in at most `most` printable characters.
 
     What is too long keeps its end, which tells the files of one folder apart.
     """
     text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
-    shown = printable(text[-MOST_QUOTED:])
-    cut = len(text) > MOST_QUOTED or len(shown) > MOST_QUOTED
-    return '...' + shown[3 - MOST_QUOTED:] if cut else shown
+    shown = printable(text[-most:])
+    cut = len(text) > most or len(shown) > most
+    return '...' + shown[3 - most:] if cut else shown
 
 
 def reason(error):

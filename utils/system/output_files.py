@@ -52,7 +52,7 @@ def make_dir(path, flag, follow=True):
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
+    except (OSError, RecursionError) as error:  # os.makedirs calls itself for each folder above
         raise UserError('cannot write to %s (%s): give another folder with --%s.' % (
             quoted(path), reason(error), flag))
     return path

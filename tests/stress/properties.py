@@ -1,0 +1,182 @@
+"""Properties of random cases, drawn by hypothesis: windows, scores, towers and resumed trainings."""
+
+import os
+import types
+
+import hypothesis
+import numpy as np
+import tensorflow.compat.v1 as tf
+from absl import flags
+from hypothesis import strategies
+from sklearn import metrics as sklearn_metrics
+
+from model import Model
+from tests import stress
+from tests.stress import program, world
+from utils.prediction import metrics, windows
+from utils.system import runtime
+from utils.training import loop
+from utils.weights import checkpoints
+
+SECONDS, MEMORY = 300.0, 6 << 30
+
+sizes = strategies.integers(1, 50)
+
+
+def run(case):
+    """A kind of property, with examples of the case's own seed; hypothesis says which example fails, made small."""
+    kind = KINDS[case.number % len(KINDS)]
+    print('property: %s' % kind.__name__)
+    if kind in EXAMPLES:
+        @hypothesis.seed(int(case.rng.randint(2 ** 31 - 1)))
+        @hypothesis.settings(max_examples=EXAMPLES[kind], deadline=None, database=None, suppress_health_check=list(
+            hypothesis.HealthCheck))
+        @hypothesis.given(strategies.data())
+        def holds(data):
+            kind(data.draw)
+
+        holds()
+    else:  # hypothesis begins with the simplest example, and one is all that there is time for
+        kind(case)
+    return stress.RIGHT
+
+
+def windows_are_the_whole(draw):
+    """Blended windows of a score of single pixels are its whole image's; they cover it, evenly and no more of them."""
+    size = draw(sizes), draw(sizes)
+    window = tuple(draw(strategies.integers(1, side)) for side in size)
+    overlap = draw(strategies.floats(0, 0.9))
+    rng = np.random.RandomState(draw(strategies.integers(0, 2 ** 32 - 1)))
+    image, kernel = rng.uniform(-1, 1, size + (3,)).astype(np.float32), rng.uniform(-1, 1, (3, 4)).astype(np.float32)
+    scored = []
+
+    def score(pixels):
+        scored.append(pixels.shape[:2])
+        return np.tanh(pixels.dot(kernel))
+
+    blended = np.concatenate([band.copy() for band in windows.blended(score, image, window, overlap)])
+    np.testing.assert_allclose(blended, np.tanh(image.dot(kernel)), atol=1e-5)
+    assert scored == [window] * windows.number(size, window, overlap)
+    for side, length in zip(size, window):
+        starts = windows.starts(side, length, overlap)
+        steps = np.diff(starts)
+        assert starts[0] == 0 and starts[-1] == side - length and len(set(starts)) == len(starts)
+        assert not len(steps) or min(steps) >= 1 and max(steps) <= max(1, int(length * (1 - overlap)))
+
+
+def matrix_is_scikit_learns(draw):
+    """Of random labels, some ignored, and random predictions; so are the scores, as scikit-learn's Jaccard scores."""
+    num_classes, ignore_label = draw(strategies.integers(2, 256)), draw(strategies.sampled_from([255, 0, 1, -1, 70000]))
+    rng = np.random.RandomState(draw(strategies.integers(0, 2 ** 32 - 1)))
+    size = draw(sizes), draw(sizes)
+    label, prediction = (rng.randint(0, num_classes, size) for _ in range(2))
+    label = np.where(rng.rand(*size) < draw(strategies.floats(0, 1)), ignore_label, label)
+    right = rng.rand(*size) < draw(strategies.floats(0, 1))
+    prediction = np.where(right, np.clip(label, 0, num_classes - 1), prediction)
+    found = metrics.confusion_matrix(label, prediction, num_classes, ignore_label)
+    counted = label != ignore_label
+    assert found.sum() == counted.sum()
+    if not counted.any():
+        return
+    classes = np.arange(num_classes)
+    np.testing.assert_array_equal(found, sklearn_metrics.confusion_matrix(
+        label[counted], prediction[counted], labels=classes))
+    scores, present = metrics.scores(found), np.union1d(label[counted], prediction[counted])
+    np.testing.assert_allclose(scores['iou'][present], sklearn_metrics.jaccard_score(
+        label[counted], prediction[counted], labels=present, average=None))
+    np.testing.assert_allclose(scores['pixel_accuracy'], (label == prediction)[counted].mean())
+    assert np.isnan(np.delete(scores['iou'], present)).all()
+
+
+def towers_are_one(case):
+    """Losses of three updates of 2 to 4 towers are one's, of batches with random void pixels, to 1e-5."""
+    import recipe
+
+    program.make_narrow()
+    rng = case.rng
+    count, part = rng.randint(2, 5), rng.randint(1, 3)
+    images, labels = recipe.image(count * part, 33, 33, rng.randint(1000)), recipe.label(count * part, 33, 33, 4)
+    labels[rng.rand(*labels.shape) < rng.rand(count * part, 1, 1, 1)] = 255
+    labels[rng.rand(count * part) < 0.3] = 255
+    values = {'encoder_name': 'res50', 'num_classes': 4, 'train_bn': False, 'learning_rate': 1e-4,
+              'batch_size': count * part, 'loss': ('ce', 'ohem')[rng.randint(2)],
+              'grad_update_every': rng.randint(1, 3)}
+    print('%d towers of %d images each: %s' % (count, part, values))
+    found = []
+    for towers in (1, count):
+        conf = settings(num_gpus=towers, **values)
+        with tf.Graph().as_default():
+            graph = Model(conf).training_graph(tf.constant(images), tf.constant(labels))
+            with tf.Session(config=runtime.session_config(num_cpus=towers)) as sess:
+                recipe.assign(sess, graph.net.variables)
+                losses = [loop.train_step(sess, graph, conf, step)[0]['loss/total'] for step in range(3)]
+                found.append((losses, sess.run(graph.net.variables)))
+    print('losses %s' % [losses for losses, _ in found])
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    for one, other in zip(found[0][1], found[1][1]):
+        assert recipe.relative_error(other, one) <= 1e-5
+
+
+class Killed(Exception):
+    """Ends a training as a kill would: nothing more is saved."""
+
+
+def resumed_is_never_stopped(case):
+    """A training killed before a random step and begun again ends with the weights and losses of one never stopped."""
+    program.make_narrow()
+    world.make_data(case.folder)
+    rng = case.rng
+    values = {'save_interval': rng.randint(1, 5), 'batch_size': rng.randint(1, 3), 'num_steps': 4,
+              'grad_update_every': rng.randint(1, 3), 'valid_interval': rng.randint(0, 4),
+              'random_seed': rng.randint(10 ** 6), 'train_bn': bool(rng.randint(2))}
+    killed_at, last = rng.randint(5), os.path.join('model', 'model.ckpt-4')
+    print('killed before step %d: %s' % (killed_at, values))
+    whole, stopped = (training(os.path.join(case.folder, name), case.folder, values) for name in ('whole', 'stopped'))
+    Model(whole).train()
+    step = loop.train_step
+
+    def dying(sess, graph, conf, number, **options):
+        if number == killed_at:
+            raise Killed()
+        return step(sess, graph, conf, number, **options)
+
+    loop.train_step = dying
+    try:
+        Model(stopped).train()
+    except Killed:
+        pass
+    loop.train_step = step
+    Model(stopped).train()
+    one, other = (checkpoints.read_values(os.path.join(case.folder, name, last)) for name in ('whole', 'stopped'))
+    assert sorted(one) == sorted(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], name)
+    one, other = (open_text(os.path.join(case.folder, name, 'log.txt')) for name in ('whole', 'stopped'))
+    assert one == other and len(one.splitlines()) == 5
+
+
+def training(folder, data_folder, values):
+    """All flags as attributes, for a training on the world's data that writes to a folder."""
+    data = os.path.join(data_folder, 'data')
+    places = {'modeldir': 'model', 'logdir': 'log', 'logfile': 'log.txt', 'out_dir': 'out'}
+    return settings(
+        data_dir=data, data_list=os.path.join(data, 'list.txt'), valid_data_list=os.path.join(data, 'list.txt'),
+        num_classes=world.NUM_CLASSES, encoder_name='res50', input_height=33, input_width=33, learning_rate=1e-4,
+        check_labels=False, num_threads=2, **dict(values, **{
+            flag: os.path.join(folder, name) for flag, name in places.items()}))
+
+
+def settings(**changed):
+    """All flags of main.py at their defaults but those changed, as attributes."""
+    values = {flag.name: flag.default for flag in flags.FLAGS.flags_by_module_dict()['main']}
+    return types.SimpleNamespace(**dict(values, **changed))
+
+
+def open_text(path):
+    with open(path) as file:
+        return file.read()
+
+
+KINDS = (windows_are_the_whole, matrix_is_scikit_learns, towers_are_one, windows_are_the_whole,
+         matrix_is_scikit_learns, resumed_is_never_stopped)
+EXAMPLES = {windows_are_the_whole: 60, matrix_is_scikit_learns: 60}

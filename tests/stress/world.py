@@ -1,0 +1,92 @@
+"""A small data set, a trained narrow network and weights files: the ordinary things that a hostile one stands among."""
+
+import os
+import shutil
+import sys
+
+import numpy as np
+import py
+from PIL import Image
+
+from tests.stress import program
+
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # as pytest does
+NUM_CLASSES = 4
+NAMES = ('a.png', 'b.jpg', 'c.png', 'd.jpg')
+CAFFE, KERAS = 'deeplab.caffemodel', 'res50.h5'
+SAFE = ('--batch_size=1', '--input_height=33', '--input_width=33', '--num_steps=1', '--num_threads=2',
+        '--encoder_name=res50', '--num_classes=%d' % NUM_CLASSES, '--learning_rate=1e-4')
+
+
+def make(folder):
+    """Writes data, model, CAFFE and KERAS to a folder."""
+    make_data(folder)
+    program.make_narrow()
+    write_caffe(os.path.join(folder, CAFFE))
+    write_keras(os.path.join(folder, KERAS))
+    model = os.path.join(folder, 'model')
+    ended = program.run(folder, ['--option=train', '--save_interval=1', '--modeldir=' + model] + flags(folder))
+    assert ended.code == 0
+
+
+def make_data(folder):
+    """Writes images, labels, list, palette and weights of the classes to the folder `data` of a folder."""
+    rng = np.random.RandomState(0)
+    data = os.path.join(folder, 'data')
+    os.mkdir(data)
+    for number, name in enumerate(NAMES):
+        size = 33 + 4 * number, 40 - 3 * number
+        Image.fromarray(rng.randint(0, 256, size + (3,)).astype(np.uint8)).save(os.path.join(data, name))
+        Image.fromarray(rng.randint(0, NUM_CLASSES, size).astype(np.uint8)).save(os.path.join(data, label_of(name)))
+    write_list(data, NAMES)
+    with open(os.path.join(data, 'palette.txt'), 'w') as file:
+        file.writelines('class %d %d %d %d\n' % (n, 40 * n + 1, n, 200 - n) for n in range(NUM_CLASSES))
+    with open(os.path.join(data, 'weights.txt'), 'w') as file:
+        file.write('1\n0.5\n2\n1\n')
+
+
+def write_caffe(path):
+    """The layers of a narrow deeplab encoder as a Caffe model."""
+    import test_caffe_weights
+
+    from utils.net.blocks import BLOCKS, convolutions
+    from utils.weights import weight_names
+
+    rng, layers = np.random.RandomState(0), []
+    for stage, unit, index, (height, width, inputs, outputs) in convolutions(BLOCKS['deeplab']):
+        conv, norm = weight_names.conv_scopes('deeplab', stage, unit, index)
+        layers += [(conv, 'Convolution', [rng.randn(outputs, inputs, height, width)]),
+                   (norm, 'BatchNorm', [rng.randn(outputs), rng.rand(outputs), [2.0]]),
+                   (norm.replace('bn', 'scale', 1), 'Scale', [rng.randn(outputs), rng.randn(outputs)])]
+    test_caffe_weights.write_layers(py.path.local(path), layers)
+
+
+def write_keras(path):
+    """A narrow ResNet-50 as Keras writes it."""
+    import test_keras_weights
+
+    test_keras_weights.write_legacy(path, (1, 1, 1, 1))
+
+
+def label_of(name):
+    return name[0] + '_label.png'
+
+
+def write_list(data, names):
+    with open(os.path.join(data, 'list.txt'), 'w') as file:
+        file.writelines('%s %s\n' % (name, label_of(name)) for name in names)
+
+
+def copy(shared, folder):
+    """A case's own copy of the data; its path."""
+    data = os.path.join(folder, 'data')
+    shutil.copytree(os.path.join(shared, 'data'), data)
+    return data
+
+
+def flags(folder):
+    """Flags of a short run on the data in a folder that writes beside them."""
+    data = os.path.join(folder, 'data')
+    return list(SAFE) + ['--data_dir=' + data] + ['--%s=%s' % (flag, os.path.join(data, 'list.txt')) for flag in (
+        'data_list', 'valid_data_list', 'test_data_list')] + ['--%s=%s' % (flag, os.path.join(folder, name))
+            for flag, name in (('logdir', 'log'), ('logfile', 'log.txt'), ('out_dir', 'out'))]
