@@ -14,6 +14,7 @@ import time
 
 import tensorflow.compat.v1 as tf
 
+from utils.system import same_code
 from utils.system.errors import UserError, quoted, reason
 
 JOB = 'worker'
@@ -126,11 +127,12 @@ class Cluster(object):
     def serve(self):
         """What the tasks but 0 do: they serve their devices until task 0 ends."""
         print('%s of %d serves its devices to %s' % (self.name(self.index), self.tasks, self.name(0)))
-        ended, failures = threading.Event(), []
+        ended, failures, codes = threading.Event(), [], []
 
         def wait():
             try:
-                self._run_on(self.index, lambda queue: queue.dequeue())
+                same_code.tell(self)
+                codes.append(self.run_on(self.index, lambda queue: queue.dequeue()))
             except Exception as error:  # handed to the thread that waits
                 failures.append(error)
             ended.set()
@@ -140,29 +142,32 @@ class Cluster(object):
             pass
         if failures:
             raise UserError('%s cannot go on (%s).' % (self.name(self.index), reason(failures[0])))
+        if codes == [same_code.DIFFERS]:
+            raise same_code.refused(self)
         print('%s has ended: done' % self.name(0))
 
-    def _run_on(self, task, make_op, timeout_ms=0):
-        """Runs an op on a task's queue END, in a session that needs no other task than that one and this."""
+    def run_on(self, task, make_op, timeout_ms=0):
+        """What the op gives that make_op makes of a task's queue END; only that task and this one are needed."""
         config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=sorted({
             '/job:%s/task:%d' % (JOB, one) for one in (task, self.index)}))
         with tf.Graph().as_default(), tf.device('/job:%s/task:%d/device:CPU:0' % (JOB, task)):
             op = make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END))
             with tf.Session(self._server.target, config=config) as sess:
-                sess.run(op)
+                return sess.run(op)
 
     def finish(self):
         """Tells the other tasks that the work has ended."""
         for task in range(1, self.tasks) if self._met else ():
             with contextlib.suppress(tf.errors.OpError):  # one that is gone is told nothing
                 if _answers(self.addresses[task]):
-                    self._run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
+                    self.run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
 
     def wait(self):
         """Waits until all other tasks answer; a line names those that do not."""
         missing, told = list(range(1, self.tasks)), None
         while missing:
-            missing = [task for task in missing if not _answers(self.addresses[task])]
+            missing = [task for task in missing if not (
+                _answers(self.addresses[task]) and same_code.agrees(self, task))]
             if missing and missing != told:
                 print('waiting for ' + ', '.join(map(self.name, missing)), file=sys.stderr)
                 told = missing
