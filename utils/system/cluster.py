@@ -127,40 +127,47 @@ class Cluster(object):
     def serve(self):
         """What the tasks but 0 do: they serve their devices until task 0 ends."""
         print('%s of %d serves its devices to %s' % (self.name(self.index), self.tasks, self.name(0)))
-        ended, failures, codes = threading.Event(), [], []
+        ended, failures = threading.Event(), []
 
         def wait():
             try:
-                same_code.tell(self)
-                codes.append(self.run_on(self.index, lambda queue: queue.dequeue()))
+                self._run_on(self.index, lambda queue: queue.dequeue())
             except Exception as error:  # handed to the thread that waits
                 failures.append(error)
             ended.set()
 
         threading.Thread(target=wait, daemon=True).start()
-        while not ended.wait(POLL_SECONDS):  # in turns, so that signals are seen
-            pass
+        try:
+            with same_code.told(self) as refused:
+                while not ended.wait(POLL_SECONDS):  # in turns, so that signals are seen
+                    if refused():
+                        raise same_code.refusal(self)
+        except tf.errors.OpError as error:
+            failures.append(error)
         if failures:
             raise UserError('%s cannot go on (%s).' % (self.name(self.index), reason(failures[0])))
-        if codes == [same_code.DIFFERS]:
-            raise same_code.refused(self)
         print('%s has ended: done' % self.name(0))
 
-    def run_on(self, task, make_op, timeout_ms=0):
-        """What the op gives that make_op makes of a task's queue END; only that task and this one are needed."""
+    @contextlib.contextmanager
+    def session_on(self, task, timeout_ms=0):
+        """A tf.Session for ops on a task's processor, made inside; it needs no other task than that one and this."""
         config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=sorted({
             '/job:%s/task:%d' % (JOB, one) for one in (task, self.index)}))
-        with tf.Graph().as_default(), tf.device('/job:%s/task:%d/device:CPU:0' % (JOB, task)):
-            op = make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END))
-            with tf.Session(self._server.target, config=config) as sess:
-                return sess.run(op)
+        place = '/job:%s/task:%d/device:CPU:0' % (JOB, task)
+        with tf.Graph().as_default(), tf.device(place), tf.Session(self._server.target, config=config) as sess:
+            yield sess
+
+    def _run_on(self, task, make_op, timeout_ms=0):
+        """Runs an op on a task's queue END."""
+        with self.session_on(task, timeout_ms) as sess:
+            sess.run(make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END)))
 
     def finish(self):
         """Tells the other tasks that the work has ended."""
         for task in range(1, self.tasks) if self._met else ():
             with contextlib.suppress(tf.errors.OpError):  # one that is gone is told nothing
                 if _answers(self.addresses[task]):
-                    self.run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
+                    self._run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
 
     def wait(self):
         """Waits until all other tasks answer; a line names those that do not."""
