@@ -14,7 +14,7 @@ KINDS = ('main', 'main_msc', 'cluster')  # whole runs to compare with
 MOMENTS = ('save', 'validation', 'start', 'end', 'step', 'save')
 STEPS, SAVE_INTERVAL, VALID_INTERVAL = 20, 3, 4
 CLUSTER_TOLERANCE = 1e-5  # see README, "Several machines": sums of several processes may differ in the last bit
-GOOD_ORDER = {signal.SIGTERM: (143, -15, 0), signal.SIGINT: (130, 0), signal.SIGKILL: (-9,)}
+CODES = {signal.SIGTERM: (143, -15, 0, None), signal.SIGINT: (130, -2, 0, None), signal.SIGKILL: (-9, None)}
 
 
 def prepare(folder):
@@ -57,8 +57,9 @@ def stop(one, case, number, kind):
     print(text, flush=True)
     with open(os.path.join(case.shared, 'kills.txt'), 'a') as file:
         file.write(text + '\n')
-    assert code in GOOD_ORDER[number] + (None, 0), one.output(task)[-2000:]
-    runs.assert_whole(os.path.join(one.folder, 'modeldir')) if not one.running(0) and number != signal.SIGKILL else None
+    assert code in CODES[number], one.output(task)[-2000:]
+    if task == 0 and number != signal.SIGKILL:
+        runs.assert_whole(one.flags['modeldir'])
     if task == 0 and code in (130, 143) and 'interrupted in step' in one.output(0)[-300:]:
         saved = checkpoints.checkpoint_steps(one.flags['modeldir'])[-1]
         assert saved == step - 1, 'step %d is saved of %d' % (saved, step - 1)
@@ -69,16 +70,16 @@ def wait(one, moment, rng):
     if moment == 'start':
         time.sleep(rng.uniform(0, 6))
     elif moment == 'end':
-        one.until(lambda: one.steps() > STEPS)
+        one.until(lambda: one.steps() > STEPS, revive=True)
         time.sleep(rng.uniform(0, 0.5))
     elif moment == 'save':
         since, folder = one.steps(), one.flags['modeldir']
         one.until(lambda: one.steps() > since + 1 and os.path.isdir(folder) and any(
-            'temp' in name for name in os.listdir(folder)))
+            'temp' in name for name in os.listdir(folder)), revive=True)
         time.sleep(rng.uniform(0, 0.02))
     else:
         step = min(STEPS, one.steps() + 1 + rng.randint(8))
         if moment == 'validation':
             step = min(STEPS, (step // VALID_INTERVAL + 1) * VALID_INTERVAL)
-        one.until(lambda: one.steps() > step)
+        one.until(lambda: one.steps() > step, revive=True)
         time.sleep(rng.uniform(0, 0.3))

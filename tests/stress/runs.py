@@ -54,10 +54,15 @@ class Run(object):
             self.processes[task] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=self.folder)
         return self.processes[task]
 
-    def start_all(self):
-        for task in reversed(range(self.tasks)):
+    def start_helpers(self):
+        for task in range(1, self.tasks):
             if not self.running(task):
                 self.start(task)
+
+    def start_all(self):
+        self.start_helpers()
+        if not self.running(0):
+            self.start(0)
 
     def running(self, task):
         return task in self.processes and self.processes[task].poll() is None
@@ -77,11 +82,13 @@ class Run(object):
         except OSError:
             return 0
 
-    def until(self, is_so):
-        """Waits until is_so() or task 0 has ended; whether it became so."""
+    def until(self, is_so, revive=False):
+        """Waits until is_so() or task 0 has ended; whether it became so. revive: starts helpers that have ended."""
         while not is_so():
             if not self.running(0):
                 return bool(is_so())
+            if revive:
+                self.start_helpers()
             time.sleep(POLL_SECONDS)
         return True
 
@@ -98,17 +105,10 @@ class Run(object):
     def finish(self):
         """Starts what does not run, until task 0 ends with 0 and then the others; AssertionError otherwise."""
         self.start_all()
-        while self.running(0):
-            for task in range(1, self.tasks):
-                if not self.running(task) and self.running(0) and 'has ended: done' not in self.output(task)[-200:]:
-                    self.start(task)
-            time.sleep(0.05)
+        self.until(lambda: False, revive=True)
         assert self.processes[0].returncode == 0, self.output(0)[-2000:]
-        for task in range(1, self.tasks):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.processes[task].wait(30)
-            if self.running(task):  # it was started when task 0 ended
-                self.signal(task, signal.SIGKILL)
+        for task in range(1, self.tasks):  # one may have been started when task 0 had ended
+            self.signal(task, signal.SIGKILL)
 
     def end(self):
         for process in self.processes.values():
@@ -116,8 +116,10 @@ class Run(object):
             process.wait()
 
     def no_traceback(self):
+        """AssertionError if a process showed one, but Python's own of Ctrl-C before the program begins."""
         for task in self.processes:
-            assert 'Traceback (most recent' not in self.output(task), self.output(task)[-3000:]
+            for part in self.output(task).split('Traceback (most recent')[1:]:
+                assert 'KeyboardInterrupt' in part and 'in run\n' not in part, part[:3000]
 
 
 def free_ports(count):
