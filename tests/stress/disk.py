@@ -27,20 +27,21 @@ def run(case):
     fault, place = FAULTS[case.number % 3], PLACES[case.number // 3 % 5]
     if fault == 'vanishing' and place in ('all', 'logfile'):
         place = ('modeldir', 'logdir', 'out_dir')[case.rng.randint(3)]
-    if fault == 'read-only' and place == 'logdir':  # its open file holds that up
-        place = 'all'
     disk = os.path.join(case.folder, 'disk')
     os.makedirs(disk)
     with mounted(disk, fault, case.rng) as limit:
         flags = {name: os.path.join(disk, 'log' if name == 'logfile' else name)
-                 for name in (runs.OUTPUTS if place == 'all' else (place,)) if fault != 'read-only' or name != 'logdir'}
+                 for name in (runs.OUTPUTS if place == 'all' else (place,))}
         one = predicting(case, flags) if place == 'out_dir' else runs.Run(
             case.folder, num_steps=STEPS, save_interval=2, valid_interval=3, valid_num_steps=1, **flags)
         print('%s: %s of %s' % (fault, place, 'a tmpfs' if limit is None else 'RLIMIT_FSIZE=%d' % limit), flush=True)
+        early = fault == 'read-only' and place not in ('out_dir', 'logfile')  # open files hold it up later
+        if early and limit is None:
+            make_read_only(disk)
         with limited(limit):
             process = one.start()
         try:
-            if fault != 'full':
+            if fault != 'full' and not early:
                 broken(one, disk, flags, fault, case.rng)
             code = process.wait()
         finally:
@@ -75,10 +76,13 @@ def broken(one, disk, flags, fault, rng):
                 os.rename(path, path + '.gone')  # at once, unlike a removal of file by file
             shutil.rmtree(path + '.gone', ignore_errors=True)
     else:
-        while subprocess.call(['mount', '-o', 'remount,ro', disk], stderr=subprocess.DEVNULL):
-            if one.processes[0].poll() is not None:  # a file that is open for writing holds it up
-                return
+        while one.running(0) and not make_read_only(disk):  # a file that is open for writing holds it up
             time.sleep(0.002)
+
+
+def make_read_only(disk):
+    """Whether a mounted disk could be made read-only."""
+    return not subprocess.call(['mount', '-o', 'remount,ro', disk], stderr=subprocess.DEVNULL)
 
 
 def assert_complete(one, place):
