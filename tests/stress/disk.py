@@ -1,6 +1,7 @@
 """Disks that fill up or turn read-only, folders that vanish: nothing half written, no loss that is not told."""
 
 import contextlib
+import ctypes
 import glob
 import os
 import resource
@@ -16,6 +17,7 @@ SECONDS, MEMORY = 300.0, 16 << 30
 FAULTS = ('full', 'read-only', 'vanishing')
 PLACES = ('all', 'logdir', 'modeldir', 'out_dir', 'logfile')
 STEPS = 40
+NEW_MOUNTS = 0x20000  # CLONE_NEWNS: what this process mounts is gone with it, however it ends
 
 
 def prepare(folder):
@@ -103,8 +105,10 @@ def assert_complete(one, place):
 def mounted(path, fault, rng):
     """A small disk at path: yields None for a tmpfs, or the largest size of a file where none can be mounted."""
     size = int(rng.uniform(0.05, 3.0) * (1 << 20)) if fault == 'full' else 64 << 20
-    if os.getuid() or subprocess.call(['mount', '-t', 'tmpfs', '-o', 'size=%d' % size, 'stress', path],
-                                      stderr=subprocess.DEVNULL):
+    own = not os.getuid() and not ctypes.CDLL(None).unshare(NEW_MOUNTS) and not subprocess.call(
+        ['mount', '--make-rprivate', '/'], stderr=subprocess.DEVNULL)
+    if not own or subprocess.call(['mount', '-t', 'tmpfs', '-o', 'size=%d' % size, 'stress', path],
+                                  stderr=subprocess.DEVNULL):
         yield size if fault == 'full' else None
         return
     try:
