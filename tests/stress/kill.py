@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 KINDS = ('main', 'main_msc', 'cluster')  # whole runs to compare with
 MOMENTS = ('save', 'validation', 'start', 'end', 'step', 'save')
 STEPS, SAVE_INTERVAL, VALID_INTERVAL = 20, 3, 4
-CLUSTER_TOLERANCE = 1e-5  # see README, "Several machines": sums of several processes may differ in the last bit
+CLUSTER_TOLERANCE = 1e-4  # two equal runs of three processes: after 300 steps the momentum differed by up to 7e-5 of its largest
 CODES = {signal.SIGTERM: (143, -15, 0, None), signal.SIGINT: (130, -2, 0, None), signal.SIGKILL: (-9, None)}
 
 
