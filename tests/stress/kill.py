@@ -13,7 +13,8 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 KINDS = ('main', 'main_msc', 'cluster')  # whole runs to compare with
 MOMENTS = ('save', 'validation', 'start', 'end', 'step', 'save')
 STEPS, SAVE_INTERVAL, VALID_INTERVAL = 20, 3, 4
-CLUSTER_TOLERANCE = 1e-4  # two equal runs of three processes: after 300 steps the momentum differed by up to 7e-5 of its largest
+# Of two equal runs of three processes the momentum differed by less than this share of its largest after 300 steps.
+CLUSTER_TOLERANCE = 1e-4
 CODES = {signal.SIGTERM: (143, -15, 0, None), signal.SIGINT: (130, -2, 0, None), signal.SIGKILL: (-9, None)}
 
 
