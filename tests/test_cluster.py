@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from utils.system import cluster
+from utils.system import cluster, same_code
 from utils.system.errors import UserError
 from utils.weights import checkpoints
 
@@ -198,6 +199,47 @@ def test_a_signal_ends_all_in_good_order(start):
     run.processes[0].send_signal(signal.SIGTERM)
     assert run.codes() == [143, 0], run.output(0)
     assert checkpoints.checkpoint_steps(str(run.folder / 'modeldir'))[-1] == len(run.losses()) - 1
+
+
+def refusal_of(helper, refusals):
+    try:
+        helper.serve()
+    except UserError as error:
+        refusals.append(str(error))
+
+
+def test_another_tensorflow_or_project_is_refused_by_name(monkeypatch):
+    addresses = ['127.0.0.1:%d' % port for port in free_ports(2)]
+    chief, helper = (cluster.Cluster(addresses, index) for index in range(2))
+    for machine in (chief, helper):
+        machine.start(tf.ConfigProto())
+    own = same_code.described()
+    for runs, words in (('1.2.3 ' + own.split()[1], 'runs TensorFlow 1.2.3, this one %s: ' % tf.__version__),
+                        (tf.__version__ + ' 0a', 'runs another state of this project')):
+        said, refusals = iter([runs, own]), []
+        monkeypatch.setattr(same_code, 'described', said.__next__)  # the helper's call comes first
+        thread = threading.Thread(target=refusal_of, args=(helper, refusals), daemon=True)
+        thread.start()
+        while same_code._ask(chief, 1) != runs:  # until it is said, not what was said before
+            pass
+        with pytest.raises(UserError) as error:
+            chief.wait()
+        assert str(error.value).startswith('task 1 (%s) %s' % (addresses[1], words)) and len(str(error.value)) < 300
+        thread.join()
+        assert 'task 0 (%s) refused this machine' % addresses[0] in refusals[0]
+
+
+def test_the_checksum_is_of_names_and_contents_of_the_code(tmp_path):
+    (tmp_path / 'utils' / 'net').mkdir(parents=True)
+    (tmp_path / 'tests').mkdir()
+    seen = []
+    for name, text in (('main.py', 'a'), ('utils/net/b.py', 'b'), ('utils/net/b.py', 'c'), ('utils/c.py', ''),
+                       ('tests/test.py', 'd'), ('log.txt', 'e')):
+        (tmp_path / name).write_text(text)
+        seen.append(same_code.checksum(str(tmp_path)))
+    assert len(set(seen[:4])) == 4 and seen[3:] == seen[3:4] * 3
+    (tmp_path / 'main.py').rename(tmp_path / 'main2.py')
+    assert same_code.checksum(str(tmp_path)) not in seen
 
 
 def test_who_is_missing_is_named(start):

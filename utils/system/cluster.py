@@ -14,6 +14,7 @@ import time
 
 import tensorflow.compat.v1 as tf
 
+from utils.system import same_code
 from utils.system.errors import UserError, quoted, reason
 
 JOB = 'worker'
@@ -140,19 +141,29 @@ class Cluster(object):
             ended.set()
 
         threading.Thread(target=wait, daemon=True).start()
-        while not ended.wait(POLL_SECONDS):  # in turns, so that signals are seen
-            pass
+        try:
+            with same_code.told(self) as refused:
+                while not ended.wait(POLL_SECONDS):  # in turns, so that signals are seen
+                    if refused():
+                        raise same_code.refusal(self)
+        except tf.errors.OpError as error:
+            failures.append(error)
         if failures:
             raise UserError('%s cannot go on (%s).' % (self.name(self.index), reason(failures[0])))
         print('%s has ended: done' % self.name(0))
 
-    def _run_on(self, task, make_op, timeout_ms=0):
-        """Runs an op on a task's queue END, in a session that needs no other task than that one and this."""
+    @contextlib.contextmanager
+    def session_on(self, task, timeout_ms=0):
+        """A tf.Session for ops on a task's processor, made inside; it needs no other task than that one and this."""
         config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=self._filters(task))
-        with tf.Graph().as_default(), tf.device('/job:%s/task:%d/device:CPU:0' % (JOB, task)):
-            op = make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END))
-            with tf.Session(self._server.target, config=config) as sess:
-                sess.run(op)
+        place = '/job:%s/task:%d/device:CPU:0' % (JOB, task)
+        with tf.Graph().as_default(), tf.device(place), tf.Session(self._server.target, config=config) as sess:
+            yield sess
+
+    def _run_on(self, task, make_op, timeout_ms=0):
+        """Runs an op on a task's queue END."""
+        with self.session_on(task, timeout_ms) as sess:
+            sess.run(make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END)))
 
     def _filters(self, task):
         """What keeps a session to the devices of a task and of this one, whatever becomes of the others."""
@@ -169,7 +180,8 @@ class Cluster(object):
         """Waits until all other tasks answer; a line names those that do not."""
         missing, told = list(range(1, self.tasks)), None
         while missing:
-            missing = [task for task in missing if not _answers(self.addresses[task])]
+            missing = [task for task in missing if not (
+                _answers(self.addresses[task]) and same_code.agrees(self, task))]
             if missing and missing != told:
                 print('waiting for ' + ', '.join(map(self.name, missing)), file=sys.stderr)
                 told = missing

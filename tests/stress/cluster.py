@@ -1,0 +1,125 @@
+"""Helpers of a cluster on loopback that are slow, die, come back, join late or run something else."""
+
+import os
+import shutil
+import signal
+import time
+
+import tensorflow.compat.v1 as tf
+
+from tests import stress
+from tests.stress import runs
+from tests.stress.kill import CLUSTER_TOLERANCE
+
+SECONDS, MEMORY = 400.0, 16 << 30
+STEPS, TASKS = 24, 3
+OTHER_PYTHON = 'STRESS_OTHER_PYTHON'  # in the environment: the python of another TensorFlow
+OTHERS = [os.path.expanduser('~/.cache/deeplab-v2-ci/tensorflow%d/bin/python' % version) for version in (1, 2)]
+
+
+def training(folder, tasks=TASKS):
+    return runs.Run(folder, tasks=tasks, num_steps=STEPS, save_interval=5, valid_interval=0, batch_size=6,
+                    train_bn='false')
+
+
+def run(case):
+    work = (slow, dying, late, other_code, other_tensorflow)[case.number % 5]
+    print(work.__name__, flush=True)
+    one = training(case.folder, 2 if work in (other_code, other_tensorflow) else TASKS)
+    try:
+        work(case, one)
+        if work in (other_code, other_tensorflow):
+            return stress.REFUSED
+        one.finish()
+    finally:
+        one.end()
+    one.no_traceback()
+    whole = runs.never_stopped(training(os.path.join(case.shared, 'whole')))
+    runs.assert_equal(one, whole, CLUSTER_TOLERANCE)
+    return stress.RIGHT
+
+
+def slow(case, one):
+    """A helper does nothing for five seconds; all the while, no machine talks to another address than loopback."""
+    one.start_all()
+    task, step = 1 + case.rng.randint(TASKS - 1), case.rng.randint(STEPS - 4)
+    one.until(lambda: one.steps() >= step + 1)
+    one.processes[task].send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    assert_loopback(one)
+    one.processes[task].send_signal(signal.SIGCONT)
+
+
+def dying(case, one):
+    """A helper is killed, once or twice, and comes back after a while."""
+    for _ in range(1 + case.rng.randint(2)):
+        one.start_all()
+        task, step = 1 + case.rng.randint(TASKS - 1), min(STEPS - 2, one.steps() + 1 + case.rng.randint(10))
+        one.until(lambda step=step: one.steps() >= step)
+        paused = one.output().count('training pauses until it is back')
+        one.signal(task, signal.SIGKILL)
+        one.until(lambda paused=paused: one.output().count('training pauses until it is back') > paused)
+        time.sleep(case.rng.uniform(0, 3))
+
+
+def late(case, one):
+    """Task 0 is there first, a helper long before the other."""
+    one.start(0)
+    one.until_told('waiting for task 1')
+    one.start(1)
+    time.sleep(case.rng.uniform(0, 6))
+    one.start(2)
+
+
+def other_code(case, one):
+    """A helper runs other files of the project: one byte more."""
+    folder = os.path.join(case.folder, 'project')
+    for name in ('utils', 'tests'):
+        shutil.copytree(os.path.join(runs.ROOT, name), os.path.join(folder, name), ignore=shutil.ignore_patterns(
+            'golden', '__pycache__'))
+    names = [name for name in os.listdir(runs.ROOT) if name.endswith('.py')]
+    for name in names:
+        shutil.copy(os.path.join(runs.ROOT, name), folder)
+    with open(os.path.join(folder, sorted(names)[case.rng.randint(len(names))]), 'a') as file:
+        file.write('#')
+    one.start(1, script=os.path.join(folder, 'tests', 'narrow_main.py'))
+    assert_named(one, ['runs another state of this project'])
+
+
+def other_tensorflow(case, one):
+    """A helper runs another TensorFlow, if there is one."""
+    other = os.environ.get(OTHER_PYTHON, OTHERS[tf.__version__.startswith('1.')])
+    if not os.path.exists(other):
+        print('%s names no python of another TensorFlow: not tried' % OTHER_PYTHON)
+        return
+    one.start(1, python=other)
+    assert_named(one, ['runs TensorFlow', 'runs a TensorFlow'])
+
+
+def assert_named(one, words):
+    """That task 0 ends with a sentence that names task 1, which ends with one too."""
+    one.start(0)
+    code = one.processes[0].wait()
+    runs.assert_refused(one.output(0), code, ['task 1 (%s) %s' % (one.addresses[1], some) for some in words])
+    runs.assert_refused(one.output(1), one.processes[1].wait(), ['task 0 (%s) refused this' % one.addresses[0]])
+
+
+def assert_loopback(one):
+    """That all connections of the processes are to this machine's loopback address."""
+    inodes = set()
+    for process in one.processes.values():
+        for descriptor in os.listdir('/proc/%d/fd' % process.pid):
+            try:
+                inodes.add(os.readlink('/proc/%d/fd/%s' % (process.pid, descriptor)))
+            except OSError:  # closed meanwhile
+                continue
+    seen = 0
+    for name in ('tcp', 'tcp6'):
+        with open('/proc/net/' + name) as file:
+            for fields in (line.split() for line in file.read().splitlines()[1:]):
+                remote = fields[2].split(':')[0]
+                if 'socket:[%s]' % fields[9] in inodes and set(remote) != {'0'}:
+                    seen += 1
+                    assert remote.endswith(('0100007F', '00000000000001000000')), remote
+    print('%d connections, all on loopback' % seen)
+    assert seen

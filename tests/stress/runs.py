@@ -1,0 +1,214 @@
+"""Processes of a narrow network, one or a cluster on loopback, which the parts disturb; what they leave behind."""
+
+import contextlib
+import csv
+import glob
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from PIL import Image
+
+from utils.weights import checkpoints
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SAMPLE = os.path.join(ROOT, 'dataset', 'sample.flags')
+POLL_SECONDS = 0.003
+TOLD, MOST_TOLD = 'error: ', 300
+OUTPUTS = ('modeldir', 'logdir', 'logfile', 'out_dir')
+SMALL = {'input_height': 33, 'input_width': 33, 'check_labels': 'false', 'num_threads': 1, 'learning_rate': 1e-4,
+         'batch_size': 2}
+LARGE = 1 << 16  # bytes that nothing may leave behind under a temporary name
+
+
+class Run(object):
+    """The processes of one command line, a task each; what task 0 prints stays over its restarts."""
+
+    def __init__(self, folder, program='main', tasks=1, python=sys.executable, **flags):
+        """
+        Args:
+          folder: that exists, for what is written; program: main or main_msc.
+          tasks: processes, a cluster on loopback if more than one.
+          flags: of the command line; by default outputs go to the folder.
+        """
+        self.folder, self.tasks, self.processes = folder, tasks, {}
+        self.flags = dict(SMALL, **{name: os.path.join(folder, name) for name in OUTPUTS})
+        self.flags.update(flags)
+        self.addresses = ['127.0.0.1:%d' % port for port in free_ports(tasks)] if tasks > 1 else []
+        self._program, self._python = program, python
+
+    def start(self, task=0, python=None, script=None):
+        """Starts the process of a task that is not running."""
+        script = script or os.path.join(ROOT, 'tests', 'narrow_main.py')
+        command = [python or self._python, script, self._program, '--flagfile=' + SAMPLE]
+        command += ['--%s=%s' % item for item in sorted(self.flags.items())]
+        if self.addresses:
+            command += ['--cluster=' + ','.join(self.addresses), '--task_index=%d' % task]
+        with open(self.output_path(task), 'ab') as output:
+            self.processes[task] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=self.folder)
+        return self.processes[task]
+
+    def start_helpers(self):
+        for task in range(1, self.tasks):
+            if not self.running(task):
+                self.start(task)
+
+    def start_all(self):
+        self.start_helpers()
+        if not self.running(0):
+            self.start(0)
+
+    def running(self, task):
+        return task in self.processes and self.processes[task].poll() is None
+
+    def output_path(self, task):
+        return os.path.join(self.folder, 'task%d.txt' % task)
+
+    def output(self, task=0):
+        with open(self.output_path(task), errors='replace') as file:
+            return file.read()
+
+    def steps(self):
+        """Lines of the log."""
+        try:
+            with open(self.flags['logfile']) as file:
+                return len(file.read().splitlines())
+        except OSError:
+            return 0
+
+    def until(self, is_so, revive=False):
+        """Waits until is_so() or task 0 has ended; whether it became so. revive: starts helpers that have ended."""
+        while not is_so():
+            if not self.running(0):
+                return bool(is_so())
+            if revive:
+                self.start_helpers()
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def until_told(self, words, task=0):
+        assert self.until(lambda: words in self.output(task)), self.output(task)[-2000:]
+
+    def signal(self, task, number):
+        """Sends a signal and returns the exit code, or None if the process had ended before."""
+        if not self.running(task):
+            return None
+        self.processes[task].send_signal(number)
+        return self.processes[task].wait()
+
+    def finish(self):
+        """Starts what does not run, until task 0 ends with 0 and then the others; AssertionError otherwise."""
+        self.start_all()
+        self.until(lambda: False, revive=True)
+        assert self.processes[0].returncode == 0, self.output(0)[-2000:]
+        for task in range(1, self.tasks):  # one may have been started when task 0 had ended
+            self.signal(task, signal.SIGKILL)
+
+    def end(self):
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    def no_traceback(self):
+        """AssertionError if a process showed one, but Python's own of Ctrl-C before the program begins."""
+        for task in self.processes:
+            for part in self.output(task).split('Traceback (most recent')[1:]:
+                assert 'KeyboardInterrupt' in part and 'in run\n' not in part, part[:3000]
+
+
+def never_stopped(one):
+    """A Run that has trained to its end without a fault; its folder is made, and kept for later cases."""
+    if not os.path.exists(os.path.join(one.flags['modeldir'], 'model.ckpt-%d.index' % one.flags['num_steps'])):
+        os.makedirs(one.folder, exist_ok=True)
+        try:
+            one.finish()
+        finally:
+            one.end()
+    return one
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(('127.0.0.1', 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+# what they leave ----------------------------------------------------------------------------------------------------
+
+def log_lines(run):
+    with open(run.flags['logfile']) as file:
+        return file.read().splitlines()
+
+
+def metrics_rows(run):
+    """metrics.csv without the speed."""
+    with open(os.path.join(run.flags['modeldir'], 'metrics.csv'), newline='') as file:
+        return [row[:5] + row[6:] for row in csv.reader(file)]
+
+
+def assert_equal(run, whole, rtol=0.0):
+    """That a run left the weights, momentum, best weights, log and metrics.csv of another; to rtol, 0 for all bits."""
+    for kind in (checkpoints.NEWEST, checkpoints.BEST):
+        found, wanted = (checkpoints.checkpoint_steps(one.flags['modeldir'], kind) for one in (run, whole))
+        assert found[-1:] == wanted[-1:], '%s: %s instead of %s' % (kind, found, wanted)
+        if wanted:
+            found, wanted = (checkpoints.read_values('%s/%s-%d' % (one.flags['modeldir'], kind, wanted[-1]))
+                             for one in (run, whole))
+            assert sorted(found) == sorted(wanted)
+            for name in wanted:
+                scale = np.abs(wanted[name]).max() if wanted[name].size else 0
+                np.testing.assert_allclose(found[name], wanted[name], rtol=rtol, atol=rtol * scale, err_msg=name)
+    if not rtol:
+        assert log_lines(run) == log_lines(whole)
+        assert metrics_rows(run) == metrics_rows(whole)
+        return
+    found, wanted = ([[float(cell or 'nan') for cell in row[:5]] for row in metrics_rows(one)[1:]]
+                     for one in (run, whole))
+    np.testing.assert_allclose(found, wanted, rtol=rtol)
+    assert len(log_lines(run)) == len(log_lines(whole))
+
+
+def assert_refused(text, code, names):
+    """That a process ended with 1 and one sentence in what it printed, which names one of some names."""
+    assert code == 1, 'exit code %s: %s' % (code, text[-1000:])
+    told = [line[len(TOLD):] for line in re.split('[\r\n]', text) if line.startswith(TOLD)]
+    assert len(told) == 1, '%d sentences: %s' % (len(told), text[-1000:])
+    assert len(told[0]) <= MOST_TOLD and told[0].isprintable(), ascii(told[0])
+    assert any(name in told[0] for name in names), 'it names none of %s: %s' % (names, told[0])
+
+
+def assert_whole(folder):
+    """That every file below a folder which has its final name is whole, and no large temporary one is left."""
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), '**'), recursive=True)):
+        name = os.path.basename(path)
+        if not os.path.isfile(path):
+            continue
+        if '.tfevents.' in name:
+            list(tf.train.summary_iterator(path))  # DataLossError if its end is torn
+        elif name.endswith('.index'):
+            assert checkpoints.read_values(path[:-len('.index')])
+        elif name.endswith('.png'):
+            with Image.open(path) as image:
+                image.load()
+        elif name in ('log.txt', 'logfile', 'metrics.csv'):
+            with open(path, 'rb') as file:
+                assert file.read()[-1:] in (b'', b'\n'), path
+        elif re.search(r'tempstate|\.tmp$|_temp', path):
+            assert os.path.getsize(path) < LARGE, '%s: %d bytes' % (path, os.path.getsize(path))
+        elif '.data-' in name:
+            assert os.path.exists(re.sub(r'\.data-.*', '.index', path)) or os.path.getsize(path) < LARGE, path
+
+
+def resident(pid):
+    """Bytes of a process in memory: (now, at most so far)."""
+    with open('/proc/%d/status' % pid) as file:
+        fields = dict(line.split(':', 1) for line in file)
+    return tuple(1024 * int(fields[name].split()[0]) for name in ('VmRSS', 'VmHWM'))

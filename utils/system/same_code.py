@@ -1,0 +1,110 @@
+"""Whether all machines of a cluster run the same TensorFlow and the same code; one that does not is named."""
+
+import contextlib
+import glob
+import hashlib
+import os
+import time
+
+import tensorflow.compat.v1 as tf
+
+from utils.system.command_line import REPO
+from utils.system.errors import UserError, quoted, reason
+
+DECIDING = ('*.py', os.path.join('utils', '**', '*.py'))  # the project's files that decide what is computed
+CONTAINER = 'same_code'  # of two variables on a helper:
+RUNS, REFUSED = ('runs', tf.string), ('refused', tf.bool)  # what it runs, and whether task 0 has refused it
+ASK_SECONDS, POLL_SECONDS = 60.0, 0.5
+
+
+def checksum(folder=REPO):
+    """A checksum of the names and contents of the project's DECIDING files; git may be missing."""
+    found = hashlib.sha1()
+    for path in sorted(path for pattern in DECIDING for path in glob.glob(
+            os.path.join(glob.escape(folder), pattern), recursive=True)):
+        with open(path, 'rb') as file:
+            content = file.read().replace(b'\r\n', b'\n')
+        found.update(('%s %d\n' % (os.path.relpath(path, folder).replace(os.sep, '/'), len(content))).encode())
+        found.update(content)
+    return found.hexdigest()
+
+
+def described():
+    """What this machine runs: 'VERSION CHECKSUM'."""
+    return '%s %s' % (tf.__version__, checksum())
+
+
+@contextlib.contextmanager
+def told(cluster):
+    """On a helper: says what it runs to whoever asks; yields a function that says whether task 0 has refused it."""
+    with cluster.session_on(cluster.index) as sess:
+        sess.run([_assign(RUNS, described()), _assign(REFUSED, False)])
+        refused = _read(REFUSED)
+        yield lambda: sess.run(refused)
+
+
+def agrees(cluster, task):
+    """On task 0: whether a task that answers runs the same; False if it is gone meanwhile.
+
+    Raises:
+      UserError: it runs something else, and was told so, or it does not say what.
+    """
+    try:
+        other = _ask(cluster, task)
+    except (tf.errors.UnavailableError, tf.errors.AbortedError):
+        return False
+    except tf.errors.InvalidArgumentError:  # TensorFlow 1.15, asked by 2, which it does not understand
+        _refuse(cluster, task)
+        raise UserError('%s runs a TensorFlow that does not understand this one, %s: install the same on all '
+                        'machines.' % (cluster.name(task), tf.__version__))
+    except tf.errors.OpError as error:
+        raise UserError('%s does not say which TensorFlow and project it runs (%s): install the same on all '
+                        'machines.' % (cluster.name(task), reason(error)))
+    if other == described():
+        return True
+    _refuse(cluster, task)
+    version = other.partition(' ')[0]
+    if version != tf.__version__:
+        raise UserError('%s runs TensorFlow %s, this one %s: install the same on all machines.' % (
+            cluster.name(task), quoted(version), tf.__version__))
+    raise UserError('%s runs another state of this project than this one: bring the same to all machines.' % (
+        cluster.name(task)))
+
+
+def refusal(cluster):
+    """The UserError of a helper that was refused."""
+    return UserError('%s refused this machine: it runs another TensorFlow than %s or another state of this project; '
+                     'bring the same to all machines.' % (cluster.name(0), tf.__version__))
+
+
+def _refuse(cluster, task):
+    """Tells a task, if it hears, that it is refused."""
+    with contextlib.suppress(tf.errors.OpError), cluster.session_on(task, timeout_ms=5000) as sess:
+        sess.run(_assign(REFUSED, True))
+
+
+def _ask(cluster, task):
+    """What a task runs; one that has just started is given time to say it."""
+    end = time.time() + ASK_SECONDS
+    with cluster.session_on(task, timeout_ms=int(1000 * ASK_SECONDS)) as sess:
+        runs = _read(RUNS)
+        while True:
+            try:
+                return sess.run(runs).decode('utf-8', 'replace')
+            except (tf.errors.FailedPreconditionError, tf.errors.NotFoundError):  # it has not said it
+                if time.time() > end:
+                    raise
+            time.sleep(POLL_SECONDS)
+
+
+# TensorFlow 2 leaves out attributes with default values of what it sends; 1.15 wants them all. Queues have such ones.
+def _variable(name, dtype):
+    return tf.raw_ops.VarHandleOp(dtype=dtype, shape=[], container=CONTAINER, shared_name=name)
+
+
+def _assign(variable, value):
+    return tf.raw_ops.AssignVariableOp(resource=_variable(*variable), value=tf.constant(value))
+
+
+def _read(variable):
+    return tf.raw_ops.ReadVariableOp(resource=_variable(*variable), dtype=variable[1])
