@@ -257,27 +257,36 @@ def servers(counts):
     return machines
 
 
+@contextlib.contextmanager
+def serving(machine):
+    """Lets a server serve until it is told that the work has ended."""
+    thread = threading.Thread(target=machine.serve, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
 def test_machines_predict_what_one_does(model, tmp_path):
     paths = photos(tmp_path, 5, broken=(1,))
     wanted = predicted(model(), paths)
     machines = servers([1, 1])
-    assert_same(predicted(model(machines[0]), paths), wanted)
-    machines[1].serve()  # which ends, as it was told
+    with serving(machines[1]):
+        assert_same(predicted(model(machines[0]), paths), wanted)
 
 
 def test_a_machine_with_too_few_devices_is_named(model, tmp_path):
     machines = servers([2, 1])
-    with pytest.raises(UserError, match=r'task 1 \(127.0.0.1:\d+\) has no CPU:1: give every machine the same'):
+    with serving(machines[1]), pytest.raises(
+            UserError, match=r'task 1 \(127.0.0.1:\d+\) has no CPU:1: give every machine the same'):
         predicted(model(machines[0], num_gpus=2), photos(tmp_path, 6) * 99)
-    machines[1].serve()
 
 
 def test_no_image_left_dismisses_the_others(model, tmp_path):
     flags = {'out_dir': str(tmp_path / 'out'), 'image': [photos(tmp_path, 1)[0]], 'option': 'predict'}
     model(**flags).predict()
     machines = servers([1, 1])
-    model(machines[0], skip_existing=True, **flags).predict()
-    machines[1].serve()
+    with serving(machines[1]):
+        model(machines[0], skip_existing=True, **flags).predict()
 
 
 def test_error_of_a_device_that_is_there_is_no_loss():

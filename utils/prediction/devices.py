@@ -134,13 +134,14 @@ class _Pool(object):
     @contextlib.contextmanager
     def _scorer(self, device):
         """A function as Scorer's call without the session, on a device."""
-        cluster = self._towers.cluster
+        cluster, config = self._towers.cluster, self._setup.session_config
+        with tf.Graph().as_default(), cluster.session_with(device.task, config) as sess:
+            self._towers.check_devices(sess, [device.name])  # before the network is built, which takes its time
         with tf.Graph().as_default():
             with self._building, tf.device(device.name):  # one after another: the first one asks for the free memory
                 scorer = scores.Scorer(self._setup, self._room)
                 self._room = scorer.room
-            with cluster.session_with(device.task, self._setup.session_config) as sess:
-                self._towers.check_devices(sess, [device.name])
+            with cluster.session_with(device.task, config) as sess:
                 with tf.device('/job:%s/task:0/device:CPU:0' % cluster.job):  # which has the checkpoint
                     scorer.load(sess)
                 yield functools.partial(scorer, sess)
