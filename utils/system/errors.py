@@ -40,4 +40,5 @@ def reason(error):
     text = re.split(r'\s*\[\[|\nHint:|\n\nOriginal stack trace|\n\s*\(1\) ', text)[0]
     text = re.sub(r'^Graph execution error:\s*', '', text)
     text = re.sub(r'^\S+\.tempstate\d+; ', '', text)  # a file that the user did not name
+    text = re.sub(r'^TensorBundle at \S+ ', '', text)  # the sentence names it
     return printable(' '.join(text.split()).rstrip('.'))[:MOST_REASON]
