@@ -6,6 +6,7 @@ import re
 MOST_TOLD = 300
 MOST_QUOTED = 80
 MOST_REASON = 120  # with a path of MOST_QUOTED and a remedy, below MOST_TOLD
+MOST_PATH = 30  # in a reason
 
 
 class UserError(ValueError):
@@ -40,5 +41,5 @@ def reason(error):
     text = re.split(r'\s*\[\[|\nHint:|\n\nOriginal stack trace|\n\s*\(1\) ', text)[0]
     text = re.sub(r'^Graph execution error:\s*', '', text)
     text = re.sub(r'^\S+\.tempstate\d+; ', '', text)  # a file that the user did not name
-    text = re.sub(r'^TensorBundle at \S+ ', '', text)  # the sentence names it
+    text = re.sub(r'/\S{%d,}' % MOST_PATH, lambda path: quoted(path.group(), MOST_PATH), text)  # or nothing else fits
     return printable(' '.join(text.split()).rstrip('.'))[:MOST_REASON]
