@@ -175,7 +175,7 @@ def test_the_first_error_of_any_device_is_raised_and_all_stop(pool):
 
     with pytest.raises(UserError, match='what happened'), pool(score, '0', '0') as running:
         list(running.scored(reads(9)))
-    assert all(device.ended for device in running._devices)
+    assert not any(device.thread.is_alive() for device in running._devices)
 
 
 def test_a_stop_comes_between_windows(pool):
@@ -190,7 +190,7 @@ def test_a_stop_comes_between_windows(pool):
     with pool(score, '0', '0', '0') as running:
         assert next(running.scored(reads(9))).classes == 0
         started.wait()
-    assert all(device.ended for device in running._devices)
+    assert not any(device.thread.is_alive() for device in running._devices)
 
 
 @pytest.mark.parametrize('silent', [True, False])
@@ -215,8 +215,8 @@ def test_images_of_a_lost_machine_go_to_the_others(pool, capsys, silent):
         assert [one.classes for one in running.scored(reads(9))] == list(range(9))
     back.set()
     assert capsys.readouterr().err == 'task 1 (a:1) is gone: its images go to the others\n'  # once
-    with running._changed:
-        running._changed.wait_for(lambda: all(device.ended for device in running._devices))
+    for device in running._devices:
+        device.thread.join()
     assert len(late) in ((1, 2) if silent else (0,)) and not running._results
 
 

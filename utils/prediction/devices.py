@@ -13,6 +13,7 @@ from tqdm import tqdm
 from utils.prediction import scores
 from utils.system.errors import UserError
 
+JOIN_SECONDS = 0.1
 AHEAD = 2  # images of a device at most that wait, are scored, or are done and wait for one before them
 
 
@@ -47,7 +48,8 @@ class _Device(object):
         self.name, self.task = name, int(re.search(r'task:(\d+)', name).group(1))
         self.job = None  # the Read that it scores
         self.windows = (0, 0)  # of that, done and all
-        self.lost = self.ended = False  # whether its machine is gone, and whether its thread has ended
+        self.lost = False  # whether its machine is gone
+        self.thread = None
 
 
 class _Pool(object):
@@ -72,7 +74,8 @@ class _Pool(object):
 
     def __enter__(self):
         for device in self._devices:
-            threading.Thread(target=self._work, args=(device,), daemon=True).start()
+            device.thread = threading.Thread(target=self._work, args=(device,), daemon=True)
+            device.thread.start()
         return self
 
     def __exit__(self, *error):
@@ -80,7 +83,9 @@ class _Pool(object):
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: all(device.ended or device.lost for device in self._devices))
+        for device in self._devices:  # to its very end: a process that ends while a thread frees a session is aborted
+            while device.thread.is_alive() and not device.lost:
+                device.thread.join(JOIN_SECONDS)
 
     def scored(self, reads):
         """Yields the Predictions of Reads, in their order."""
@@ -126,10 +131,6 @@ class _Pool(object):
             pass
         except Exception as error:  # handed to the thread that waits
             self._fail(device, error)
-        finally:
-            with self._changed:
-                device.ended = True
-                self._changed.notify_all()
 
     @contextlib.contextmanager
     def _scorer(self, device):
