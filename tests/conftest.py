@@ -1,11 +1,9 @@
 """Graph-mode TensorFlow for every test, and the settings that a Model takes."""
 
-import contextlib
 import os
-import resource
-import signal
 import types
 
+import machine
 import pytest
 
 from utils.net.blocks import BLOCKS, resnet_blocks
@@ -34,18 +32,7 @@ def settings():
 @pytest.fixture
 def full_disk():
     """A context manager in which every file ends at so many bytes: a write beyond is refused, as on a full disk."""
-    @contextlib.contextmanager
-    def limited(most_bytes):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
-        try:
-            yield
-        finally:  # before pytest writes of the test, perhaps into a long file
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-            signal.signal(signal.SIGXFSZ, handler)
-
-    return limited
+    return machine.full_disk
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from machine import free_ports
 
 from utils.system import cluster, same_code
 from utils.system.errors import UserError
@@ -98,14 +99,6 @@ def test_losses_in_quick_succession_end_the_run(monkeypatch, capsys):
         cluster.Cluster().lasting(work)
     assert calls == [0, 1, 2, 3, 4] and 'training pauses until it is back' in capsys.readouterr().err
     assert cluster.Cluster().lasting(lambda: 7) == 7
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(('127.0.0.1', 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Run(object):

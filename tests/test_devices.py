@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import recipe
 import tensorflow.compat.v1 as tf
+from machine import free_ports
 from PIL import Image
-from test_cluster import free_ports
 
 from model import Model
 from utils.data import image_files

@@ -4,13 +4,12 @@ import contextlib
 import ctypes
 import glob
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import time
 
 from tests import stress
+from tests.machine import full_disk
 from tests.stress import runs
 
 SECONDS, MEMORY = 300.0, 16 << 30
@@ -40,7 +39,9 @@ def run(case):
         early = fault == 'read-only' and place not in ('out_dir', 'logfile')  # open files hold it up later
         if early and limit is None:
             make_read_only(disk)
-        with limited(limit):
+        with contextlib.ExitStack() as stack:
+            if limit is not None:
+                stack.enter_context(full_disk(limit))
             process = one.start()
         try:
             if fault != 'full' and not early:
@@ -115,19 +116,3 @@ def mounted(path, fault, rng):
         yield None
     finally:
         subprocess.check_call(['umount', '-l', path])
-
-
-@contextlib.contextmanager
-def limited(most_bytes):
-    """Processes that are started inside can write no larger file."""
-    if most_bytes is None:
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)

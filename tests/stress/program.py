@@ -46,11 +46,16 @@ def run(folder, args, work=main.main):
     assert code in (0, 1), 'exit code %d' % code
     for line in ('Traceback (most recent', 'Exception ignored', 'Fatal Python error'):
         assert line not in stderr, line
-    told = [line[len(ERROR):] for line in re.split('[\r\n]', stderr) if line.startswith(ERROR)]
+    told = sentences(stderr)
     assert len(told) == code, '%d sentences at exit code %d' % (len(told), code)
     if code:
         check_sentence(told[0])
     return Ended(code, stdout, stderr, told[0] if told else '')
+
+
+def sentences(text):
+    """The sentences about mistakes in what a program printed, without ERROR."""
+    return [line[len(ERROR):] for line in re.split('[\r\n]', text) if line.startswith(ERROR)]
 
 
 def check_sentence(sentence, names=()):

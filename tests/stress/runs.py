@@ -1,12 +1,10 @@
 """Processes of a narrow network, one or a cluster on loopback, which the parts disturb; what they leave behind."""
 
-import contextlib
 import csv
 import glob
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,12 +13,13 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
+from tests.machine import free_ports
+from tests.stress import program
 from utils.weights import checkpoints
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample.flags')
 POLL_SECONDS = 0.003
-TOLD, MOST_TOLD = 'error: ', 300
 OUTPUTS = ('modeldir', 'logdir', 'logfile', 'out_dir')
 SMALL = {'input_height': 33, 'input_width': 33, 'check_labels': 'false', 'num_threads': 1, 'learning_rate': 1e-4,
          'batch_size': 2}
@@ -133,14 +132,6 @@ def never_stopped(one):
     return one
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(('127.0.0.1', 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 # what they leave ----------------------------------------------------------------------------------------------------
 
 def log_lines(run):
@@ -179,10 +170,9 @@ def assert_equal(run, whole, rtol=0.0):
 def assert_refused(text, code, names):
     """That a process ended with 1 and one sentence in what it printed, which names one of some names."""
     assert code == 1, 'exit code %s: %s' % (code, text[-1000:])
-    told = [line[len(TOLD):] for line in re.split('[\r\n]', text) if line.startswith(TOLD)]
+    told = program.sentences(text)
     assert len(told) == 1, '%d sentences: %s' % (len(told), text[-1000:])
-    assert len(told[0]) <= MOST_TOLD and told[0].isprintable(), ascii(told[0])
-    assert any(name in told[0] for name in names), 'it names none of %s: %s' % (names, told[0])
+    program.check_sentence(told[0], names)
 
 
 def assert_whole(folder):

@@ -25,6 +25,7 @@ END = 'end'  # of the queue on a helper that ends it
 POLL_SECONDS = 1.0
 LOST_SECONDS = 20.0  # without an answer, after which a machine is given up
 ENDED_SECONDS = 3.0  # the same where nothing listens any more
+ANSWERS, REFUSES, SILENT = 'answers', 'refuses', 'silent'  # a server; a machine on which nothing listens; neither
 CLOSE_SECONDS = 5.0
 PAUSED = '%s: training pauses until it is back, then goes on from the newest checkpoint'
 GONE = (tf.errors.UnavailableError, tf.errors.AbortedError)  # what fails at once when a process has ended
@@ -315,15 +316,15 @@ class Cluster(object):
             heard = {task: time.time() for task in range(1, self.tasks)}
             while heard and not ended.wait(LOST_SECONDS / 12):
                 for task in list(heard):
-                    if _answers(self.addresses[task], LOST_SECONDS / 12):
+                    found = _reached(self.addresses[task], LOST_SECONDS / 12)
+                    if found == ANSWERS:
                         heard[task] = time.time()
                         continue
-                    ended_there = _refuses(self.addresses[task])
-                    if time.time() - heard[task] > (ENDED_SECONDS if ended_there else LOST_SECONDS) and \
-                            not ended.is_set():
+                    most, text = (ENDED_SECONDS, ' is gone') if found == REFUSES else (
+                        LOST_SECONDS, ' has not answered for %d seconds' % LOST_SECONDS)
+                    if time.time() - heard[task] > most and not ended.is_set():
                         del heard[task]
-                        lost(task, self.name(task) + (
-                            ' is gone' if ended_there else ' has not answered for %d seconds' % LOST_SECONDS))
+                        lost(task, self.name(task) + text)
 
         threading.Thread(target=listen, daemon=True).start()
         try:
@@ -333,22 +334,20 @@ class Cluster(object):
 
 
 def _answers(address, timeout=2.0):
-    """Whether a server answers at host:port: gRPC's speaks first; a process that was stopped just lets connect."""
+    """Whether a server answers at host:port."""
+    return _reached(address, timeout) == ANSWERS
+
+
+def _reached(address, timeout):
+    """What is found at host:port: one of ANSWERS, REFUSES and SILENT.
+
+    gRPC's server speaks first; a process that was stopped just lets connect.
+    """
     host, _, port = address.rpartition(':')
     try:
         with socket.create_connection((host.strip('[]'), int(port)), timeout) as connection:
-            return bool(connection.recv(1))
-    except OSError:
-        return False
-
-
-def _refuses(address):
-    """Whether a machine is there on which nothing listens at host:port."""
-    host, _, port = address.rpartition(':')
-    try:
-        with socket.create_connection((host.strip('[]'), int(port)), 2.0):
-            return False
+            return ANSWERS if connection.recv(1) else SILENT
     except ConnectionRefusedError:
-        return True
+        return REFUSES
     except OSError:
-        return False
+        return SILENT
