@@ -59,17 +59,18 @@ def test_an_abort_is_reported():
     assert process.returncode < 0 and 'Fatal Python error: Aborted' in process.stderr
 
 
-def test_tensorflow_starts_without_a_line():
-    code = '''from utils.system import runtime
+def test_tensorflow_starts_without_a_line_and_without_keras():
+    code = '''import sys
+from utils.system import runtime
 tf = runtime.prepare()
-print(runtime.devices())
+print(runtime.devices(), 'keras' in sys.modules, tf.keras.backend.floatx())
 with tf.Session(config=runtime.session_config()) as sess:
     print(sess.run(tf.constant(7) + tf.Variable(1).initialized_value()))'''
     environment = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
     process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              universal_newlines=True, env=environment)
     assert (process.returncode, process.stderr) == (0, '')
-    assert process.stdout == runtime.devices() + '\n8\n'
+    assert process.stdout == runtime.devices() + ' False float32\n8\n'
 
 
 @pytest.mark.parametrize('deterministic', [True, False])
