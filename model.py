@@ -156,7 +156,7 @@ class Model(object):
         with towers.chief():
             net, logits, pixels, parts = towers.build(images, labels, tower)
             weighting = losses.Weighting(weights_of_classes, conf.ohem_fraction if conf.loss == 'ohem' else 1.0)
-            entropy = tf.add_n([losses.mean_loss(one, weighting) for one in pixels])
+            entropy = layers.ordered_sum([losses.mean_loss(one, weighting) for one in pixels])
             decay = losses.weight_decay_loss(net.variables, conf.weight_decay)
             rate = tf.placeholder(tf.float32, [], 'learning_rate')
             with tf.control_dependencies([decay]):  # or it would be of weights before or after the update, by chance

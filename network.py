@@ -43,6 +43,7 @@ class DilatedResNet(object):
         self._configure(phase, **settings)
         self.variables = []
         self.decoder_variables = []  # (weights, biases) of each branch of the ASPP
+        self._pyramid = None  # its convolution and bias [num_classes], on this network's device for every apply()
         self._layers = collections.OrderedDict()  # name -> layer, so that every apply() shares the weights
         self.encoding, self.outputs = self.apply(inputs)
 
@@ -71,7 +72,8 @@ class DilatedResNet(object):
     def on(self, inputs):
         """The same network, with its weights, on other inputs [N, H, W, 3]: encoding and outputs are theirs."""
         other = copy.copy(self)
-        other.encoding, other.outputs = self.apply(inputs)
+        other._pyramid = None
+        other.encoding, other.outputs = other.apply(inputs)
         return other
 
     def statistics(self):
@@ -138,8 +140,11 @@ class DilatedResNet(object):
                                       for scope in weight_names.decoder_scopes(self.encoder_name)]
             self.variables.extend(v for branch in self.decoder_variables for v in branch)
             self._branches = [tuple(map(layers.read, branch)) for branch in self.decoder_variables]
-        weights, biases = zip(*self._branches)
-        return tf.nn.bias_add(dilated.pyramid(encoding, weights, ASPP_RATES), layers.ordered_sum(biases))
+        if self._pyramid is None:
+            weights, biases = zip(*self._branches)
+            self._pyramid = dilated.pyramid(weights, ASPP_RATES), layers.ordered_sum(biases)
+        convolve, bias = self._pyramid
+        return tf.nn.bias_add(convolve(encoding), bias)
 
     def _aspp_branch(self, scope, depth_in):
         """Weights [3, 3, depth_in, num_classes] and biases [num_classes]."""

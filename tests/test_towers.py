@@ -48,6 +48,30 @@ def test_towers_equal_one(model_class, flags, settings, narrow):
     assert abs(one[-1] - one[0]) > 0.01 * one[0] and np.isfinite(one[-1])  # the updates matter
 
 
+def terms(op):
+    """What an op adds up, as TensorFlow's graph optimizer would see it: [tensors]."""
+    if op.type not in ('Add', 'AddV2', 'AddN'):
+        return [op.outputs[0]]
+    return [term for tensor in op.inputs for term in terms(tensor.op)]
+
+
+@pytest.mark.parametrize('model_class', [Model, Model_msc])
+def test_no_sum_of_three_begins_with_what_came_first(model_class, settings, narrow):
+    """AddN begins with what it can overwrite, which by chance is what another machine sent or a view of another sum."""
+    narrow({'res50': (1, 1, 1, 1)})
+    conf = settings(encoder_name='res50', num_classes=16, train_bn=False)
+    with tf.Graph().as_default() as graph:
+        images, labels = tf.zeros([3, 33, 33, 3]), tf.zeros([3, 33, 33, 1], tf.int32)
+        model_class(conf, THREE).training_graph(images, labels)
+        sums = [(op, terms(op)) for op in graph.get_operations() if op.type in ('Add', 'AddV2', 'AddN')]
+    sums = [(op, added) for op, added in sums if len(added) > 2]
+    assert len(sums) >= 3  # of the ASPP, on each device
+    for op, added in sums:
+        assert {term.op.device for term in added} == {op.device}, op.name
+        views = [term.op.type for term in added if term.op.type in ('Unpack', 'Identity')]
+        assert not views, (op.name, views)
+
+
 def test_each_tower_normalizes_its_part_and_the_averages_are_of_all(settings, narrow):
     """Trained batch norm: with both parts of a batch equal, two towers equal one on one of the parts."""
     narrow({'res50': (1, 1, 1, 1)})

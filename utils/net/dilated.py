@@ -35,11 +35,12 @@ def regular(inputs, kernel, rate):
     return tf.nn.atrous_conv2d(inputs, kernel, rate, padding='SAME')
 
 
-def pyramid(inputs, kernels, rates):
-    """The sum of regular dilated convolutions of one map: [N, h, w, C], [3, 3, C, D] each -> [N, h, w, D]."""
+def pyramid(kernels, rates):
+    """A function that adds up regular dilated convolutions of one map, [N, h, w, C] -> [N, h, w, D], by kernels
+    [3, 3, C, D] and their rates."""
     if not runtime.on_gpu():
-        return dilated_cpu.pyramid(inputs, kernels, rates)
-    return tf.add_n([regular(inputs, kernel, rate) for kernel, rate in zip(kernels, rates)])
+        return dilated_cpu.pyramid(kernels, rates)
+    return lambda inputs: tf.add_n([regular(inputs, kernel, rate) for kernel, rate in zip(kernels, rates)])
 
 
 def padding_to_multiple(inputs, rate):

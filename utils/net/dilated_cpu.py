@@ -5,23 +5,28 @@ import tensorflow.compat.v1 as tf
 from utils.net import layers
 
 
-def pyramid(inputs, kernels, rates):
-    """The sum of dilated 3x3 convolutions of one map to few channels.
-
-    [N, h, w, C], a list of [3, 3, C, D] and their rates -> [N, h, w, D].
+def pyramid(kernels, rates):
+    """A function that adds up dilated 3x3 convolutions of one map to few channels: [N, h, w, C] -> [N, h, w, D].
 
     All taps of all kernels are one matrix product, whose small outputs are then shifted and added: the many channels
     of the input are read once, where each of the convolutions would gather them nine times.
+
+    Args:
+      kernels: a list of [3, 3, C, D]; rates: theirs.
     """
-    shape = tf.shape(inputs)
     depth_in, depth = kernels[0].shape[2], kernels[0].shape[3]
     taps = tf.concat([tf.reshape(kernel, [9, depth_in, depth]) for kernel in kernels], axis=0)  # [9 * k, C, D]
     taps = tf.reshape(tf.transpose(taps, [1, 0, 2]), [depth_in, -1])  # [C, 9 * k * D]
-    products = tf.matmul(tf.reshape(inputs, [-1, depth_in]), taps)  # [N * h * w, 9 * k * D]
-    products = tf.reshape(products, [shape[0], shape[1], shape[2], taps.shape[1]])
     shifts = [(row * rate, column * rate) for rate in rates for row in (-1, 0, 1) for column in (-1, 0, 1)]
-    parts = tf.split(products, len(shifts), axis=3)  # each [N, h, w, D]
-    return tf.add_n([shift(part, *offset) for part, offset in zip(parts, shifts)])
+
+    def convolve(inputs):
+        shape = tf.shape(inputs)
+        products = tf.matmul(tf.reshape(inputs, [-1, depth_in]), taps)  # [N * h * w, 9 * k * D]
+        products = tf.reshape(products, [shape[0], shape[1], shape[2], taps.shape[1]])
+        parts = tf.split(products, len(shifts), axis=3)  # each [N, h, w, D]
+        return tf.add_n([shift(part, *offset) for part, offset in zip(parts, shifts)])
+
+    return convolve
 
 
 def shift(inputs, rows, columns):

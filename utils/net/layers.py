@@ -1,6 +1,5 @@
 """The layers of the network: variables by their full names, frozen or trained batch norm, pooling, resizing."""
 
-import functools
 import zlib
 
 import tensorflow.compat.v1 as tf
@@ -28,9 +27,10 @@ def read(variable):
 def ordered_sum(tensors):
     """Their sum, always in this order.
 
-    tf.add_n begins with the tensor whose memory it can reuse, which with those of other machines is up to chance.
+    tf.add_n begins with the tensor whose memory it can reuse, which with those of other machines is up to chance, and
+    TensorFlow's graph optimizer makes an AddN of additions.
     """
-    return functools.reduce(tf.add, tensors)
+    return tf.reduce_sum(tf.stack(tensors), axis=0) if len(tensors) > 1 else tensors[0]
 
 
 # How batch norm acts. frozen: by the moving averages, folded into the convolution wherever it is used. trained: by the
