@@ -1,6 +1,7 @@
 """Graph-mode TensorFlow for every test, and the settings that a Model takes."""
 
 import os
+import signal
 import types
 
 import machine
@@ -10,6 +11,9 @@ from utils.net.blocks import BLOCKS, resnet_blocks
 from utils.system import runtime
 
 runtime.prepare()
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a job in the background; its programs are to be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

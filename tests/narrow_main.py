@@ -11,5 +11,5 @@ from utils.system import command_line  # noqa: E402
 
 if __name__ == '__main__':
     program = importlib.import_module(sys.argv[1])
-    BLOCKS.update((name, resnet_blocks((1, 1, 1, 1), depth=16)) for name in BLOCKS)
+    BLOCKS.update((name, resnet_blocks((0, 0, 0, 1), depth=16)) for name in BLOCKS)
     sys.exit(command_line.run(program.main, sys.argv[1:], program.sample_args))

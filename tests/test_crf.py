@@ -166,7 +166,7 @@ def test_softmax_of_large_logits():
 @pytest.fixture
 def model(settings, narrow, tmp_path, monkeypatch):
     """A function from changed flags to a Model with a checkpoint of random weights and a list of three pictures."""
-    narrow({'res50': (1, 1, 1, 1)})
+    narrow({'res50': (0, 0, 0, 1)})
     monkeypatch.setitem(sys.modules, 'pydensecrf', types.SimpleNamespace(densecrf=None))
     paths = pictures(tmp_path, [10, 100, 200], (33, 41))
     for path in paths:

@@ -38,7 +38,7 @@ def model(settings, narrow, tmp_path):
 
     A bias of the decoder is such that no class prevails on an image of the sample.
     """
-    narrow({'res50': (1, 1, 1, 1)})
+    narrow({'res50': (0, 0, 0, 1)})
 
     def make(machines=None, **changed):
         flags = {'encoder_name': 'res50', 'num_classes': 6, 'modeldir': str(tmp_path), 'num_threads': 2}
@@ -113,6 +113,10 @@ def test_the_memory_is_shared_and_windows_are_told_once(model, tmp_path, monkeyp
     monkeypatch.setattr(room.memory, 'free', lambda: 8e9)
     monkeypatch.setattr(room.runtime, 'on_gpu', lambda: False)
     assert room.Room(21, devices=4).bytes == room.Room(21).bytes / 4
+    monkeypatch.setattr(room.memory, 'free', lambda: 1e12)
+    height = 2 ** 31 // (4 * 21 * 5000)  # with a width of 5000, the most rows whose scores one message can carry
+    for rows, sent, whole in ((height + 1, False, True), (height + 1, True, False), (height - 5, True, True)):
+        assert (room.Room(21, sent=sent).window((rows, 5000)) == (rows, 5000)) == whole
     monkeypatch.setattr(room.memory, 'free', lambda: 1e6)
     path = str(tmp_path / 'long.png')
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 350, 3)).astype(np.uint8)).save(path)

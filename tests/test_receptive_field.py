@@ -161,7 +161,7 @@ def test_smoothing_lowers_the_gridding_of_a_network(built, dilated_type, fix_w):
 @pytest.fixture
 def conf(tmp_path, settings, narrow):
     """A function from a dilated_type to the flags of a training of two steps on the sample."""
-    narrow({'res50': (1, 1, 1, 1)})
+    narrow({'res50': (0, 0, 1, 1)})
 
     def make(dilated_type):
         values = {flag: str(tmp_path / dilated_type / flag) for flag in ('modeldir', 'logdir', 'logfile', 'out_dir')}

@@ -142,7 +142,7 @@ tf = runtime.prepare(frozen_weights=True)
 from benchmarks import measure
 from model import Model
 from model_msc import Model_msc
-blocks.BLOCKS['res50'] = blocks.resnet_blocks((1, 1, 1, 1), depth=16)
+blocks.BLOCKS['res50'] = blocks.resnet_blocks((0, 0, 0, 1), depth=16)
 found = []
 for model_class, dilated_type in ((Model, 'regular'), (Model, 'decompose'), (Model, 'smooth_GI'),
                                   (Model, 'smooth_SSC'), (Model_msc, 'regular')):

@@ -9,7 +9,6 @@ import tensorflow.compat.v1 as tf
 
 from tests import stress
 from tests.stress import runs
-from tests.stress.kill import CLUSTER_TOLERANCE
 
 SECONDS, MEMORY = 400.0, 16 << 30
 STEPS, TASKS = 24, 3
@@ -35,7 +34,7 @@ def run(case):
         one.end()
     one.no_traceback()
     whole = runs.never_stopped(training(os.path.join(case.shared, 'whole')))
-    runs.assert_equal(one, whole, CLUSTER_TOLERANCE)
+    runs.assert_equal(one, whole)
     return stress.RIGHT
 
 

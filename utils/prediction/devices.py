@@ -64,7 +64,8 @@ class _Pool(object):
           show: called with the number of windows that are done and of all, of the images that devices are at.
         """
         together = sum(device.task == 0 for device in devices)
-        self._setup = setup._replace(tiling=setup.tiling._replace(devices=together))
+        sent = setup.keep_scores and together < len(devices)
+        self._setup = setup._replace(tiling=setup.tiling._replace(devices=together, sent=sent))
         self._devices, self._towers, self._show = devices, towers, show
         self._changed = threading.Condition()  # guards what follows
         self._jobs, self._results = collections.deque(), {}  # Reads; {index: Prediction}

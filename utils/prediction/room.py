@@ -10,6 +10,7 @@ from utils.system import memory, runtime
 # at 0.26 to 2 megapixels on both TensorFlows: 450 to 880 bytes with 21 classes, multi-scale 825, and 1,420 with 150.
 PIXEL_BYTES, CLASS_BYTES = 700, 8
 KEPT_BYTES = 4  # of a pixel's class: the scores of the passes before
+MESSAGE_BYTES = (1 << 31) - (1 << 20)  # that gRPC carries, but for what describes the tensor
 USED = 0.75  # of the free memory: the estimate is one
 SIDES = (1025, 769, 513, 321)  # of windows, pixels
 
@@ -17,17 +18,20 @@ SIDES = (1025, 769, 513, 321)  # of windows, pixels
 class Room(object):
     """The free memory, as it is before the first image; the devices of a machine share it and this object."""
 
-    def __init__(self, num_classes, magnified=1.0, devices=1):
+    def __init__(self, num_classes, magnified=1.0, devices=1, sent=False):
         """
         Args:
           num_classes: channels of the scores.
           magnified: pixels that the network gets of one pixel of an image, above 1 for scales above 1.
           devices: how many score an image at the same time.
+          sent: whether the scores of an image go from one machine to another, which takes no message above 2 GB.
         """
         self._num_classes, magnified = num_classes, max(1.0, magnified)
         self._pixel_bytes = (PIXEL_BYTES + CLASS_BYTES * num_classes) * magnified + KEPT_BYTES * num_classes
         # What a GPU has left, nothing tells in time; there a pass is tried.
         self.bytes = float('inf') if runtime.on_gpu() else USED * memory.free() / devices
+        if sent:
+            self.bytes = min(self.bytes, self.needed((1, MESSAGE_BYTES // (4 * num_classes))))
         self._untold = threading.Semaphore()
 
     def needed(self, size):

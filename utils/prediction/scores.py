@@ -26,9 +26,9 @@ Setup = collections.namedtuple('Setup', 'build restore session_config tiling kee
 
 # How images are cut. window: (h, w), or None for whole images where the memory allows; overlap: the fraction of a
 # window that neighbours share; magnified: pixels that the network gets of a pixel, at the largest scale; devices: how
-# many share the memory.
-Tiling = collections.namedtuple('Tiling', 'window overlap magnified devices')
-Tiling.__new__.__defaults__ = (1,)
+# many share the memory; sent: whether scores are sent from one machine to another.
+Tiling = collections.namedtuple('Tiling', 'window overlap magnified devices sent')
+Tiling.__new__.__defaults__ = (1, False)
 
 # What was read of an image: its index in the list, float32 [H, W, 3] and its label [H, W]. fault: as a Prediction's.
 Read = collections.namedtuple('Read', 'index image label fault')
@@ -58,7 +58,8 @@ class Scorer(object):
         self._scores, self._classes = scores[0], class_map(scores)[0]
         self.room = room
         if not (room or setup.tiling.window):
-            self.room = Room(int(scores.shape[3]), setup.tiling.magnified, setup.tiling.devices)
+            tiling = setup.tiling
+            self.room = Room(int(scores.shape[3]), tiling.magnified, tiling.devices, tiling.sent)
 
     def load(self, sess):
         """Gives the variables their values in a session of the graph."""
