@@ -81,7 +81,7 @@ def prepare(xla=False, deterministic=False, frozen_weights=False):
 
 @contextlib.contextmanager
 def lean_import():
-    """Inside, nothing looks for garbage, of which imports leave none, and Keras cannot be imported, if it was not before.
+    """Inside, nothing looks for garbage, of which imports leave none, and Keras cannot be imported.
 
     TensorFlow 2 imports it at its start, for the sake of those who save Keras models, and does without it if it is
     missing: a third of the time of the start and 100 MB. Afterwards tf.keras loads it when it is used.
