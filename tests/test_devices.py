@@ -19,6 +19,7 @@ from machine import free_ports
 from PIL import Image
 
 from model import Model
+from model_msc import Model_msc
 from utils.data import image_files
 from utils.image_reader import ImageReader
 from utils.prediction import devices, room, scores
@@ -40,9 +41,9 @@ def model(settings, narrow, tmp_path):
     """
     narrow({'res50': (0, 0, 0, 1)})
 
-    def make(machines=None, **changed):
+    def make(machines=None, model_class=Model, **changed):
         flags = {'encoder_name': 'res50', 'num_classes': 6, 'modeldir': str(tmp_path), 'num_threads': 2}
-        return Model(settings(**dict(flags, **changed)), machines)
+        return model_class(settings(**dict(flags, **changed)), machines)
 
     with tf.Graph().as_default(), tf.Session() as sess:
         with open(os.path.join(SAMPLE, 'val.txt')) as file:
@@ -88,8 +89,8 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize('images, broken, flags, counts', [
     (7, (2,), {}, (2, 3)), (2, (), {}, (3,)), (1, (), {}, (2,)), (3, (), WINDOWS, (2,)),
-    (3, (), {'eval_scales': [0.5, 1.0], 'eval_flip': True}, (2,)),
-], ids=['a broken one', 'fewer than devices', 'one image', 'windows', 'scales'])
+    (3, (), {'eval_scales': [0.5, 1.0], 'eval_flip': True}, (2,)), (3, (), {'model_class': Model_msc}, (2,)),
+], ids=['a broken one', 'fewer than devices', 'one image', 'windows', 'scales', 'msc'])
 def test_devices_predict_what_one_does(model, tmp_path, images, broken, flags, counts):
     """Bit for bit and in the list's order."""
     paths = photos(tmp_path, images, broken)
