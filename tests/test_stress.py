@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import stress
-from tests.stress import damages, harness
+from tests.stress import damages, harness, kill
 
 
 def ends(tmp_path, run, **limits):
@@ -63,6 +63,13 @@ def test_a_case_repeats(tmp_path):
         texts.append((tmp_path / folder / 'part-7.txt').read_text())
     assert texts[0].splitlines()[0] == texts[1].splitlines()[0] != ''
     assert 'eight is wanted' in texts[0]
+
+
+def test_kills_are_counted(tmp_path):
+    line = '%s save task 0 signal %d at 1:02: step 3, exit code %s\n'
+    (tmp_path / 'kills.txt').write_text(''.join(line % one for one in (
+        ('main', 9, -9), ('cluster', 15, 143), ('main', 9, -9), ('main', 9, None), ('main', 2, 130))))
+    assert kill.summary(str(tmp_path)) == '4 kills: cluster SIGTERM 1, main SIGINT 1, main SIGKILL 2'
 
 
 @pytest.mark.parametrize('change', damages.ALL)

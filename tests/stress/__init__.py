@@ -5,6 +5,7 @@ A part has
 and may have
   prepare(folder): called once before the part's cases, in a process of its own; what it writes to the folder stays for
     all cases, as case.shared. If it raises, the part has failed.
+  summary(folder): a line on all cases, printed at their end if none failed, from what they left in case.shared.
   SECONDS: how long a case may take, times --patience; beyond, its whole process group is killed and it has failed.
   MEMORY: bytes of RLIMIT_DATA for each of the case's processes.
   CASES: how many cases there are; None for as many as the time allows.

@@ -69,6 +69,8 @@ def run_part(name, conf, folder, seconds):
             bar.update(min(round(taken), bar.total) - bar.n)
             if taken > seconds:
                 break
+    if hasattr(part, 'summary') and not failed(outcomes):
+        print(part.summary(os.path.join(folder, 'shared')))
     return outcomes
 
 

@@ -1,5 +1,6 @@
 """Kills at random moments: a training stopped by signals and resumed equals one that was never stopped."""
 
+import collections
 import os
 import signal
 import time
@@ -38,6 +39,14 @@ def run(case):
     return stress.RIGHT
 
 
+def summary(shared):
+    """How many processes of each kind of run each signal stopped."""
+    with open(os.path.join(shared, 'kills.txt')) as file:
+        stopped = [line.split() for line in file if not line.endswith('exit code None\n')]  # it had ended before
+    counts = collections.Counter((words[0], signal.Signals(int(words[5])).name) for words in stopped)
+    return '%d kills: %s' % (len(stopped), ', '.join('%s %s %d' % (key + (counts[key],)) for key in sorted(counts)))
+
+
 def stop(one, case, number, kind):
     """Starts what does not run and stops one process by a signal at a random moment."""
     rng = case.rng
@@ -46,7 +55,7 @@ def stop(one, case, number, kind):
     one.start_all()
     wait(one, moment, rng)
     code, step = one.signal(task, number), one.steps()
-    text = '%s %s task %d signal %d at %s: step %d, exit code %s' % (
+    text = '%s %s task %d signal %d at %s: step %d, exit code %s' % (  # which summary() reads
         kind, moment, task, number, time.strftime('%X'), step, code)
     print(text, flush=True)
     with open(os.path.join(case.shared, 'kills.txt'), 'a') as file:
