@@ -2,13 +2,9 @@
 
 import contextlib
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 import types
 
 import numpy as np
@@ -16,11 +12,11 @@ import pytest
 import tensorflow.compat.v1 as tf
 from machine import free_ports
 
+from tests.stress import runs
 from utils.system import cluster, same_code
 from utils.system.errors import UserError
 from utils.weights import checkpoints
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STEPS = 24
 
 
@@ -101,97 +97,54 @@ def test_losses_in_quick_succession_end_the_run(monkeypatch, capsys):
     assert cluster.Cluster().lasting(lambda: 7) == 7
 
 
-class Run(object):
-    """The processes of a short training of a narrow network, each with its output in a file."""
-
-    def __init__(self, folder, tasks):
-        self.folder, self.processes, self.outputs = folder, {}, {}
-        self.addresses = ['127.0.0.1:%d' % port for port in free_ports(tasks)] if tasks > 1 else []
-
-    def start(self, task):
-        names = {name: os.path.join(str(self.folder), name) for name in ('modeldir', 'logdir', 'logfile')}
-        command = [sys.executable, os.path.join(ROOT, 'tests', 'narrow_main.py'), 'main', '--flagfile=' + os.path.join(
-            ROOT, 'dataset', 'sample.flags'), '--num_steps=%d' % STEPS, '--save_interval=5', '--valid_interval=0',
-            '--batch_size=6', '--input_height=33', '--input_width=33', '--nocheck_labels', '--train_bn=false',
-            '--learning_rate=1e-5'] + ['--%s=%s' % item for item in names.items()]
-        if self.addresses:
-            command += ['--cluster=' + ','.join(self.addresses), '--task_index=%d' % task]
-        path = os.path.join(str(self.folder), 'task%d.txt' % task)
-        with open(path, 'a') as output:
-            self.processes[task] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-
-    def output(self, task):
-        with open(os.path.join(str(self.folder), 'task%d.txt' % task)) as file:
-            return file.read()
-
-    def losses(self):
-        try:
-            with open(os.path.join(str(self.folder), 'logfile')) as file:
-                return [float(line.split(', ')[1]) for line in file.read().splitlines()]
-        except (OSError, IndexError):
-            return []
-
-    def until(self, steps):
-        while len(self.losses()) < steps:
-            assert self.processes[0].poll() is None, self.output(0)
-            time.sleep(0.02)
-
-    def until_told(self, words):
-        while words not in self.output(0):
-            assert self.processes[0].poll() is None, self.output(0)
-            time.sleep(0.02)
-
-    def kill(self, task):
-        self.processes[task].kill()
-        self.processes[task].wait()
-
-    def codes(self):
-        return [self.processes[task].wait() for task in sorted(self.processes)]
-
-    def end(self):
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-
-
 @pytest.fixture
 def start(tmp_path):
+    """A function that starts the processes of a short training, a machine each, of which it returns the runs.Run."""
     with contextlib.ExitStack() as stack:
         def make(name, tasks):
             (tmp_path / name).mkdir()
-            run = Run(tmp_path / name, tasks)
+            run = runs.Run(str(tmp_path / name), tasks=tasks, num_steps=STEPS, save_interval=5, valid_interval=0,
+                           batch_size=6, train_bn='false', learning_rate=1e-5)
             stack.callback(run.end)
-            for task in reversed(range(tasks)):
-                run.start(task)
+            run.start_all()
             return run
         yield make
 
 
+def losses(run):
+    return [float(line.split(', ')[1]) for line in runs.log_lines(run)]
+
+
+def codes(run):
+    """The exit codes of all tasks, once they have ended."""
+    return [run.processes[task].wait() for task in range(run.tasks)]
+
+
 def test_three_machines_equal_one_whatever_dies(start):
     one = start('one', 1)
-    assert one.codes() == [0], one.output(0)
+    assert codes(one) == [0], one.output()
     three = start('three', 3)
-    three.until(8)
-    three.kill(1)
+    assert three.until(lambda: three.steps() >= 8), three.output()
+    three.signal(1, signal.SIGKILL)
     three.until_told('training pauses until it is back')
-    assert 'task 1 (%s) ' % three.addresses[1] in three.output(0)
+    assert 'task 1 (%s) ' % three.addresses[1] in three.output()
     three.start(1)
-    three.until(14)
-    three.kill(0)  # the others serve on
+    assert three.until(lambda: three.steps() >= 14), three.output()
+    three.signal(0, signal.SIGKILL)  # the others serve on
     three.start(0)
-    assert three.codes() == [0, 0, 0], three.output(0)
-    np.testing.assert_allclose(three.losses(), one.losses(), rtol=1e-4)
-    assert len(three.losses()) == STEPS + 1
-    assert three.output(0).count('resumed from') == 2
+    assert codes(three) == [0, 0, 0], three.output()
+    np.testing.assert_allclose(losses(three), losses(one), rtol=1e-4)
+    assert len(losses(three)) == STEPS + 1
+    assert three.output().count('resumed from') == 2
     assert 'serves its devices to task 0' in three.output(2) and 'has ended: done' in three.output(2)
 
 
 def test_a_signal_ends_all_in_good_order(start):
     run = start('three', 2)
-    run.until(3)
+    assert run.until(lambda: run.steps() >= 3), run.output()
     run.processes[0].send_signal(signal.SIGTERM)
-    assert run.codes() == [143, 0], run.output(0)
-    assert checkpoints.checkpoint_steps(str(run.folder / 'modeldir'))[-1] == len(run.losses()) - 1
+    assert codes(run) == [143, 0], run.output()
+    assert checkpoints.checkpoint_steps(run.flags['modeldir'])[-1] == len(losses(run)) - 1
 
 
 def refusal_of(helper, refusals):
@@ -207,13 +160,13 @@ def test_another_tensorflow_or_project_is_refused_by_name(monkeypatch):
     for machine in (chief, helper):
         machine.start(tf.ConfigProto())
     own = same_code.described()
-    for runs, words in (('1.2.3 ' + own.split()[1], 'runs TensorFlow 1.2.3, this one %s: ' % tf.__version__),
-                        (tf.__version__ + ' 0a', 'runs another state of this project')):
-        said, refusals = iter([runs, own]), []
+    for other, words in (('1.2.3 ' + own.split()[1], 'runs TensorFlow 1.2.3, this one %s: ' % tf.__version__),
+                         (tf.__version__ + ' 0a', 'runs another state of this project')):
+        said, refusals = iter([other, own]), []
         monkeypatch.setattr(same_code, 'described', said.__next__)  # the helper's call comes first
         thread = threading.Thread(target=refusal_of, args=(helper, refusals), daemon=True)
         thread.start()
-        while same_code._ask(chief, 1) != runs:  # until it is said, not what was said before
+        while same_code._ask(chief, 1) != other:  # until it is said, not what was said before
             pass
         with pytest.raises(UserError) as error:
             chief.wait()
@@ -237,7 +190,6 @@ def test_the_checksum_is_of_names_and_contents_of_the_code(tmp_path):
 
 def test_who_is_missing_is_named(start):
     run = start('alone', 2)
-    run.kill(1)
+    run.signal(1, signal.SIGKILL)
     run.until_told('waiting for task 1 (%s)' % run.addresses[1])
-    run.processes[0].send_signal(signal.SIGINT)
-    assert run.processes[0].wait() == 130
+    assert run.signal(0, signal.SIGINT) == 130
