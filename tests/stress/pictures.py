@@ -104,5 +104,6 @@ def some_bytes(rng, most=255):
     print('%s %s of %s, %d bytes' % (format, mode, size, len(data)))
     if rng.randint(5) < 3:
         return damages.spoil(rng, data), None, None
-    sure = format in ('PNG', 'BMP', 'PPM') and mode in ('L', 'P', 'RGB')
-    return data, size if format in ('PNG', 'BMP', 'PPM', 'JPEG') else None, np.asarray(image) if sure else None
+    if format not in ('PNG', 'BMP', 'PPM', 'JPEG') or b'acTL' in data:  # an animated PNG is as large as any part of it
+        return data, None, None
+    return data, size, np.asarray(image) if format != 'JPEG' and mode in ('L', 'P', 'RGB') else None
