@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import types
 
 import machine
@@ -12,7 +13,8 @@ from utils.system import runtime
 
 runtime.prepare()
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a job in the background; its programs are to be interrupted
+# As a job in the background; its programs are to be interrupted. pytest-xdist's workers have it of their parent.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

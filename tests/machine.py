@@ -2,7 +2,6 @@
 
 import contextlib
 import resource
-import signal
 import socket
 
 
@@ -17,12 +16,13 @@ def free_ports(count):
 
 @contextlib.contextmanager
 def full_disk(most_bytes):
-    """Inside, every file ends at so many bytes, of processes that are started there too: a write beyond is refused."""
+    """Inside, every file ends at so many bytes, of processes that are started there too: a write beyond is refused.
+
+    Python ignores the signal that comes with it, SIGXFSZ.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
     try:
         yield
     finally:  # before pytest writes of the test, perhaps into a long file
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
