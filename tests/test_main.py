@@ -273,8 +273,7 @@ def test_pretrained_weights(trained, tmp_path):
 def test_a_signal_saves_the_weights(tmp_path, number, exit_code):
     flags = SMALL + places(tmp_path) + ['--option=train', '--num_steps=100000', '--save_interval=100000']
     process = subprocess.Popen([sys.executable, 'tests/narrow_main.py', 'main'] + flags, cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a CI may ignore it
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     log = tmp_path / 'log.txt'
     while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 3):
         time.sleep(0.2)

@@ -26,8 +26,7 @@ def read_list(name):
 def start_script(*arguments):
     script = os.path.join(ROOT, 'dataset', 'make_sample.py')
     return subprocess.Popen([sys.executable, script] + list(arguments), stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, universal_newlines=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a CI may ignore it
+                            stderr=subprocess.PIPE, universal_newlines=True)
 
 
 def run_script(*arguments):

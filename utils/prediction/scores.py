@@ -57,9 +57,8 @@ class Scorer(object):
         self.net, scores = setup.build(self._images)
         self._scores, self._classes = scores[0], class_map(scores)[0]
         self.room = room
-        if not (room or setup.tiling.window):
-            tiling = setup.tiling
-            self.room = Room(int(scores.shape[3]), tiling.magnified, tiling.devices, tiling.sent)
+        if not (room or self._tiling.window):
+            self.room = Room(int(scores.shape[3]), self._tiling.magnified, self._tiling.devices, self._tiling.sent)
 
     def load(self, sess):
         """Gives the variables their values in a session of the graph."""
