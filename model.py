@@ -218,8 +218,8 @@ class Model(object):
     def _session_config(self):
         return precision.configure(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
 
-    def _setup(self, restore, evaluation=passes.PLAIN, keep_scores=False):
-        """The scores.Setup of this model; restore gives the network's variables their values."""
+    def _setup(self, restore=None, evaluation=passes.PLAIN, keep_scores=False):
+        """The scores.Setup of this model."""
         build = functools.partial(passes.merged, self.scores, evaluation, self.numerics.align_corners)
         tiling = scores.Tiling(self.conf.window, self.conf.overlap, max(evaluation.scales) ** 2)
         return scores.Setup(build, restore, self._session_config(), tiling, keep_scores)
@@ -240,10 +240,10 @@ class Model(object):
         if not self.conf.valid_interval:
             return None
         reader = self._reader('valid_data_list', net_input, self.conf.valid_num_steps)
+        scoring = scores.Pass(reader, self._setup())
 
         def validate(values, stopped):
-            restore = functools.partial(checkpoints.load_values, values=values)
-            found = scores.predictions(reader, self._setup(restore), scores.VALIDATION)
+            found = scoring.predictions(scores.VALIDATION, functools.partial(checkpoints.load_values, values=values))
             matrix = metrics.count(found, self.classes, stopped)
             return None if stopped() else metrics.scores(matrix)
 

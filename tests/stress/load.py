@@ -1,5 +1,6 @@
 """Load: memory that stays flat over a long training and many predictions; lists of a million lines start soon."""
 
+import collections
 import os
 
 import numpy as np
@@ -9,10 +10,15 @@ from tests import stress
 from tests.stress import runs
 
 SECONDS, MEMORY, CASES = 3600.0, 16 << 30, 3
-STEPS, STEPS_A_SECOND = 5000, 4  # at most, and of the part's time
-IMAGES, IMAGES_A_SECOND = 2000, 2
+STEPS, IMAGES, A_SECOND = 5000, 2000, 10  # at most, and as many of each as the part's time has seconds
+# Images share some random sizes: with every new one, memory goes up by 12 KB until TensorFlow has oneDNN's code for the
+# last 1,024 shapes of each op in each thread, which took about 8,000 images and 40 MB.
+SIZES = 64
 LINES, START_SECONDS, START_BYTES = 10 ** 6, 10.0, 10 ** 9
+TOLD = 'told.txt'  # in the folder that cases share
 GROWTH, SHORT_GROWTH = 1.03, 1.10  # from a fifth to the end; the latter with fewer than all steps or images
+
+Amount = collections.namedtuple('Amount', 'count whole what')  # of things done; whole: whether that is all
 
 
 def run(case):
@@ -20,30 +26,43 @@ def run(case):
     return stress.RIGHT
 
 
+def summary(shared):
+    """What was measured."""
+    with open(os.path.join(shared, TOLD)) as file:
+        return file.read().rstrip()
+
+
+def tell(case, text):
+    print(text, flush=True)
+    with open(os.path.join(case.shared, TOLD), 'a') as file:
+        file.write(text + '\n')
+
+
 def training(case):
-    steps = int(np.clip(case.seconds * STEPS_A_SECOND, 200, STEPS))
+    steps = int(np.clip(case.seconds * A_SECOND, 200, STEPS))
     one = runs.Run(case.folder, num_steps=steps, save_interval=max(1, steps // 50), valid_interval=max(1, steps // 25),
                    valid_num_steps=2, max_to_keep=3)
-    assert_flat(one, steps, one.steps, steps == STEPS, 'steps')
+    assert_flat(case, one, one.steps, Amount(steps, steps == STEPS, 'steps'))
 
 
 def predictions(case):
-    count, folder = int(np.clip(case.seconds * IMAGES_A_SECOND, 100, IMAGES)), os.path.join(case.folder, 'images')
+    count, folder = int(np.clip(case.seconds * A_SECOND, 100, IMAGES)), os.path.join(case.folder, 'images')
     os.makedirs(folder)
     runs.Run(case.folder, num_steps=2, save_interval=2, valid_interval=0).finish()
+    sizes = case.rng.randint(17, 130, [SIZES, 2])
     for number in range(count):
         pixels = case.rng.randint(0, 256, [8, 8, 3]).astype(np.uint8)
-        Image.fromarray(pixels).resize(tuple(case.rng.randint(17, 130, 2))).save(
+        Image.fromarray(pixels).resize(tuple(sizes[case.rng.randint(SIZES)])).save(
             os.path.join(folder, '%04d.png' % number))
     one = runs.Run(case.folder, option='predict', image_dir=folder, visual='false', data_dir='')
     out_dir = one.flags['out_dir']
-    assert_flat(one, count, lambda: sum(map(len, (files for _, _, files in os.walk(out_dir)))), count == IMAGES,
-                'predictions')
+    assert_flat(case, one, lambda: sum(map(len, (files for _, _, files in os.walk(out_dir)))),
+                Amount(count, count == IMAGES, 'predictions'))
 
 
-def assert_flat(one, count, done, whole, what):
-    """That memory after `count` done things is that after a fifth of them."""
-    process = one.start()
+def assert_flat(case, one, done, amount):
+    """That memory after an Amount of things, of which done() says how many are done, is that after a fifth of them."""
+    process, (count, whole, what) = one.start(), amount
     fifth, last = [], []
     try:
         while process.poll() is None:
@@ -61,7 +80,7 @@ def assert_flat(one, count, done, whole, what):
     finally:
         one.end()
     early, late = np.median(fifth), np.median(last)
-    print('%d %s: %.1f MB after a fifth, %.1f MB at the end' % (count, what, early / 1e6, late / 1e6))
+    tell(case, '%d %s: %.1f MB after a fifth, %.1f MB at the end' % (count, what, early / 1e6, late / 1e6))
     assert late <= early * (GROWTH if whole else SHORT_GROWTH), 'from %.1f to %.1f MB in %d %s' % (
         early / 1e6, late / 1e6, count, what)
 
@@ -83,8 +102,8 @@ def long_list(case):
             seconds[count], most = cpu_seconds(process.pid), runs.resident(process.pid)[1]
         finally:
             one.end()
-        print('%d lines: first step after %.1f s of processor time, %.0f MB at most' % (
-            count, seconds[count], most / 1e6), flush=True)
+        tell(case, '%d lines: first step after %.1f s of processor time, %.0f MB at most' % (
+            count, seconds[count], most / 1e6))
     beyond = seconds[LINES] - seconds[len(lines)]
     assert beyond <= START_SECONDS, '%.1f s more than with a short list' % beyond
     assert most <= START_BYTES, '%.0f MB' % (most / 1e6)

@@ -22,20 +22,20 @@ class Stopped(Exception):
 
 
 def predictions(reader, setup, desc, towers, tolerant=False):
-    """scores.predictions, the same, by all devices of a training's towers; with one device it is that.
+    """Yields what scores.Pass.predictions does, the same, by all devices of a training's towers.
 
     Other machines need neither images nor checkpoint. One that is gone leaves its images to the other devices.
     """
     names, cluster = towers.devices[:max(1, len(reader.images))], towers.cluster
     with cluster.met():
         if len(names) == 1:
-            yield from scores.predictions(reader, setup, desc, tolerant)
+            yield from scores.Pass(reader, setup, tolerant).predictions(desc)
             return
         progress = scores.bar(len(reader.images), desc)
         pool = _Pool([_Device(name) for name in names], setup, towers, scores.shown(progress))
-        with contextlib.closing(progress), cluster.listening(pool.lose), pool, scores.reading(
-                reader, setup, tolerant) as images:
-            for prediction in pool.scored(images):
+        images = scores.Images(reader, setup.session_config, tolerant)
+        with contextlib.closing(progress), cluster.listening(pool.lose), pool, images.reading() as reads:
+            for prediction in pool.scored(reads):
                 yield prediction
                 progress.set_postfix_str('', refresh=False)
                 progress.update()

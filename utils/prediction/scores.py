@@ -20,8 +20,9 @@ Prediction = collections.namedtuple('Prediction', 'index label classes scores fa
 Prediction.__new__.__defaults__ = (None, None)
 
 # What computes scores. build: a function from images [1, H, W, 3] to (network with batch_norm 'folded', scores
-# [1, H, W, num_classes]); restore: a function from a session and the network's variables that gives these their values;
-# session_config: a tf.ConfigProto; tiling: a Tiling; keep_scores: whether a Prediction holds them.
+# [1, H, W, num_classes]); restore: a function from a session and the network's variables that gives these their values,
+# or None where Scorer.load gets it; session_config: a tf.ConfigProto; tiling: a Tiling; keep_scores: whether a
+# Prediction holds them.
 Setup = collections.namedtuple('Setup', 'build restore session_config tiling keep_scores')
 
 # How images are cut. window: (h, w), or None for whole images where the memory allows; overlap: the fraction of a
@@ -55,16 +56,16 @@ class Scorer(object):
         self._setup, self._tiling, self._keep_scores = setup, setup.tiling, setup.keep_scores
         self._images = tf.placeholder(tf.float32, [1, None, None, 3])
         self.net, scores = setup.build(self._images)
-        self._scores, self._classes = scores[0], class_map(scores)[0]
+        self._scores, self._classes, self._fold = scores[0], class_map(scores)[0], None
         self.room = room
         if not (room or self._tiling.window):
             self.room = Room(int(scores.shape[3]), self._tiling.magnified, self._tiling.devices, self._tiling.sent)
 
-    def load(self, sess):
-        """Gives the variables their values in a session of the graph."""
-        fold = self.net.fold_ops()
-        self._setup.restore(sess, self.net.variables)
-        sess.run(fold)
+    def load(self, sess, restore=None):
+        """Gives the variables their values in a session of the graph, by the setup's restore if by no other."""
+        self._fold = self._fold or self.net.fold_ops()
+        (restore or self._setup.restore)(sess, self.net.variables)
+        sess.run(self._fold)
 
     def __call__(self, sess, image, report=lambda done, count: None):
         """Class map and scores of an image.
@@ -119,43 +120,61 @@ class Scorer(object):
         return classes, kept
 
 
-def predictions(reader, setup, desc, tolerant=False):
-    """Yields a Prediction of every image of a reader, in its order.
+class Pass(object):
+    """A pass over a reader's images that can be repeated with other weights: its graphs are built once.
 
-    Args:
-      reader: an ImageReader.
-      setup: a Setup.
-      desc: what the progress bar says.
-      tolerant: an image that cannot be read is a Prediction with a fault; otherwise it is a UserError.
+    A graph that is given up keeps its memory until Python looks for garbage.
     """
-    with tf.Graph().as_default():
-        scorer = Scorer(setup)
-        with tf.Session(config=setup.session_config) as sess:
-            scorer.load(sess)
-            with reading(reader, setup, tolerant) as images:
-                progress = bar(len(reader.images), desc, images)
-                for one in progress:
-                    yield predicted(one, functools.partial(scorer, sess), shown(progress))
-                    progress.set_postfix_str('', refresh=False)
+
+    def __init__(self, reader, setup, tolerant=False):
+        """
+        Args:
+          reader: an ImageReader.
+          setup: a Setup.
+          tolerant: an image that cannot be read is a Prediction with a fault; otherwise it is a UserError.
+        """
+        self._reader, self._setup = reader, setup
+        self._images = Images(reader, setup.session_config, tolerant)
+        self._graph, self._scorer = tf.Graph(), None
+
+    def predictions(self, desc, restore=None):
+        """Yields a Prediction of every image, in the reader's order.
+
+        Args:
+          desc: what the progress bar says.
+          restore: that of Scorer.load.
+        """
+        with self._graph.as_default():
+            self._scorer = self._scorer or Scorer(self._setup)  # now, as it asks for the free memory
+            with tf.Session(config=self._setup.session_config) as sess:
+                self._scorer.load(sess, restore)
+                with self._images.reading() as images:
+                    progress = bar(len(self._reader.images), desc, images)
+                    for one in progress:
+                        yield predicted(one, functools.partial(self._scorer, sess), shown(progress))
+                        progress.set_postfix_str('', refresh=False)
 
 
-@contextlib.contextmanager
-def reading(reader, setup, tolerant):
-    """Gives a generator of the Reads of a reader, in a graph and a session of their own; arguments as predictions'.
+class Images(object):
+    """The images of a reader, one after another, by a graph of their own."""
 
-    Inside, exhausted memory, of the scoring too, is raised as a UserError.
-    """
-    faults = {}  # {index: sentence}
-    with tf.Graph().as_default():
-        pair = reader.single(faults if tolerant else None)  # [1, H, W, 3], [1, H, W, 1]
-        with tf.Session(config=setup.session_config) as sess, memory.enough_for('--window or --eval_scales'), \
-                reader.running(sess):
-            def reads():
-                for index in range(len(reader.images)):
-                    image, label = sess.run(pair)
-                    yield Read(index, image[0], label[0, :, :, 0], faults.pop(index, None))
+    def __init__(self, reader, session_config, tolerant=False):
+        """Arguments as Pass's; session_config: a tf.ConfigProto."""
+        self._reader, self._config, self._faults = reader, session_config, {}  # {index: sentence}
+        with tf.Graph().as_default() as self._graph:
+            self._pair = reader.single(self._faults if tolerant else None)  # [1, H, W, 3], [1, H, W, 1]
 
-            yield reads()
+    @contextlib.contextmanager
+    def reading(self):
+        """Gives a generator of the Reads; inside, exhausted memory, of the scoring too, is raised as a UserError."""
+        with self._graph.as_default(), tf.Session(config=self._config) as sess, \
+                memory.enough_for('--window or --eval_scales'), self._reader.running(sess):
+            yield self._reads(sess)
+
+    def _reads(self, sess):
+        for index in range(len(self._reader.images)):
+            image, label = sess.run(self._pair)
+            yield Read(index, image[0], label[0, :, :, 0], self._faults.pop(index, None))
 
 
 def predicted(one, score, report):
