@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from utils.system.errors import MOST_QUOTED, quoted, reason
+from utils.system.errors import MOST_LISTED, MOST_QUOTED, quoted, reason, some
 
 
 @pytest.mark.parametrize('text, shown', [
@@ -19,6 +19,13 @@ def test_quoted(text, shown):
 
 def test_quoted_is_short_where_escapes_make_it_long():
     assert len(quoted('\x00' * 80)) == MOST_QUOTED and quoted('\x00' * 80).endswith('\\x00\\x00')
+
+
+def test_some():
+    assert some(['a', 'b', 'c'], 3) == 'a, b, c' and some(['a', 'b', 'c']) == 'a and 2 more' and some([]) == ''
+    long = ['x' * (MOST_LISTED // 2)] * 3
+    assert some(long, 3) == long[0] + ' and 2 more' and some(long, 3, 2 * MOST_LISTED) == ', '.join(long)
+    assert some(['x' * 200, 'y'], 2) == 'x' * 200 + ' and 1 more'
 
 
 def test_reason_is_tensorflows_own():

@@ -50,6 +50,7 @@ def test_a_run_of_other_settings_is_gone_on_from_only_if_asked_to(tmp_path, caps
     save_steps(make_folder(tmp_path), [3])
     with pytest.raises(UserError) as error:
         make_folder(tmp_path, num_steps=30, img_mean=['1', '2', '3']).resume('auto')
+    assert len(str(error.value)) <= 300
     for words in ('num_steps=20 (now 30)', 'img_mean=None', '--modeldir', '--resume=must', '--resume=never'):
         assert words in str(error.value)
     step, values, net_input = make_folder(tmp_path, num_steps=30).resume('must')
@@ -63,6 +64,16 @@ def test_a_run_of_other_settings_is_gone_on_from_only_if_asked_to(tmp_path, caps
     assert make_folder(tmp_path).resume('must')[0] == 4
     with pytest.raises(UserError, match='--resume=must'):
         make_folder(tmp_path / 'empty').resume('must')
+
+
+def test_changed_settings_are_told_in_few_characters(tmp_path):
+    folder = tmp_path / ('folder' * 20)
+    folder.mkdir()
+    names = ('class_weights', 'data_dir', 'data_list', 'pretrain_file')
+    save_steps(make_folder(folder, **dict.fromkeys(names, 'x' * 200)), [3])
+    with pytest.raises(UserError) as error:
+        make_folder(folder, **dict.fromkeys(names, 'x' * 200 + 'y')).resume('auto')
+    assert len(str(error.value)) <= 300 and 'xy) and 3 more; go on with --resume=must' in str(error.value)
 
 
 def test_a_finished_run_goes_on_with_a_longer_schedule(tmp_path):

@@ -93,7 +93,7 @@ def a_list(case):
         damages.spoil_file(rng, path)
     else:
         damages.write(path, list_bytes(rng, data))
-    names = ['list.txt'] + os.listdir(data)
+    names = ['list.txt', os.path.join(os.path.basename(data), '')] + os.listdir(data)  # or what a line makes up
     option = option_of(rng)
     if option:
         return as_program(case, option, names, checked(rng))

@@ -8,7 +8,7 @@ import sys
 
 from utils.data.regular_files import find_missing, read_file, text_lines
 from utils.system import output_files
-from utils.system.errors import UserError, quoted
+from utils.system.errors import UserError, quoted, some
 
 # name: of the list, for messages; images, labels: paths, '' for an image without a label; lines: their numbers in the
 # list, from 1.
@@ -19,6 +19,7 @@ _FIELD = re.compile(r' *("[^"]*"|\'[^\']*\'|[^ "\'][^ ]*)(?= |$)')
 _UNUSUAL = re.compile('["\'#\t\0]')
 
 MAX_LINE = 1 << 16
+MOST_PATH = 60  # characters of a path that is missing
 
 
 def read_labeled_image_list(data_dir, data_list):
@@ -78,21 +79,21 @@ def check_files_exist(source, need_labels):
     Raises:
       UserError: names the first files that are missing, or the images that lack a label, their lines and count.
     """
-    bare = [image for image, label in zip(source.images, source.labels) if not label]
+    bare = [quoted(image) for image, label in zip(source.images, source.labels) if not label]
     if need_labels and bare:
         raise UserError('list %s: %d of %d images have no label (%s): write the label after the image on the same '
-                        'line.' % (quoted(source.name), len(bare), len(source.images), _first(bare)))
+                        'line.' % (quoted(source.name), len(bare), len(source.images), some(bare, 3)))
     paths = set(source.images)
     paths.update(source.labels)
     paths.discard('')
     missing = set(find_missing(paths))
     if missing:
         pairs = zip(source.lines, source.images, source.labels)
-        places = [(line, path) for line, image, label in pairs for path in (image, label) if path in missing]
+        places = ['line %d: %s' % (line, quoted(path, MOST_PATH)) for line, image, label in pairs
+                  for path in (image, label) if path in missing]
         raise UserError('list %s: %d of %d files are missing or no regular files (%s): check the list and --data_dir, '
                         'and quote paths with spaces.' % (
-                            quoted(source.name), len(missing), len(paths), _first(
-                                places, lambda place: 'line %d: %s' % (place[0], quoted(place[1])))))
+                            quoted(source.name), len(missing), len(paths), some(places, 3)))
 
 
 def output_names(images):
@@ -155,7 +156,7 @@ def write_list(path, lines):
 def warn(sentence, items):
     """Prints a sentence with %d for the number of items, and the first of them, on stderr; nothing for none."""
     if items:
-        print('warning: %s (%s).' % (sentence % len(items), _first(items)), file=sys.stderr)
+        print('warning: %s (%s).' % (sentence % len(items), some(list(map(quoted, items)), 3)), file=sys.stderr)
 
 
 def read_lines(path):
@@ -241,7 +242,3 @@ def _name_choices(path, with_extension):
     if with_extension:
         parts[-1] += '_' + extension[1:]
     return ['_'.join(parts[-count:]) for count in range(1, len(parts) + 1)]
-
-
-def _first(items, show=quoted, count=3):
-    return ', '.join(show(item) for item in items[:count]) + (', ...' if len(items) > count else '')

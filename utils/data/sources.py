@@ -7,7 +7,7 @@ import sys
 
 from utils.data import data_check, data_lists, image_folders
 from utils.data.regular_files import find_missing
-from utils.system.errors import UserError, quoted
+from utils.system.errors import UserError, quoted, some
 
 # Images without labels. paths: of the files; names: what their outputs are called, all different for different images,
 # with the sub-folder in front for those of a folder.
@@ -180,8 +180,8 @@ def _shared_images(sources):
     shared = sorted(train & valid)
     if not shared:
         return []
-    return ['images in both the training and the validation list: %d, %s%s.' % (
-        len(shared), ', '.join(map(quoted, shared[:2])), ', ...' if shared[2:] else '')]
+    return ['images in both the training and the validation list: %d, %s.' % (
+        len(shared), some(list(map(quoted, shared)), 2))]
 
 
 def _assumed_names(classes, sources):

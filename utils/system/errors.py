@@ -5,6 +5,7 @@ import re
 
 MOST_TOLD = 300
 MOST_QUOTED = 80
+MOST_LISTED = 90
 MOST_REASON = 120  # with a path of MOST_QUOTED and a remedy, below MOST_TOLD
 MOST_PATH = 30  # in a reason
 
@@ -27,6 +28,15 @@ def quoted(path, most=MOST_QUOTED):
     shown = printable(text[-most:])
     cut = len(text) > most or len(shown) > most
     return '...' + shown[3 - most:] if cut else shown
+
+
+def some(items, limit=1, most=MOST_LISTED):
+    """'a, b and 5 more': up to `limit` of the first items, as many as fit in `most` characters but one at least."""
+    shown = list(items[:limit])
+    while len(shown) > 1 and len(', '.join(shown)) > most:
+        shown.pop()
+    more = len(items) - len(shown)
+    return ', '.join(shown) + (' and %d more' % more if more > 0 else '')
 
 
 def reason(error):

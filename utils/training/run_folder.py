@@ -17,11 +17,12 @@ import tensorflow.compat.v1 as tf
 
 from utils.data.regular_files import read_file
 from utils.system import output_files
-from utils.system.errors import UserError, quoted, reason
+from utils.system.errors import UserError, quoted, reason, some
 from utils.weights import checkpoints, run_settings
 
 LOCK = '.lock'
 OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...
+MOST_DIR, MOST_VALUE, MOST_CHANGED = 44, 32, 86  # characters in the sentence about changed settings
 # What TensorFlow's saver and our own files are called until they are whole.
 LEFTOVERS = ('*.ckpt-*.tempstate*', '*.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
 # The flags that decide what a training computes; all others only where it writes, how often, how fast and, as another
@@ -136,12 +137,11 @@ class RunFolder(object):
 
     def _compare(self, known, newest, mode):
         """Raises UserError if the folder's run has other settings, unless `mode` is 'must'."""
-        ways = '--resume=never begins again (the old run is kept in %s) or give another --modeldir' % quoted(
-            os.path.join(self.path, OLD))
+        ways = 'begin again with --resume=never (the old run is kept in its folder %s) or give another --modeldir' % OLD
         if known is None:
             if mode == 'auto':
-                raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: --resume=must '
-                                'goes on from them, %s.' % (quoted(self.path), newest, ways))
+                raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: go on with '
+                                '--resume=must, %s.' % (quoted(self.path), newest, ways))
             return
         now = json.loads(json.dumps(self._flags))  # as they are in the file
         known = dict({'towers': 1}, **known)  # which files of before there were towers lack
@@ -149,11 +149,11 @@ class RunFolder(object):
         longer = changed == ['num_steps'] and newest == known.get('num_steps') < now['num_steps']
         if not changed:
             return
-        listed = ', '.join('%s=%s (now %s)' % (name, quoted(known.get(name)), quoted(now[name]))
-                           for name in changed[:3]) + (' and %d more' % (len(changed) - 3) if changed[3:] else '')
+        listed = some(['%s=%s (now %s)' % (name, quoted(known.get(name), MOST_VALUE), quoted(now[name], MOST_VALUE))
+                       for name in changed], 3, MOST_CHANGED)
         if mode == 'auto' and not longer:
-            raise UserError('%s holds a run with other settings: %s; --resume=must goes on with the new ones, %s.' % (
-                quoted(self.path), listed, ways))
+            raise UserError('%s holds a run of other settings: %s; go on with --resume=must, %s.' % (
+                quoted(self.path, MOST_DIR), listed, ways))
         print('changed settings: ' + listed)
 
     def start(self, saver, first_step, net_input):

@@ -5,7 +5,7 @@ import re
 
 import tensorflow.compat.v1 as tf
 
-from utils.system.errors import UserError, quoted
+from utils.system.errors import UserError, quoted, some
 from utils.weights import fitting, weight_files, weight_names
 
 NEWEST, BEST = 'model.ckpt', 'best.ckpt'  # what the names of checkpoints begin with
@@ -54,7 +54,7 @@ def find_checkpoint(modeldir, step=None, flag='valid_step'):
     step = steps[-1] if step is None else step
     if step not in steps:
         raise UserError('%s holds no complete checkpoint of step %d: set --%s to one of %s.' % (
-            quoted(modeldir), step, flag, fitting.some((['best'] if best else []) + list(map(str, steps[::-1])), 5)))
+            quoted(modeldir), step, flag, some((['best'] if best else []) + list(map(str, steps[::-1])), 5)))
     return os.path.join(modeldir, '%s-%d' % (NEWEST, step))
 
 

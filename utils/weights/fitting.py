@@ -1,19 +1,13 @@
 """What the names and shapes in a weights file lack, have too much or fit, as phrases for messages."""
 
 from utils.net import blocks
-from utils.system.errors import quoted
+from utils.system.errors import quoted, some
 from utils.weights import weight_names
 
 
 def variable_shapes(variables):
     """{name as in a checkpoint: shape tuple} of TensorFlow variables."""
     return {variable.op.name: tuple(variable.shape.as_list()) for variable in variables}
-
-
-def some(items, limit=1):
-    """'a and 5 more'."""
-    more = len(items) - limit
-    return ', '.join(items[:limit]) + (' and %d more' % more if more > 0 else '')
 
 
 def size(shape):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.system.errors import UserError, quoted
+from utils.system.errors import UserError, quoted, some
 from utils.weights import checkpoints, fitting, keras_weights, weight_files, weight_names
 
 
@@ -104,6 +104,6 @@ def restore_pretrained(sess, variables, weights, encoder_name, restore_decoder=F
     broken = [name for name in values if not np.isfinite(values[name]).all()]
     if broken:
         raise UserError('%s holds values that are not finite (%s): give another file.' % (
-            quoted(weights.path), fitting.some(broken)))
+            quoted(weights.path), some(broken)))
     checkpoints.load_values(sess, variables, values)
     return sentence
