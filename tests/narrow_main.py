@@ -9,7 +9,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from utils.net.blocks import BLOCKS, resnet_blocks  # noqa: E402  once the path is set
 from utils.system import command_line  # noqa: E402
 
+UNITS = (0, 0, 0, 1)  # of the blocks, also where a test goes on in its own process
+
 if __name__ == '__main__':
     program = importlib.import_module(sys.argv[1])
-    BLOCKS.update((name, resnet_blocks((0, 0, 0, 1), depth=16)) for name in BLOCKS)
+    BLOCKS.update((name, resnet_blocks(UNITS, depth=16)) for name in BLOCKS)
     sys.exit(command_line.run(program.main, sys.argv[1:], program.sample_args))

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from narrow_main import UNITS
 from PIL import Image
 
 from model import Model
@@ -166,7 +167,7 @@ def test_softmax_of_large_logits():
 @pytest.fixture
 def model(settings, narrow, tmp_path, monkeypatch):
     """A function from changed flags to a Model with a checkpoint of random weights and a list of three pictures."""
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
     monkeypatch.setitem(sys.modules, 'pydensecrf', types.SimpleNamespace(densecrf=None))
     paths = pictures(tmp_path, [10, 100, 200], (33, 41))
     for path in paths:

@@ -16,6 +16,7 @@ import pytest
 import recipe
 import tensorflow.compat.v1 as tf
 from machine import free_ports
+from narrow_main import UNITS
 from PIL import Image
 
 from model import Model
@@ -39,7 +40,7 @@ def model(settings, narrow, tmp_path):
 
     A bias of the decoder is such that no class prevails on an image of the sample.
     """
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
 
     def make(machines=None, model_class=Model, **changed):
         flags = {'encoder_name': 'res50', 'num_classes': 6, 'modeldir': str(tmp_path), 'num_threads': 2}

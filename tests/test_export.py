@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from narrow_main import UNITS
 from PIL import Image
 
 from model import Model
@@ -60,7 +61,7 @@ for path in sys.argv[2:]:
 @pytest.fixture
 def trained(tmp_path, settings, narrow):
     """A function from changed flags to the flags after a short training with them of a narrow ResNet-50."""
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
 
     def make(model_class=Model, **changed):
         values = {flag: os.path.join(SAMPLE, listed) for flag, listed in (

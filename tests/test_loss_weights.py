@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from absl import flags
+from narrow_main import UNITS
 from PIL import Image
 
 from model import Model
@@ -81,7 +82,7 @@ def test_bad_class_weights(tmp_path, text, words):
 
 
 def test_a_frozen_encoder_and_the_decoders_rates(settings, narrow):
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
     with tf.Graph().as_default():
         model = Model(settings(encoder_name='res50', num_classes=3, freeze_encoder=True, decoder_rate=[3.0, 5.0]))
         graph = model.training_graph(tf.zeros([1, 33, 33, 3]), tf.zeros([1, 33, 33, 1], tf.int32))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from absl.testing import flagsaver
+from narrow_main import UNITS
 from PIL import Image
 
 import main
@@ -54,7 +55,7 @@ def in_the_repo(monkeypatch):
 @pytest.fixture
 def small(narrow):
     """A ResNet-50 of a 16th of the channels and one unit a block, for what does not depend on the network."""
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
 
 
 def places(folder):
@@ -71,13 +72,27 @@ def refused(*args):
     return told[0]
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    """A folder after main.py --option=train on the sample with it as the working folder, and what the run printed."""
-    folder = tmp_path_factory.mktemp('trained')
-    code, stdout, stderr = run_process('main.py', '--option=train', *(SMALL + [
+def train(folder, *program):
+    """Trains on the sample with a folder as the working folder; returns what was printed, (stdout, stderr)."""
+    code, stdout, stderr = run_process(*program, '--option=train', *(SMALL + [
         '--num_steps=3', '--save_interval=1', '--max_to_keep=3']), cwd=str(folder))
     assert code == 0, stderr
+    return stdout, stderr
+
+
+@pytest.fixture(scope='module')
+def trained_small(tmp_path_factory):
+    """A folder after a training of the network of `small`."""
+    folder = tmp_path_factory.mktemp('small')
+    train(folder, 'tests/narrow_main.py', 'main')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A folder after main.py --option=train on the sample, and what the run printed."""
+    folder = tmp_path_factory.mktemp('trained')
+    stdout, stderr = train(folder, 'main.py')
     # nothing but our own lines, TensorFlow's notices least of all
     assert [line for line in re.split('[\r\n]', stderr) if line and not line.startswith(('train:', 'check '))] == []
     assert sorted(os.listdir(str(folder))) == ['log', 'log.txt', 'model']
@@ -148,8 +163,8 @@ def test_test_prints_a_table(trained, runner):
     assert Image.open(str(trained[0] / 'output' / 'confusion_matrix.png')).size[0] > 100
 
 
-def test_valid_step_chooses_the_checkpoint(trained):
-    code, stdout, _ = run('--option=test', *(SMALL + places(trained[0]) + [
+def test_valid_step_chooses_the_checkpoint(trained_small, small):
+    code, stdout, _ = run('--option=test', *(SMALL + places(trained_small) + [
         '--valid_step=1', '--valid_num_steps=1']))
     assert code == 0 and 'model.ckpt-1' in stdout
 
@@ -179,15 +194,15 @@ def masks(folder):
             for name in os.listdir(os.path.join(str(folder), 'prediction'))}
 
 
-def test_predict_in_windows_at_several_scales(trained, tmp_path):
-    flags = SMALL + places(trained[0]) + ['--option=predict', '--test_num_steps=2', '--novisual']
+def test_predict_in_windows_at_several_scales(trained_small, small, tmp_path):
+    flags = SMALL + places(trained_small) + ['--option=predict', '--test_num_steps=2', '--novisual']
     merging = ['--eval_scales=0.5,1.0', '--eval_flip', '--eval_merge=max']
     found = {}
     for name, more in (('plain', []), ('covered', ['--window=999,999']), ('merged', merging)):
         code, _, stderr = run(*(flags + more + ['--out_dir=%s' % (tmp_path / name)]))
         assert code == 0, stderr
         found[name] = masks(tmp_path / name)
-    code, stdout, stderr = run_process('main.py', *(flags + merging + [
+    code, stdout, stderr = run_process('tests/narrow_main.py', 'main', *(flags + merging + [
         '--window=64,81', '--overlap=0.5', '--out_dir=%s' % (tmp_path / 'windows')]))
     assert code == 0 and '2 predictions' in stdout and 'Traceback' not in stderr, stderr
     found['windows'] = masks(tmp_path / 'windows')
@@ -200,10 +215,10 @@ def test_predict_in_windows_at_several_scales(trained, tmp_path):
         assert (found['windows'][name] == found['merged'][name]).mean() > 0.5  # and no nonsense
 
 
-def test_predict_without_visual_and_with_a_list_of_images_alone(trained, tmp_path):
+def test_predict_without_visual_and_with_a_list_of_images_alone(trained_small, small, tmp_path):
     picture = sorted(os.listdir(os.path.join(SAMPLE, 'JPEGImages')))[0]
     (tmp_path / 'list.txt').write_text('/JPEGImages/%s\n' % picture)
-    code, _, stderr = run('--option=predict', *(SMALL + places(trained[0]) + [
+    code, _, stderr = run('--option=predict', *(SMALL + places(trained_small) + [
         '--out_dir=%s' % tmp_path, '--test_data_list=%s' % (tmp_path / 'list.txt'), '--novisual']))
     assert code == 0, stderr
     assert len(os.listdir(str(tmp_path / 'prediction'))) == 1 and not (tmp_path / 'visual_prediction').exists()
@@ -244,12 +259,12 @@ def test_check_reads_all_lists(tmp_path):
     assert code == 1 and 'holds the value 99' in stdout and 'error: the data has 1 problem' in stderr
 
 
-def test_pretrained_weights(trained, tmp_path):
-    old = tf.train.load_checkpoint(str(trained[0] / 'model' / 'model.ckpt-3'))
+def test_pretrained_weights(trained_small, small, tmp_path):
+    old = tf.train.load_checkpoint(str(trained_small / 'model' / 'model.ckpt-3'))
     with tf.Graph().as_default(), tf.Session() as sess:  # what marks slim's own file is its classifier
         variables = [tf.Variable(old.get_tensor(name), name=name) for name in old.get_variable_to_shape_map()
                      if 'Momentum' not in name]
-        variables.append(tf.Variable(np.zeros([1, 1, 2048, 1000], np.float32), name='resnet_v1_50/logits/weights'))
+        variables.append(tf.Variable(np.zeros([1, 1, 128, 1000], np.float32), name='resnet_v1_50/logits/weights'))
         sess.run(tf.global_variables_initializer())
         tf.train.Saver(variables).save(sess, str(tmp_path / 'resnet_v1_50.ckpt'), write_meta_graph=False)
     (tmp_path / 'log.txt').write_text('an older run\n')
@@ -262,7 +277,7 @@ def test_pretrained_weights(trained, tmp_path):
     assert 'batch norm is frozen' in stdout and 'restored' in stdout
     assert (tmp_path / 'log.txt.old').read_text() == 'an older run\n'
     new = tf.train.load_checkpoint(str(tmp_path / 'model' / 'model.ckpt-1'))
-    name = 'resnet_v1_50/block1/unit_1/bottleneck_v1/conv1/'
+    name = 'resnet_v1_50/block4/unit_1/bottleneck_v1/conv1/'
     np.testing.assert_array_equal(old.get_tensor(name + 'BatchNorm/gamma'), new.get_tensor(name + 'BatchNorm/gamma'))
     np.testing.assert_allclose(old.get_tensor(name + 'weights'), new.get_tensor(name + 'weights'), atol=1e-3)
     code, stdout, stderr = run(*(flags + ['--compat=slim', '--modeldir=%s' % (tmp_path / 'slim')]))

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from narrow_main import UNITS
 
 from model import Model
 from model_msc import Model_msc
@@ -18,7 +19,7 @@ SAMPLE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 @pytest.fixture
 def sample(tmp_path, settings, narrow):
     """A function from changed flags to those of a short training of a tiny encoder on the embedded sample."""
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
     lists = {flag: os.path.join(SAMPLE, name) for flag, name in (
         ('data_list', 'train.txt'), ('valid_data_list', 'val.txt'), ('test_data_list', 'val.txt'))}
     folders = {flag: str(tmp_path / flag) for flag in ('modeldir', 'logdir', 'logfile', 'out_dir')}

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from narrow_main import UNITS
 from PIL import Image
 from test_main import places, refused, run
 
@@ -22,7 +23,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def trained(tmp_path_factory):
     """A modeldir of one step of a narrow network on the sample, by a command line that names no data."""
     folder, patch = tmp_path_factory.mktemp('trained'), pytest.MonkeyPatch()
-    patch.setitem(BLOCKS, 'res50', resnet_blocks((0, 0, 0, 1), depth=16))
+    patch.setitem(BLOCKS, 'res50', resnet_blocks(UNITS, depth=16))
     patch.chdir(ROOT)
     code, _, stderr = run('--option=train', '--num_steps=1', '--batch_size=1', '--input_height=33', '--input_width=33',
                           '--valid_interval=0', '--check_labels=false', *places(folder))

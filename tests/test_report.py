@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from narrow_main import UNITS
 from PIL import Image
 
 import main  # noqa: F401  defines the flags
@@ -233,7 +234,7 @@ SAMPLE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 
 
 def test_test_writes_it_only_if_asked(tmp_path, settings, narrow):
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
     values = {flag: str(tmp_path / flag) for flag in ('modeldir', 'logdir', 'logfile', 'out_dir')}
     values.update(data_dir=SAMPLE, num_classes=6, encoder_name='res50', input_height=33, input_width=33, batch_size=2,
                   num_steps=1, check_labels=False, valid_num_steps=3, data_list=os.path.join(SAMPLE, 'train.txt'),

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from narrow_main import UNITS
 
 from model import Model
 from model_msc import Model_msc
@@ -27,7 +28,7 @@ class Killed(Exception):
 @pytest.fixture
 def run(tmp_path, settings, narrow):
     """A function from a name of a run and changed flags to the flags of a short training on the embedded sample."""
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
 
     def make(name, **changed):
         values = {flag: os.path.join(SAMPLE, listed) for flag, listed in (

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import recipe
 import tensorflow.compat.v1 as tf
+from narrow_main import UNITS
 
 from model import Model
 from model_msc import Model_msc
@@ -35,7 +36,7 @@ def updates(model_class, conf, steps=5):
     (Model_msc, (4,), {}), (Model_msc, (2,), {'grad_update_every': 2, 'compat': 'caffe', 'encoder_name': 'deeplab'}),
 ], ids=['plain', 'ohem, accumulated, GI', 'msc', 'msc, accumulated, caffe'])
 def test_towers_equal_one(model_class, counts, flags, settings, narrow):
-    narrow({'res50': (0, 0, 0, 1), 'deeplab': (1, 1, 1, 1)})
+    narrow({'res50': UNITS, 'deeplab': (1, 1, 1, 1)})
     values = dict({'encoder_name': 'res50', 'num_classes': 6, 'train_bn': False, 'learning_rate': 1e-4,
                    'batch_size': BATCH}, **flags)
     one, wanted = updates(model_class, settings(**values))
@@ -58,7 +59,7 @@ def terms(op):
 @pytest.mark.parametrize('model_class', [Model, Model_msc])
 def test_no_sum_of_three_begins_with_what_came_first(model_class, settings, narrow):
     """AddN begins with what it can overwrite, which by chance is what another machine sent or a view of another sum."""
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
     conf = settings(encoder_name='res50', num_classes=16, train_bn=False)
     with tf.Graph().as_default() as graph:
         images, labels = tf.zeros([3, 33, 33, 3]), tf.zeros([3, 33, 33, 1], tf.int32)
@@ -74,7 +75,7 @@ def test_no_sum_of_three_begins_with_what_came_first(model_class, settings, narr
 
 def test_each_tower_normalizes_its_part_and_the_averages_are_of_all(settings, narrow):
     """Trained batch norm: with both parts of a batch equal, two towers equal one on one of the parts."""
-    narrow({'res50': (0, 0, 0, 1)})
+    narrow({'res50': UNITS})
     found = []
     for count in (1, 2):
         conf = settings(encoder_name='res50', num_classes=6, train_bn=True, num_gpus=count)
