@@ -11,7 +11,7 @@ from absl import flags
 
 from utils.data.palette import IGNORE_LABEL
 from utils.net import compat
-from utils.system import command_line, runtime
+from utils.system import command_line, interrupts, runtime
 from utils.system.command_line import (
     DEFINE_list,
     DEFINE_number,
@@ -194,8 +194,9 @@ def run_option(model_class):
 
 
 def main():
-    prepare()
-    from model import Model  # once the environment is set
+    with interrupts.at_once():
+        prepare()
+        from model import Model  # once the environment is set
     run_option(Model)
 
 

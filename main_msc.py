@@ -11,7 +11,7 @@ import sys
 from absl import flags
 
 import main as single_scale
-from utils.system import command_line
+from utils.system import command_line, interrupts
 
 FLAGS = single_scale.FLAGS
 FLAGS.set_default('batch_size', 1)
@@ -23,8 +23,9 @@ sample_args = functools.partial(single_scale.sample_args, flag_files=SAMPLE_FLAG
 
 
 def main():
-    single_scale.prepare()
-    from model_msc import Model_msc  # once the environment is set
+    with interrupts.at_once():
+        single_scale.prepare()
+        from model_msc import Model_msc  # once the environment is set
     single_scale.run_option(Model_msc)
 
 

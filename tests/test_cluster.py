@@ -97,6 +97,27 @@ def test_losses_in_quick_succession_end_the_run(monkeypatch, capsys):
     assert cluster.Cluster().lasting(lambda: 7) == 7
 
 
+def test_a_file_that_could_not_be_written_since_a_machine_is_gone(monkeypatch):
+    """It is a loss, after which the training goes on; the same sentence without one ends the run."""
+    machines = cluster.Cluster(['127.0.0.1:1', '127.0.0.1:2'])  # where nothing listens
+    machines._server = types.SimpleNamespace(target='')  # one of this process
+
+    def save(error):
+        with machines.session(tf.ConfigProto()):
+            try:
+                raise error
+            except (tf.errors.OpError, OSError):
+                raise UserError('model.ckpt-3 cannot be written.')
+
+    with pytest.raises(cluster.Lost, match='task 1 .* is gone'):
+        save(tf.errors.UnavailableError(None, None, 'failed to connect'))
+    with pytest.raises(UserError, match='cannot be written'):
+        save(OSError(28, 'No space left on device'))
+    monkeypatch.setattr(cluster, '_answers', lambda address: True)
+    with pytest.raises(UserError, match='cannot be written'):
+        save(tf.errors.ResourceExhaustedError(None, None, 'No space left on device'))
+
+
 @pytest.fixture
 def start(tmp_path):
     """A function that starts the processes of a short training, a machine each, of which it returns the runs.Run."""

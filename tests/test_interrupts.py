@@ -27,6 +27,22 @@ def test_the_first_signal_is_kept(number):
     assert process.returncode == 0 and b'stopping after this step' in process.stderr, process.stderr
 
 
+def test_ctrl_c_ends_an_import_at_once():
+    """Also in a callback, whose exceptions Python drops."""
+    code = ('import os, signal, weakref\nfrom utils.system import interrupts\n'
+            'class Module(object):\n    pass\n'
+            'module = Module()\n'
+            'ref = weakref.ref(module, lambda ref: os.kill(os.getpid(), signal.SIGINT))\n'
+            'with interrupts.at_once():\n'
+            '    pass\n'
+            'assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n'
+            'with interrupts.at_once():\n'
+            '    del module\n'
+            'print("it went on")')
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, b'', b'')
+
+
 def test_the_second_signal_ends_the_process_while_native_code_runs():
     """Two signals while a native function computes for hours, during which no Python handler runs."""
     code = ('import hashlib, os, signal, threading\nfrom utils.system import interrupts\n'

@@ -54,6 +54,7 @@ def stop(one, case, number, kind):
     moment = MOMENTS[rng.randint(len(MOMENTS))]
     one.start_all()
     wait(one, moment, rng)
+    assert one.processes[0].poll() in (None, 0), one.output(0)[-2000:]  # else it ended before by itself
     code, step = one.signal(task, number), one.steps()
     text = '%s %s task %d signal %d at %s: step %d, exit code %s' % (  # which summary() reads
         kind, moment, task, number, time.strftime('%X'), step, code)

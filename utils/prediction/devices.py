@@ -11,7 +11,6 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from utils.prediction import scores
-from utils.system.errors import UserError
 
 JOIN_SECONDS = 0.1
 AHEAD = 2  # images of a device at most that wait, are scored, or are done and wait for one before them
@@ -176,9 +175,7 @@ class _Pool(object):
 
     def _fail(self, device, error):
         """Notes an error in a device's thread: the loss of its machine, or what ends the run."""
-        # A machine that goes while it gets its weights looks like a checkpoint that cannot be read.
-        cause = error.__context__ if isinstance(error, UserError) and error.__context__ else error
-        gone = self._towers.cluster.gone(device.task, cause)
+        gone = self._towers.cluster.gone(device.task, error)
         if gone:
             self.lose(device.task, gone)
             return

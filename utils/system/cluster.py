@@ -36,6 +36,14 @@ class Lost(Exception):
     """A machine is gone in the middle of the work; the text names it."""
 
 
+def cause(error):
+    """What a UserError was made of, if it was; any other error itself.
+
+    A machine that goes while weights are read or written looks like a checkpoint that cannot be.
+    """
+    return error.__context__ if isinstance(error, UserError) and error.__context__ else error
+
+
 def from_flags(conf):
     """The Cluster that --cluster and --task_index, or the environment's TF_CONFIG, describe.
 
@@ -215,6 +223,7 @@ class Cluster(object):
 
     def gone(self, task, error):
         """What to say of a task if it is why a session_with it has failed; '' if it is not."""
+        error = cause(error)
         if task == self.index or not isinstance(error, (tf.errors.OpError, RuntimeError)):
             return ''
         if not isinstance(error, GONE):
@@ -238,8 +247,9 @@ class Cluster(object):
         try:
             with tf.Session(self._server.target, config=config) as sess, self._watched(sess):
                 yield sess
-        except (tf.errors.OpError, RuntimeError) as error:
-            lost = self._lost or self._name_lost(error)
+        except (tf.errors.OpError, RuntimeError, UserError) as error:
+            why = cause(error)
+            lost = isinstance(why, (tf.errors.OpError, RuntimeError)) and (self._lost or self._name_lost(why))
             if not lost:
                 raise
             raise Lost(lost)

@@ -37,6 +37,20 @@ class Pending(object):
 
 
 @contextlib.contextmanager
+def at_once():
+    """Inside, Ctrl-C ends the process: an import drops what is raised in its callbacks, and the run would go on."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(
+        signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
 def deferred():
     """Inside, SIGINT and SIGTERM only set the number of the Pending that this yields; a second one ends the process.
 
