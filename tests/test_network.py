@@ -26,13 +26,13 @@ def build(encoder_name, inputs, **keywords):
     return network.ResNet_segmentation(inputs, 21, False, encoder_name, **keywords)
 
 
-def run(encoder_name, size, **keywords):
-    """Logits and encoding with the recipe's weights and image, at a size that the graph does not know."""
+def run(encoder_name, sizes=SIZES, **keywords):
+    """[(size, logits, encoding)] with the recipe's weights and images, by one graph, which does not know the sizes."""
     with tf.Graph().as_default(), tf.Session() as sess:
         inputs = tf.placeholder(tf.float32, [None, None, None, 3])
         net = build(encoder_name, inputs, **keywords)
         recipe.assign(sess, net.variables)
-        return sess.run([net.outputs, net.encoding], {inputs: recipe.image(*size)})
+        return [[size] + sess.run([net.outputs, net.encoding], {inputs: recipe.image(*size)}) for size in sizes]
 
 
 @pytest.mark.parametrize('encoder_name', ['deeplab', 'res101', 'res50'])
@@ -47,21 +47,19 @@ def test_variables_are_the_originals(encoder_name):
         assert [v.op.name for v in net.variables] == [name for name, _, _ in wanted]
 
 
-@pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('encoder_name', ['deeplab', 'res101', 'res50'])
-def test_original_numerics(encoder_name, size):
-    outputs, encoding = run(encoder_name, size)
-    reference = golden('original_' + encoder_name, size)
-    assert recipe.relative_error(outputs, reference['outputs']) <= 1e-5
-    assert recipe.relative_error(encoding.mean(axis=(1, 2)), reference['encoding_mean']) <= 1e-5
-    assert recipe.relative_error(encoding.std(axis=(1, 2)), reference['encoding_std']) <= 1e-5
+def test_original_numerics(encoder_name):
+    for size, outputs, encoding in run(encoder_name):
+        reference = golden('original_' + encoder_name, size)
+        assert recipe.relative_error(outputs, reference['outputs']) <= 1e-5, size
+        assert recipe.relative_error(encoding.mean(axis=(1, 2)), reference['encoding_mean']) <= 1e-5, size
+        assert recipe.relative_error(encoding.std(axis=(1, 2)), reference['encoding_std']) <= 1e-5, size
 
 
-@pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('dilated_type', ['regular', 'decompose', 'smooth_SSC'])
-def test_dilated_types(dilated_type, size):
-    reference = golden('original_res50_' + dilated_type, size)
-    assert recipe.relative_error(run('res50', size, dilated_type=dilated_type)[0], reference['outputs']) <= 1e-5
+def test_dilated_types(dilated_type):
+    for size, outputs, _ in run('res50', dilated_type=dilated_type):
+        assert recipe.relative_error(outputs, golden('original_res50_' + dilated_type, size)['outputs']) <= 1e-5, size
 
 
 def slipped_mix(groups, fix_w):
@@ -72,12 +70,12 @@ def slipped_mix(groups, fix_w):
     return tf.reshape(mixed, tf.shape(groups))
 
 
-@pytest.mark.parametrize('size', SIZES)
-def test_smooth_GI_differs_from_the_original_by_its_slip_alone(size, monkeypatch):
-    reference = golden('original_res50_smooth_GI', size)['outputs']
-    assert recipe.relative_error(run('res50', size, dilated_type='smooth_GI')[0], reference) > 1e-3
+def test_smooth_GI_differs_from_the_original_by_its_slip_alone(monkeypatch):
+    for size, outputs, _ in run('res50', dilated_type='smooth_GI'):
+        assert recipe.relative_error(outputs, golden('original_res50_smooth_GI', size)['outputs']) > 1e-3, size
     monkeypatch.setattr(dilated, 'mix_groups', slipped_mix)
-    assert recipe.relative_error(run('res50', size, dilated_type='smooth_GI')[0], reference) <= 1e-5
+    for size, outputs, _ in run('res50', dilated_type='smooth_GI'):
+        assert recipe.relative_error(outputs, golden('original_res50_smooth_GI', size)['outputs']) <= 1e-5, size
 
 
 @pytest.mark.parametrize('dilated_type', ['smooth_GI', 'smooth_SSC'])
@@ -90,23 +88,23 @@ def test_fix_w_variables(dilated_type):
     assert found == wanted
 
 
-@pytest.mark.parametrize('size', SIZES)
-def test_caffe_numerics(size):
-    outputs, _ = run('deeplab', size, compat='caffe')
-    assert recipe.relative_error(outputs, golden('caffe_deeplab', size)['outputs']) <= 1e-5
+def test_caffe_numerics():
+    for size, outputs, _ in run('deeplab', compat='caffe'):
+        assert recipe.relative_error(outputs, golden('caffe_deeplab', size)['outputs']) <= 1e-5, size
 
 
 @pytest.mark.parametrize('encoder_name, scope', [('res50', 'resnet_v1_50'), ('res101', 'resnet_v1_101')])
 def test_slim_numerics(encoder_name, scope):
-    _, features = run(encoder_name, (2, 65, 65), compat='slim')
+    (_, _, features), = run(encoder_name, [(2, 65, 65)], compat='slim')
     reference = golden('slim_' + scope, (2, 65, 65))
     assert recipe.relative_error(features[:, ::3, ::3, ::64], reference['features_slice']) <= 1e-5
     assert recipe.relative_error(features.mean(axis=(1, 2)), reference['features_mean']) <= 1e-5
     assert recipe.relative_error(features.std(axis=(1, 2)), reference['features_std']) <= 1e-5
 
 
-def test_folding_in_place_changes_nothing():
-    reference, _ = run('res50', (1, 65, 65))
+def test_folding_in_place_changes_nothing(narrow):
+    narrow({'res50': (2, 2, 2, 2)})
+    (_, reference, _), = run('res50', [(1, 65, 65)])
     with tf.Graph().as_default(), tf.Session() as sess:
         net = build('res50', tf.constant(recipe.image(1, 65, 65)), batch_norm='folded')
         fold = net.fold_ops()
@@ -115,7 +113,8 @@ def test_folding_in_place_changes_nothing():
         assert recipe.relative_error(sess.run(net.outputs), reference) <= 1e-5
 
 
-def test_second_apply_shares_the_weights():
+def test_second_apply_shares_the_weights(narrow):
+    narrow({'res50': (2, 2, 2, 2)})
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.constant(recipe.image(1, 65, 65))
         net = build('res50', images)
