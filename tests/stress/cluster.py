@@ -98,9 +98,9 @@ def other_tensorflow(case, one):
 def assert_named(one, words):
     """That task 0 ends with a sentence that names task 1, which ends with one too."""
     one.start(0)
-    code = one.processes[0].wait()
-    runs.assert_refused(one.output(0), code, ['task 1 (%s) %s' % (one.addresses[1], some) for some in words])
-    runs.assert_refused(one.output(1), one.processes[1].wait(), ['task 0 (%s) refused this' % one.addresses[0]])
+    codes = [one.processes[task].wait() for task in (0, 1)]
+    runs.assert_refused(one.output(0), codes[0], ['task 1 (%s) %s' % (one.addresses[1], some) for some in words])
+    runs.assert_refused(one.output(1), codes[1], ['task 0 (%s) refused this' % one.addresses[0]])
 
 
 def assert_loopback(one):
