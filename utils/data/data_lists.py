@@ -79,21 +79,21 @@ def check_files_exist(source, need_labels):
     Raises:
       UserError: names the first files that are missing, or the images that lack a label, their lines and count.
     """
-    bare = [quoted(image) for image, label in zip(source.images, source.labels) if not label]
+    bare = [image for image, label in zip(source.images, source.labels) if not label]
     if need_labels and bare:
         raise UserError('list %s: %d of %d images have no label (%s): write the label after the image on the same '
-                        'line.' % (quoted(source.name), len(bare), len(source.images), some(bare, 3)))
+                        'line.' % (quoted(source.name), len(bare), len(source.images), some(bare, 3, show=quoted)))
     paths = set(source.images)
     paths.update(source.labels)
     paths.discard('')
     missing = set(find_missing(paths))
     if missing:
         pairs = zip(source.lines, source.images, source.labels)
-        places = ['line %d: %s' % (line, quoted(path, MOST_PATH)) for line, image, label in pairs
-                  for path in (image, label) if path in missing]
+        places = [(line, path) for line, image, label in pairs for path in (image, label) if path in missing]
         raise UserError('list %s: %d of %d files are missing or no regular files (%s): check the list and --data_dir, '
                         'and quote paths with spaces.' % (
-                            quoted(source.name), len(missing), len(paths), some(places, 3)))
+                            quoted(source.name), len(missing), len(paths), some(
+                                places, 3, show=lambda place: 'line %d: %s' % (place[0], quoted(place[1], MOST_PATH)))))
 
 
 def output_names(images):
@@ -153,10 +153,10 @@ def write_list(path, lines):
         file.writelines(line + '\n' for line in lines)
 
 
-def warn(sentence, items):
+def warn(sentence, items, show=quoted):
     """Prints a sentence with %d for the number of items, and the first of them, on stderr; nothing for none."""
     if items:
-        print('warning: %s (%s).' % (sentence % len(items), some(list(map(quoted, items)), 3)), file=sys.stderr)
+        print('warning: %s (%s).' % (sentence % len(items), some(items, 3, show=show)), file=sys.stderr)
 
 
 def read_lines(path):
@@ -231,8 +231,9 @@ def _report_duplicates(data_list, images, numbers):
     first, repeats = {}, []
     for image, number in zip(images, numbers):
         if first.setdefault(image, number) != number:
-            repeats.append('line %d repeats line %d' % (number, first[image]))
-    warn('list %s: images listed twice: %%d' % quoted(data_list).replace('%', '%%'), repeats)
+            repeats.append((number, first[image]))
+    warn('list %s: images listed twice: %%d' % quoted(data_list).replace('%', '%%'), repeats,
+         lambda pair: 'line %d repeats line %d' % pair)
 
 
 def _name_choices(path, with_extension):

@@ -181,7 +181,7 @@ def _shared_images(sources):
     if not shared:
         return []
     return ['images in both the training and the validation list: %d, %s.' % (
-        len(shared), some(list(map(quoted, shared)), 2))]
+        len(shared), some(shared, 2, show=quoted))]
 
 
 def _assumed_names(classes, sources):

@@ -30,9 +30,9 @@ def quoted(path, most=MOST_QUOTED):
     return '...' + shown[3 - most:] if cut else shown
 
 
-def some(items, limit=1, most=MOST_LISTED):
+def some(items, limit=1, most=MOST_LISTED, show=str):
     """'a, b and 5 more': up to `limit` of the first items, as many as fit in `most` characters but one at least."""
-    shown = list(items[:limit])
+    shown = [show(item) for item in items[:limit]]
     while len(shown) > 1 and len(', '.join(shown)) > most:
         shown.pop()
     more = len(items) - len(shown)

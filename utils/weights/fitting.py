@@ -32,7 +32,7 @@ def mismatches(wanted, found, extra=()):
     if reshaped:
         phrases.append('%d of %d have another shape (%s)' % (len(reshaped), len(wanted), some(reshaped)))
     if extra:
-        phrases.append('%d are extra (%s)' % (len(extra), some(sorted(map(quoted, extra)))))
+        phrases.append('%d are extra (%s)' % (len(extra), some(sorted(extra), show=quoted)))
     return phrases
 
 
