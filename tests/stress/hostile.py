@@ -134,8 +134,7 @@ def an_image(case):
     else:
         content, size, pixels = pictures.some_bytes(rng)
         damages.write(path, content)
-    if size:
-        write_label(os.path.join(data, 'hostile_label.png'), rng, size)
+    write_label(os.path.join(data, 'hostile_label.png'), rng, size or (33, 40))
     place = option_of(rng) or some(rng, ('reader', '', ''))
     return met(case, place, name, lambda: check_image(path, size, pixels))
 
@@ -178,8 +177,6 @@ def a_label(case):
 def met(case, place, image, read, label='hostile_label.png'):
     """What a place says of a hostile pair among ordinary ones: a program's option, 'reader' or read() for ''."""
     data, rng, names = os.path.join(case.folder, 'data'), case.rng, ['hostile']
-    if not os.path.lexists(os.path.join(data, label)) and place in ('reader', 'train', 'test', 'check'):
-        write_label(os.path.join(data, label), rng, (33, 40))
     with open(os.path.join(data, 'list.txt'), 'w') as file:
         file.write('%s %s\n%s %s\n' % (image, label, world.NAMES[0], world.label_of(world.NAMES[0])))
     print('met in %s' % (place or 'its reader'))
