@@ -2,8 +2,10 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
+import threading
 
 import pytest
 from absl import flags
@@ -218,6 +220,26 @@ def test_exit_codes(capsys):
     assert command_line.run(lambda: fail(KeyboardInterrupt()), ['main.py']) == 130
     assert capsys.readouterr().err == (
         'error: a sentence.\nerror: a\\x1bb: No space left on device.\n\ninterrupted\n')
+    with pytest.raises(RuntimeError, match='a defect'):
+        command_line.run(lambda: fail(RuntimeError('a defect')), ['main.py'])
+
+
+def test_threads_that_the_system_does_not_start(capfd):
+    """Where a limit of the memory leaves none to their stacks; Python's own words are what it goes by."""
+    def many():
+        event = threading.Event()
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (1 << 20, hard))
+        try:
+            for _ in range(1000):
+                threading.Thread(target=event.wait, daemon=True).start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+            event.set()
+
+    assert command_line.run(many, ['main.py']) == 1
+    told = capfd.readouterr().err
+    assert told.startswith('error: the system starts no more threads: lower --num_threads') and told.count('\n') == 1
 
 
 @pytest.mark.parametrize('program, batch_size', [('main.py', 10), ('main_msc.py', 1)])

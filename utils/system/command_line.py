@@ -20,6 +20,7 @@ PICTURES = ('.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.
 NOT_A_LIST = 'this is an image, not a list: predict images with --image, or write their paths into a text file'
 LONGEST_NAME = 100
 MOST_SCALES = 16
+NO_THREAD = "can't start new thread"  # Python's words
 MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
 MOST_NUMBER = 3.4e38  # TensorFlow's float32
 
@@ -303,6 +304,11 @@ def run(main, argv=None, default_args=lambda args: []):
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if str(error) != NO_THREAD:
+            raise
+        message = ('the system starts no more threads: lower --num_threads, or raise the limits of processes and of '
+                   'memory (ulimit -u, ulimit -v).')
     except OSError as error:
         message = ': '.join(part for part in (quoted(error.filename or ''), reason(error)) if part) + '.'
     print('error: ' + message, file=sys.stderr)
