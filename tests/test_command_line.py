@@ -2,10 +2,8 @@
 
 import os
 import re
-import resource
 import subprocess
 import sys
-import threading
 
 import pytest
 from absl import flags
@@ -224,22 +222,20 @@ def test_exit_codes(capsys):
         command_line.run(lambda: fail(RuntimeError('a defect')), ['main.py'])
 
 
-def test_threads_that_the_system_does_not_start(capfd):
-    """Where a limit of the memory leaves none to their stacks; Python's own words are what it goes by."""
-    def many():
-        event = threading.Event()
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (1 << 20, hard))
-        try:
-            for _ in range(1000):
-                threading.Thread(target=event.wait, daemon=True).start()
-        finally:
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-            event.set()
-
-    assert command_line.run(many, ['main.py']) == 1
-    told = capfd.readouterr().err
-    assert told.startswith('error: the system starts no more threads: lower --num_threads') and told.count('\n') == 1
+def test_threads_that_the_system_does_not_start():
+    """In a process whose memory leaves none to their stacks; Python's own words are what it goes by."""
+    code = ('import resource, sys, threading\nfrom utils.system import command_line\n'
+            'def many():\n'
+            '    resource.setrlimit(resource.RLIMIT_DATA, (1 << 28, 1 << 28))\n'
+            '    event = threading.Event()\n'
+            '    for _ in range(1000):\n'
+            '        threading.Thread(target=event.wait, daemon=True).start()\n'
+            'sys.exit(command_line.run(many, ["main.py"]))')
+    process = subprocess.run([sys.executable, '-c', code], cwd=command_line.REPO, stderr=subprocess.PIPE,
+                             universal_newlines=True)
+    assert process.returncode == 1 and process.stderr == (
+        'error: the system starts no more threads: lower --num_threads, or raise the limits of processes and of memory '
+        '(ulimit -u, ulimit -v).\n')
 
 
 @pytest.mark.parametrize('program, batch_size', [('main.py', 10), ('main_msc.py', 1)])
