@@ -21,8 +21,20 @@ def training(folder, tasks=TASKS):
                     train_bn='false')
 
 
+def other_python():
+    """The python of another TensorFlow; '' if there is none."""
+    path = os.environ.get(OTHER_PYTHON, OTHERS[tf.__version__.startswith('1.')])
+    return path if os.path.exists(path) else ''
+
+
+def summary(shared):
+    """Which other TensorFlow was tried."""
+    return 'another TensorFlow: ' + (other_python() or 'not tried, %s names no python of one' % OTHER_PYTHON)
+
+
 def run(case):
-    work = (slow, dying, late, other_code, other_tensorflow)[case.number % 5]
+    works = [slow, dying, late, other_code] + ([other_tensorflow] if other_python() else [])
+    work = works[case.number % len(works)]
     print(work.__name__, flush=True)
     one = training(case.folder, 2 if work in (other_code, other_tensorflow) else TASKS)
     try:
@@ -86,12 +98,8 @@ def other_code(case, one):
 
 
 def other_tensorflow(case, one):
-    """A helper runs another TensorFlow, if there is one."""
-    other = os.environ.get(OTHER_PYTHON, OTHERS[tf.__version__.startswith('1.')])
-    if not os.path.exists(other):
-        print('%s names no python of another TensorFlow: not tried' % OTHER_PYTHON)
-        return
-    one.start(1, python=other)
+    """A helper runs another TensorFlow."""
+    one.start(1, python=other_python())
     assert_named(one, ['runs TensorFlow', 'runs a TensorFlow'])
 
 
