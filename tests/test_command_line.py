@@ -223,14 +223,11 @@ def test_exit_codes(capsys):
 
 
 def test_threads_that_the_system_does_not_start():
-    """In a process whose memory leaves none to their stacks; Python's own words are what it goes by."""
+    """In a process that has no room for their stacks; Python's own words are what it goes by."""
     code = ('import resource, sys, threading\nfrom utils.system import command_line\n'
-            'def many():\n'
-            '    resource.setrlimit(resource.RLIMIT_DATA, (1 << 28, 1 << 28))\n'
-            '    event = threading.Event()\n'
-            '    for _ in range(1000):\n'
-            '        threading.Thread(target=event.wait, daemon=True).start()\n'
-            'sys.exit(command_line.run(many, ["main.py"]))')
+            'resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))\n'
+            'threading.stack_size(1 << 36)\n'
+            'sys.exit(command_line.run(threading.Thread(target=print, daemon=True).start, ["main.py"]))')
     process = subprocess.run([sys.executable, '-c', code], cwd=command_line.REPO, stderr=subprocess.PIPE,
                              universal_newlines=True)
     assert process.returncode == 1 and process.stderr == (
