@@ -228,12 +228,10 @@ def _outside(slashed):
 def _report_duplicates(data_list, images, numbers):
     if len(set(images)) == len(images):
         return
-    first, repeats = {}, []
-    for image, number in zip(images, numbers):
-        if first.setdefault(image, number) != number:
-            repeats.append((number, first[image]))
+    first = {}
+    repeats = [place for place, image in enumerate(images) if first.setdefault(image, place) != place]
     warn('list %s: images listed twice: %%d' % quoted(data_list).replace('%', '%%'), repeats,
-         lambda pair: 'line %d repeats line %d' % pair)
+         lambda place: 'line %d repeats line %d' % (numbers[place], numbers[first[images[place]]]))
 
 
 def _name_choices(path, with_extension):

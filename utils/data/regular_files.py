@@ -34,8 +34,17 @@ def read_file(path, most_bytes=MAX_BYTES):
 
 
 def text_lines(data):
-    """The lines of a UTF-8 file's bytes, whatever ends them; UnicodeDecodeError if they are not UTF-8."""
-    return data.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n').split('\n')
+    """Iterates over the lines of a UTF-8 file's bytes, whatever ends them; UnicodeDecodeError if they are not UTF-8."""
+    return _split(data.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n'))
+
+
+def _split(text):
+    """text.split('\\n'), a line at a time: a list of a million lines takes 0.1 GB less."""
+    start, end = 0, text.find('\n')
+    while end >= 0:
+        yield text[start:end]
+        start, end = end + 1, text.find('\n', end + 1)
+    yield text[start:]
 
 
 def is_regular(path):
