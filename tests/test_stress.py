@@ -67,7 +67,7 @@ def test_a_case_repeats(tmp_path):
 
 def test_kills_are_counted(tmp_path):
     line = '%s save task 0 signal %d at 1:02: step 3, exit code %s\n'
-    (tmp_path / 'kills.txt').write_text(''.join(line % one for one in (
+    (tmp_path / 'told.txt').write_text(''.join(line % one for one in (
         ('main', 9, -9), ('cluster', 15, 143), ('main', 9, -9), ('main', 9, None), ('main', 2, 130))))
     assert kill.summary(str(tmp_path)) == '4 kills: cluster SIGTERM 1, main SIGINT 1, main SIGKILL 2'
 

@@ -41,8 +41,7 @@ def run(case):
 
 def summary(shared):
     """How many processes of each kind of run each signal stopped."""
-    with open(os.path.join(shared, 'kills.txt')) as file:
-        stopped = [line.split() for line in file if not line.endswith('exit code None\n')]  # it had ended before
+    stopped = [line.split() for line in runs.told(shared) if not line.endswith('exit code None')]  # it had ended before
     counts = collections.Counter((words[0], signal.Signals(int(words[5])).name) for words in stopped)
     return '%d kills: %s' % (len(stopped), ', '.join('%s %s %d' % (key + (counts[key],)) for key in sorted(counts)))
 
@@ -58,9 +57,7 @@ def stop(one, case, number, kind):
     code, step = one.signal(task, number), one.steps()
     text = '%s %s task %d signal %d at %s: step %d, exit code %s' % (  # which summary() reads
         kind, moment, task, number, time.strftime('%X'), step, code)
-    print(text, flush=True)
-    with open(os.path.join(case.shared, 'kills.txt'), 'a') as file:
-        file.write(text + '\n')
+    runs.tell(case, text)
     assert code in CODES[number], one.output(task)[-2000:]
     if task == 0 and number != signal.SIGKILL:
         runs.assert_whole(one.flags['modeldir'])

@@ -15,7 +15,6 @@ STEPS, IMAGES, A_SECOND = 5000, 2000, 10  # at most, and as many of each as the 
 # last 1,024 shapes of each op in each thread, which took about 8,000 images and 40 MB.
 SIZES = 64
 LINES, START_SECONDS, START_BYTES = 10 ** 6, 10.0, 10 ** 9
-TOLD = 'told.txt'  # in the folder that cases share
 GROWTH, SHORT_GROWTH = 1.03, 1.10  # from a fifth to the end; the latter with fewer than all steps or images
 
 Amount = collections.namedtuple('Amount', 'count whole what')  # of things done; whole: whether that is all
@@ -28,14 +27,7 @@ def run(case):
 
 def summary(shared):
     """What was measured."""
-    with open(os.path.join(shared, TOLD)) as file:
-        return file.read().rstrip()
-
-
-def tell(case, text):
-    print(text, flush=True)
-    with open(os.path.join(case.shared, TOLD), 'a') as file:
-        file.write(text + '\n')
+    return '\n'.join(runs.told(shared))
 
 
 def training(case):
@@ -80,7 +72,7 @@ def assert_flat(case, one, done, amount):
     finally:
         one.end()
     early, late = np.median(fifth), np.median(last)
-    tell(case, '%d %s: %.1f MB after a fifth, %.1f MB at the end' % (count, what, early / 1e6, late / 1e6))
+    runs.tell(case, '%d %s: %.1f MB after a fifth, %.1f MB at the end' % (count, what, early / 1e6, late / 1e6))
     assert late <= early * (GROWTH if whole else SHORT_GROWTH), 'from %.1f to %.1f MB in %d %s' % (
         early / 1e6, late / 1e6, count, what)
 
@@ -102,7 +94,7 @@ def long_list(case):
             seconds[count], most = cpu_seconds(process.pid), runs.resident(process.pid)[1]
         finally:
             one.end()
-        tell(case, '%d lines: first step after %.1f s of processor time, %.0f MB at most' % (
+        runs.tell(case, '%d lines: first step after %.1f s of processor time, %.0f MB at most' % (
             count, seconds[count], most / 1e6))
     beyond = seconds[LINES] - seconds[len(lines)]
     assert beyond <= START_SECONDS, '%.1f s more than with a short list' % beyond

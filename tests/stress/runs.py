@@ -23,6 +23,7 @@ POLL_SECONDS = 0.003
 OUTPUTS = ('modeldir', 'logdir', 'logfile', 'out_dir')
 SMALL = {'input_height': 33, 'input_width': 33, 'check_labels': 'false', 'num_threads': 1, 'learning_rate': 1e-4,
          'batch_size': 2}
+TOLD = 'told.txt'
 LARGE = 1 << 16  # bytes that nothing may leave behind under a temporary name
 
 
@@ -130,6 +131,19 @@ def never_stopped(one):
         finally:
             one.end()
     return one
+
+
+def tell(case, text):
+    """Prints a line, and keeps it over the cases of a part, for its summary."""
+    print(text, flush=True)
+    with open(os.path.join(case.shared, TOLD), 'a') as file:
+        file.write(text + '\n')
+
+
+def told(shared):
+    """The lines that all cases told, in the folder that they share."""
+    with open(os.path.join(shared, TOLD)) as file:
+        return file.read().splitlines()
 
 
 # what they leave ----------------------------------------------------------------------------------------------------

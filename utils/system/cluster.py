@@ -29,6 +29,7 @@ ANSWERS, REFUSES, SILENT = 'answers', 'refuses', 'silent'  # a server; a machine
 CLOSE_SECONDS = 5.0
 PAUSED = '%s: training pauses until it is back, then goes on from the newest checkpoint'
 GONE = (tf.errors.UnavailableError, tf.errors.AbortedError)  # what fails at once when a process has ended
+FAILED = (tf.errors.OpError, RuntimeError)  # what a session raises; the latter where it was closed
 QUICK_SECONDS, MOST_QUICK = 20.0, 5  # a loss within so many seconds, so many times in a row, is no accident
 
 
@@ -36,7 +37,7 @@ class Lost(Exception):
     """A machine is gone in the middle of the work; the text names it."""
 
 
-def cause(error):
+def _cause(error):
     """What a UserError was made of, if it was; any other error itself.
 
     A machine that goes while weights are read or written looks like a checkpoint that cannot be.
@@ -223,8 +224,8 @@ class Cluster(object):
 
     def gone(self, task, error):
         """What to say of a task if it is why a session_with it has failed; '' if it is not."""
-        error = cause(error)
-        if task == self.index or not isinstance(error, (tf.errors.OpError, RuntimeError)):
+        error = _cause(error)
+        if task == self.index or not isinstance(error, FAILED):
             return ''
         if not isinstance(error, GONE):
             time.sleep(POLL_SECONDS)  # a dying process takes its time to close its port
@@ -247,9 +248,9 @@ class Cluster(object):
         try:
             with tf.Session(self._server.target, config=config) as sess, self._watched(sess):
                 yield sess
-        except (tf.errors.OpError, RuntimeError, UserError) as error:
-            why = cause(error)
-            lost = isinstance(why, (tf.errors.OpError, RuntimeError)) and (self._lost or self._name_lost(why))
+        except FAILED + (UserError,) as error:
+            why = _cause(error)
+            lost = isinstance(why, FAILED) and (self._lost or self._name_lost(why))
             if not lost:
                 raise
             raise Lost(lost)
