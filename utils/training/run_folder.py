@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 from utils.data.regular_files import read_file
 from utils.system import output_files
 from utils.system.errors import UserError, quoted, reason, some
-from utils.weights import checkpoints, run_settings
+from utils.weights import checkpoints, run_settings, weight_files
 
 LOCK = '.lock'
 OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...
@@ -73,6 +73,7 @@ class RunFolder(object):
         """
         self.path = output_files.make_dir(modeldir, 'modeldir')
         self._flags, self._started = flags, False
+        self._kept, self._max_to_keep = [], 0  # steps in the order of saving, which TensorFlow's state file lists
         self.run_id = uuid.uuid4().hex[:8]
 
     @contextlib.contextmanager
@@ -129,6 +130,8 @@ class RunFolder(object):
             path = os.path.join(self.path, '%s-%d' % (checkpoints.NEWEST, step))
             try:
                 values = checkpoints.read_values(path)
+            except weight_files.NotLinked:  # the file is sound, and so may be the earlier ones
+                raise
             except UserError as error:
                 print('%s training goes on from an earlier one.' % error, file=sys.stderr)
                 continue
@@ -160,16 +163,14 @@ class RunFolder(object):
         """Writes the settings; with first_step 0 an older run is set aside, otherwise its checkpoints are counted.
 
         Args:
-          saver: a tf.train.Saver.
+          saver: a tf.train.Saver, whose max_to_keep says how many checkpoints to keep; 0 keeps all.
           first_step: the step that training begins with.
           net_input: the compat.Input that the network gets.
         """
         self._remove_leftovers()
         if not first_step:
             self._set_aside()
-        steps = checkpoints.checkpoint_steps(self.path)
-        saver.recover_last_checkpoints([os.path.join(self.path, '%s-%d' % (checkpoints.NEWEST, step))
-                                        for step in steps])
+        self._kept, self._max_to_keep = checkpoints.checkpoint_steps(self.path), saver.saver_def.max_to_keep
         run_settings.write(self.path, self._flags, net_input, self.run_id)
         self._started = True
 
@@ -196,24 +197,50 @@ class RunFolder(object):
         earlier = [other for other in checkpoints.checkpoint_steps(self.path, checkpoints.BEST) if other != step]
         self._save(sess, saver, step, checkpoints.BEST)
         for other in earlier:
-            for path in sorted(glob.glob(os.path.join(
-                    glob.escape(self.path), '%s-%d.*' % (checkpoints.BEST, other))), reverse=True):  # the index first
-                os.remove(path)
+            self._remove(checkpoints.BEST, other)
 
     def save(self, sess, saver, step):
         """Saves a checkpoint and returns its path; UserError, and nothing half written, if that fails."""
-        return self._save(sess, saver, step, checkpoints.NEWEST)
+        path = self._save(sess, saver, step, checkpoints.NEWEST)
+        kept = [other for other in self._kept if other != step] + [step]
+        surplus = len(kept) - self._max_to_keep if self._max_to_keep else 0
+        self._kept = kept[max(0, surplus):]
+        self._write_state()
+        for other in kept[:max(0, surplus)]:
+            with contextlib.suppress(OSError):  # one checkpoint too many does the training no harm
+                self._remove(checkpoints.NEWEST, other)
+        return path
+
+    def _remove(self, kind, step):
+        """Removes a checkpoint's files by their exact names.
+
+        TensorFlow's Saver takes the name for a pattern: in the folder `exp?` it removes the checkpoints of `exp1`.
+        """
+        name = re.compile(r'%s-%d\.(index|meta|data-\d+-of-\d+)' % (re.escape(kind), step))
+        for found in sorted(filter(name.fullmatch, os.listdir(self.path)), reverse=True):  # .data last
+            os.remove(os.path.join(self.path, found))
+
+    def _write_state(self):
+        """Writes TensorFlow's file `checkpoint`, which names the checkpoints that are kept."""
+        paths = [os.path.join(self.path, '%s-%d' % (checkpoints.NEWEST, step)) for step in self._kept]
+        with self._reported(os.path.join(self.path, 'checkpoint')):
+            tf.train.update_checkpoint_state(self.path, paths[-1], paths)
 
     def _save(self, sess, saver, step, kind):
         path = os.path.join(self.path, '%s-%d' % (kind, step))
-        try:
+        with self._reported(path):
             if os.path.exists(path + '.index'):  # of an earlier start: never beside new data
                 os.remove(path + '.index')
-            # The saver keeps count of the newest ones only.
-            saver.save(sess, os.path.join(self.path, kind), step, write_meta_graph=False,
-                       write_state=kind == checkpoints.NEWEST)
+            # Without its state the saver counts no checkpoints and removes none.
+            saver.save(sess, os.path.join(self.path, kind), step, write_meta_graph=False, write_state=False)
             output_files.sync(glob.glob(glob.escape(path) + '.*'))
             return path
+
+    @contextlib.contextmanager
+    def _reported(self, path):
+        """Turns a failed write of `path` into a UserError and removes what it left."""
+        try:
+            yield
         except (tf.errors.OpError, OSError, ValueError) as error:  # ValueError: the folder is gone
             self._remove_leftovers()
             raise UserError('%s cannot be written (%s): free space or give another --modeldir.' % (

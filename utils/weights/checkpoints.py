@@ -78,7 +78,11 @@ def restore_checkpoint(sess, variables, prefix):
     Raises:
       UserError: a variable is missing or has another shape, or the file is damaged.
     """
-    check_fit(variables, weight_files.open_checkpoint(prefix).shapes, prefix)
+    file = weight_files.open_checkpoint(prefix)
+    check_fit(variables, file.shapes, prefix)
+    if not weight_files.is_literal(prefix):  # the op may run on another machine, which has no links to the file
+        load_values(sess, variables, {name: file.read(name) for name in fitting.variable_shapes(variables)})
+        return
     try:
         saver = tf.train.Saver(variables).saver_def
         # What Saver.restore runs; it would bury the reason under advice on a changed graph.

@@ -2,6 +2,9 @@
 
 import os
 import re
+import shutil
+import tempfile
+import weakref
 from collections import namedtuple
 
 import numpy as np
@@ -32,14 +35,64 @@ def damaged(path, error):
     return UserError('%s is damaged or incomplete: copy or download it again (%s).' % (quoted(path), reason(error)))
 
 
+class NotLinked(UserError):
+    """A checkpoint cannot be read because of its name, though it may be sound."""
+
+
+def is_literal(path):
+    """Whether TensorFlow opens exactly the path when it reads a checkpoint.
+
+    It looks for the files by a pattern, in which `[`, `]`, `*`, `?` and backslash are special, and then opens the name
+    as it stands, so that no escape is possible. Names in other encodings than UTF-8 it does not take.
+    """
+    return not re.search(r'[\[\]*?\\]' if os.sep == '/' else r'[\[\]*?]', path) and path == path.encode(
+        'utf-8', 'replace').decode()  # surrogates become '?'
+
+
+def read_literally(prefix):
+    """A tf.train.NewCheckpointReader of a checkpoint of any name.
+
+    Where TensorFlow would take the name for a pattern, it reads through symbolic links of harmless names, which are
+    removed with the reader.
+
+    Raises:
+      NotLinked: the links cannot be made.
+    """
+    if is_literal(prefix):
+        return tf.train.NewCheckpointReader(prefix)
+    folder, name = os.path.split(os.path.abspath(prefix))
+    suffixes = [found[len(name):] for found in (os.listdir(folder) if os.path.isdir(folder) else [])
+                if found.startswith(name)]
+    # TMPDIR may hold such characters too: that of a PBS job array is /tmp/pbs.1234[5].server.
+    temporary = next(filter(is_literal, [tempfile.gettempdir(), '/tmp', '/var/tmp']))
+    place = None
+    try:
+        try:
+            place = tempfile.mkdtemp(prefix='checkpoint-', dir=temporary)
+            for suffix in suffixes:
+                if re.fullmatch(r'|\.index|\.data-\d+-of-\d+', suffix):
+                    os.symlink(os.path.join(folder, name + suffix), os.path.join(place, 'linked' + suffix))
+        except OSError as error:
+            raise NotLinked('%s cannot be read: TensorFlow takes its name for a pattern, and no links to it can be '
+                            'made in %s (%s): rename it, or its folder.' % (
+                                quoted(prefix), quoted(temporary, 40), reason(error)))
+        reader = tf.train.NewCheckpointReader(os.path.join(place, 'linked'))
+    except BaseException:
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    weakref.finalize(reader, shutil.rmtree, place, ignore_errors=True)
+    return reader
+
+
 def open_checkpoint(prefix):
     """The WeightsFile of a TensorFlow checkpoint; UserError if it is damaged."""
     try:
-        reader = tf.train.NewCheckpointReader(prefix)
+        reader = read_literally(prefix)
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
         compat, network_input = origin_of(prefix, shapes, reader)
         shapes.pop(made_for.NAME, None)
-    except UserError:  # of the settings beside it, which name themselves
+    except UserError:  # of links, or of the settings beside it, which name themselves
         raise
     except READ_ERRORS as error:
         raise damaged(prefix, error)
