@@ -166,12 +166,14 @@ def write_lists(pairs):
     if all(pairs[name] for name in JOINED):
         pairs = dict(pairs, train=[pair for name in JOINED for pair in pairs[name]])
         sizes['train'] = sum(sizes[name] for name in JOINED)
-    for name in list(LISTS) + ['train']:
-        path = os.path.join(FLAGS.list_dir, name + '.txt')
+    paths = {name: os.path.join(FLAGS.list_dir, name + '.txt') for name in list(LISTS) + ['train']}
+    for name, path in paths.items():
+        if pairs.get(name):
+            write_list(path, [' '.join('/' + part for part in pair if part) for pair in pairs[name]])
+    for name, path in paths.items():
         if not pairs.get(name):
             print('%s: not written, %s' % (path, why_absent(name)))
             continue
-        write_list(path, [' '.join('/' + part for part in pair if part) for pair in pairs[name]])
         print('%s: %d images' % (path, len(pairs[name])))
         if len(pairs[name]) != sizes[name]:
             print('warning: %s has %d images, the complete data set %d.' % (path, len(pairs[name]), sizes[name]),

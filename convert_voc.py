@@ -154,13 +154,17 @@ def write_lists(voc_dir, with_sbd, ids, labelled):
     val = ids['val'] & labelled
     train = labelled - ids['val'] if with_sbd else ids['train'] & labelled
     lists = {'train': train, 'val': val, 'trainval': train | val, 'test': ids['test']}
+    paths = {name: os.path.join(FLAGS.list_dir, name + '.txt') for name in lists}
     for name, keys in lists.items():
-        path = os.path.join(FLAGS.list_dir, name + '.txt')
+        label = '' if name == 'test' else ' /%s/{0}.png' % LABEL_DIR
+        if keys:
+            write_list(paths[name], [
+                '/JPEGImages/{0}.jpg'.format(key) + label.format(key) for key in sorted(keys)])
+    for name, keys in lists.items():
+        path = paths[name]
         if not keys:
             print('warning: %s not written: VOC names no such images.' % path, file=sys.stderr)
             continue
-        label = '' if name == 'test' else ' /%s/{0}.png' % LABEL_DIR
-        write_list(path, ['/JPEGImages/{0}.jpg'.format(key) + label.format(key) for key in sorted(keys)])
         published = PUBLISHED[name][0 if with_sbd else 1]
         print('%s: %d images' % (path, len(keys)))
         if name == 'train' and not with_sbd:

@@ -8,6 +8,7 @@ import sys
 
 from utils.data.regular_files import find_missing, read_file, text_lines
 from utils.system import output_files
+from utils.system.command_line import file_name
 from utils.system.errors import UserError, quoted, some
 
 # name: of the list, for messages; images, labels: paths, '' for an image without a label; lines: their numbers in the
@@ -149,7 +150,8 @@ def _told_apart(choices):
 
 def write_list(path, lines):
     """Writes a data list, under its name only once it is whole."""
-    with output_files.whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+    with output_files.whole(path) as temporary, open(
+            temporary, 'w', encoding='utf-8', errors='surrogateescape') as file:
         file.writelines(line + '\n' for line in lines)
 
 
@@ -176,7 +178,7 @@ def read_lines(path):
 
 def _list_lines(data_list):
     try:
-        return read_lines(data_list)
+        return map(file_name, read_lines(data_list))
     except FileNotFoundError:
         raise UserError('list %s does not exist: make it with convert_voc.py or convert_cityscapes.py, or '
                         'name yours with --data_list, --valid_data_list or --test_data_list.' % quoted(data_list))

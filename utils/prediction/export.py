@@ -104,7 +104,7 @@ def save_tflite(folder):
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_CPP_MIN_LOG_LEVEL='3')
     with output_files.whole(os.path.join(folder, TFLITE)) as path:
         done = subprocess.run([sys.executable, '-c', CONVERSION, folder, path], env=environment,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding='utf-8', errors='replace')
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if 'Error: ' in line] or ['it failed']
             raise UserError('TensorFlow Lite does not take this network (%s): leave --tflite out.' % reason(lines[-1]))

@@ -9,7 +9,7 @@ from utils.system import command_line, output_files
 
 
 def write(conf, matrix, prefix, classes):
-    """Prints the scores of a confusion matrix and writes them with it to out_dir.
+    """Writes the scores of a confusion matrix with it to out_dir, then prints them.
 
     Args:
       conf: the flags as attributes.
@@ -21,7 +21,6 @@ def write(conf, matrix, prefix, classes):
       the dict of metrics.scores.
     """
     result, names = metrics.scores(matrix), classes.palette.names
-    print(metrics.format_table(result, names))
     figures = {name: np.where(np.isnan(value), None, value).tolist() for name, value in result.items()}
     figures.update(
         confusion_matrix=matrix.tolist(), classes=names, checkpoint=prefix, list=conf.valid_data_list,
@@ -29,5 +28,6 @@ def write(conf, matrix, prefix, classes):
     path, picture = (os.path.join(conf.out_dir, name) for name in ('metrics.json', 'confusion_matrix.png'))
     output_files.save_json(figures, path)
     metrics.plot_confusion_matrix(matrix, picture, names)
+    print(metrics.format_table(result, names))
     print('scores in %s and %s' % (path, picture))
     return result

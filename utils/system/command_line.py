@@ -25,6 +25,15 @@ MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
 MOST_NUMBER = 3.4e38  # TensorFlow's float32
 
 
+def file_name(text):
+    """The name of a file from text in UTF-8, as Python has it where the locale has no such characters (LC_ALL=C)."""
+    try:
+        os.fsencode(text)
+        return text
+    except UnicodeEncodeError:
+        return os.fsdecode(text.encode('utf-8', 'surrogateescape'))
+
+
 class PathParser(flags.ArgumentParser):
     """A path: the home folder is expanded; no NUL, not empty unless `optional`, and in UTF-8 if it is `written`."""
 
@@ -37,6 +46,7 @@ class PathParser(flags.ArgumentParser):
             raise ValueError('a path has no NUL character')
         if not argument and not self.optional:
             raise ValueError('a path is needed')
+        argument = file_name(argument)
         if self.written and argument != argument.encode('utf-8', 'replace').decode():  # surrogates become '?'
             raise ValueError('TensorFlow writes to names in UTF-8 only')
         return os.path.expanduser(argument)
@@ -275,6 +285,13 @@ def _find_path(name):
             flag.value = _found(flag.value)
 
 
+def escape_what_cannot_be_shown():
+    """Makes stdout and stderr escape characters that their encoding lacks, where Python would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # not a stream of a test, nor None, which is a closed one
+            stream.reconfigure(errors='backslashreplace')
+
+
 def run(main, argv=None, default_args=lambda args: []):
     """Parses the command line, calls main() and returns the exit code.
 
@@ -287,6 +304,7 @@ def run(main, argv=None, default_args=lambda args: []):
       0; 1 after a UserError or an operating system's error on a named file, reported in one sentence on stderr;
       130 after Ctrl-C; 128 + its number after another signal that a run ended on in good order.
     """
+    escape_what_cannot_be_shown()
     argv = sys.argv if argv is None else argv
     app.define_help_flags()
     flags.declare_key_flag('flagfile')  # so that --help shows it
@@ -309,7 +327,20 @@ def run(main, argv=None, default_args=lambda args: []):
             raise
         message = ('the system starts no more threads: lower --num_threads, or raise the limits of processes and of '
                    'memory (ulimit -u, ulimit -v).')
+    except UnicodeEncodeError as error:
+        if error.encoding.replace('-', '').lower() == 'utf8':
+            raise
+        message = "'%s' is not of the encoding %s." % (quoted(error.object), error.encoding)
     except OSError as error:
         message = ': '.join(part for part in (quoted(error.filename or ''), reason(error)) if part) + '.'
-    print('error: ' + message, file=sys.stderr)
+    print('error: ' + message + _other_encoding(message), file=sys.stderr)
     return 1
+
+
+def _other_encoding(message):
+    """What to add to a message on a file whose name may be right, but in UTF-8 where Python takes another encoding."""
+    encoding = sys.getfilesystemencoding()
+    if encoding.replace('-', '').lower() == 'utf8' or message == message.encode('ascii', 'replace').decode() and (
+            '\\udc' not in message):
+        return ''
+    return ' File names are %s here: if this one is UTF-8, set PYTHONUTF8=1 or a UTF-8 locale.' % encoding

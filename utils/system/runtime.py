@@ -126,7 +126,8 @@ def held_stderr():
     sys.stderr.flush()
     stderr = os.dup(2)
     enabled = faulthandler.is_enabled()
-    with tempfile.TemporaryFile() as lines, os.fdopen(os.dup(stderr), 'w') as real:
+    with tempfile.TemporaryFile() as lines, os.fdopen(
+            os.dup(stderr), 'w', encoding=getattr(sys.stderr, 'encoding', None), errors='backslashreplace') as real:
         held = Held(real)
         try:
             if not enabled:
