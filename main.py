@@ -47,10 +47,17 @@ DEFINE_number('weight_decay', 0.0005, 'factor of the L2 loss of the weights')
 DEFINE_number('learning_rate', 2.5e-4, 'initial learning rate')
 DEFINE_pair('decoder_rate', [10.0, 20.0], "rates of the decoder's weights and biases, times that of the encoder")
 flags.DEFINE_boolean('freeze_encoder', False, 'train the decoder alone')
-flags.DEFINE_enum('loss', 'ce', ['ce', 'ohem'], 'cross-entropy of all pixels, or of the hardest ones')
+flags.DEFINE_enum('loss', 'ce', ['ce', 'ohem', 'dice', 'ce+dice'], 'cross-entropy of all pixels or of the hardest '
+                  'ones, 1 - the mean Dice coefficient of the classes, or the sum of the first and the latter')
 DEFINE_number('ohem_fraction', 0.25, 'the share of the pixels that are the hardest, for --loss=ohem', 0.0001, 1)
 DEFINE_path('class_weights', '', "how much each class counts in the loss: 'balanced' or a file of a number a class")
+flags.DEFINE_enum('schedule', 'poly', ['poly', 'cosine', 'step'], 'how the learning rate falls')
+DEFINE_whole('warmup_steps', 0, 'first steps, over which the learning rate rises linearly')
 DEFINE_number('power', 0.9, 'of the poly learning rate')
+DEFINE_whole('step_size', 2000, 'steps after which --schedule=step multiplies the rate by --step_factor', lower_bound=1)
+DEFINE_number('step_factor', 0.1, 'see --step_size', upper_bound=1)
+flags.DEFINE_enum('optimizer', 'momentum', ['momentum', 'adamw'], 'SGD with momentum, or Adam with decoupled weight '
+                  'decay')
 DEFINE_number('momentum', 0.9, 'of SGD', upper_bound=1)
 DEFINE_whole('grad_update_every', 1, 'iterations whose gradients are averaged for one update', lower_bound=1)
 flags.DEFINE_enum('encoder_name', 'deeplab', ['deeplab', 'res101', 'res50'],
@@ -183,7 +190,7 @@ def prepare():
 
 def run_option(model_class):
     """Runs the method of the Model that --option names."""
-    from utils.system import cluster  # once the environment is set
+    from utils.distributed import cluster  # once the environment is set
     machines = cluster.from_flags(FLAGS)
     print(runtime.devices())
     machines.start(runtime.session_config(FLAGS.xla, FLAGS.num_gpus))

@@ -1,25 +1,31 @@
 """Training, testing and predicting with one network; what multi-scale changes is one method of Model."""
 
+import collections
 import contextlib
 import functools
+import time
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import network
 from utils import write_to_log
 from utils.data import augment, sources
 from utils.data.palette import load_classes
+from utils.distributed import towers
+from utils.distributed.cluster import Cluster
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
 from utils.prediction import crf, devices, export, masks, metrics, passes, report, score_files, scores
 from utils.system import memory, output_files, precision, runtime
-from utils.system.cluster import Cluster
-from utils.training import class_weights, loop, losses, optimizer, records, run_folder
-from utils.training.start import Start, trains_bn
-from utils.training.towers import Loss, Towers
+from utils.system.errors import UserError
+from utils.training import losses, optimizer
+from utils.training.run import Run, TrainingGraph, all_finite, deciding, trains_batch_norm, values
 from utils.weights import checkpoints, run_settings
 
 FLOAT16_LOSS_SCALE = 128.0
+# What a session raises when the threads of its reader have ended, since a file cannot be read.
+READER_ENDED = (tf.errors.OutOfRangeError, tf.errors.CancelledError)
 
 
 class Model(object):
@@ -31,9 +37,9 @@ class Model(object):
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
         self.evaluation = passes.Evaluation(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge)
-        self.train_bn = trains_bn(conf)
+        self.train_bn = trains_batch_norm(conf)
         self.precision = precision.chosen(conf.mixed_precision)
-        self.towers = Towers(conf.num_gpus, self.cluster, conf.variables_on)
+        self.towers = towers.Towers(conf.num_gpus, self.cluster, conf.variables_on)
 
     def logits(self, net, images):
         """The logits that are trained, a list; the first is the one to predict with. Multi-scale overrides this.
@@ -47,49 +53,138 @@ class Model(object):
         """
         return [net.outputs]
 
-    # what to do --------------------------------------------------------------------------------------------------
+    # train -------------------------------------------------------------------------------------------------------
 
     def train(self):
-        """Trains up to step num_steps, whose rate is 0, from the newest checkpoint or from step 0."""
+        """Trains to step num_steps, from the newest checkpoint of modeldir, pre-trained weights or random ones."""
         conf = self.conf
         self.towers.check_batch(conf.batch_size)
-        settings = run_folder.deciding(conf, type(self).__name__, len(self.towers.devices) if self.train_bn else 1)
-        folder = run_folder.RunFolder(conf.modeldir, settings)
-        with folder.locked():
-            output_files.make_dir(conf.logdir, 'logdir')
-            output_files.check_file(conf.logfile, 'logfile')
-            start, log = self._start(folder)
-            if start.finished(log.mean_iou):
+        settings = deciding(conf, type(self).__name__, len(self.towers.devices) if self.train_bn else 1)
+        with Run(conf, settings, self.classes, self.towers) as run:
+            if run.finished():
                 return
-            data, starts = self._training_data(start.input), [(start, log)]
-            self.cluster.lasting(lambda: self._train(folder, data, *(starts.pop() if starts else self._start(folder))))
 
-    def _start(self, folder):
-        """(a Start, Records that know the steps before it) from a RunFolder."""
-        start = Start(self.conf, folder)
-        log = records.Records(self.conf, folder.run_id, self.classes)
-        log.read(start.step)
-        return start, log
+            # Data.
+            net_input = self._input(run.input)
+            reader = self._reader('data_list', net_input)
+            class_weights = losses.load_class_weights(
+                conf.class_weights, self.classes, reader.images, reader.labels, conf.num_threads)
+            validation = self._validation(net_input)
 
-    def _train(self, folder, data, start, log):
-        """Trains from a Start on."""
-        conf, (net_input, reader, weights_of_classes, validation) = self.conf, data
-        draw_panel = functools.partial(write_to_log.panel, classes=self.classes, net_input=net_input)
-        with tf.Graph().as_default():
-            tf.set_random_seed(conf.random_seed)
-            with self.towers.chief():
-                images, labels = reader.training_batch(conf.batch_size, augment.chosen(conf, self.numerics.scales))
-            graph = self.training_graph(images, labels, weights_of_classes)
-            with self.cluster.session(self._session_config()) as sess, contextlib.closing(log):
-                self.towers.check_devices(sess)
-                start.load(sess, graph, net_input)
-                print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
-                    'trained' if self.train_bn else 'frozen', self.train_bn))
-                folder.start(graph.saver, start.step, net_input)
-                log.open(start.step, sess.graph)
-                with memory.enough_for('--batch_size, --input_height or --input_width'), reader.running(
-                        sess, start.step * conf.batch_size * conf.grad_update_every):
-                    loop.run(sess, graph, conf, loop.Reports(folder, log, draw_panel, validation), start.step)
+            for attempt in run.attempts():  # one, and another after each loss of a machine
+                with attempt, tf.Graph().as_default():
+                    tf.set_random_seed(conf.random_seed)
+
+                    # Network, loss and update.
+                    with self.towers.chief():
+                        augmentation = augment.chosen(conf, self.numerics.scales)
+                        images, labels = reader.training_batch(conf.batch_size, augmentation)
+                    graph = self.training_graph(images, labels, class_weights)
+                    print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
+                        'trained' if self.train_bn else 'frozen', self.train_bn))
+
+                    # Loop.
+                    first_image = run.first_step * conf.batch_size * conf.grad_update_every
+                    with run.session(graph, net_input, self._session_config()) as sess, \
+                            reader.running(sess, first_image):
+                        if run.lacks_validation():
+                            self.validate(sess, graph.net, run, validation, run.first_step - 1)
+                        for step in run.steps():
+                            saving = run.is_due(step, conf.save_interval)
+                            try:
+                                values, pictures = self.train_step(sess, graph, step, with_pictures=saving)
+                            except READER_ENDED:  # reader.running then names the file
+                                run.save_unfinished(step)
+                                raise
+                            panels = write_to_log.panel(pictures, self.classes, net_input) if saving else ()
+                            run.log(step, values, panels)
+                            if saving:
+                                run.save(step)
+                            if run.is_due(step, conf.valid_interval) and not run.signal.number:
+                                self.validate(sess, graph.net, run, validation, step)
+
+    def training_graph(self, images, labels, class_weights=None):
+        """Builds network, loss and update.
+
+        Args:
+          images: [N, H, W, 3], minus the mean.
+          labels: integer [N, H, W, 1].
+          class_weights: [num_classes] numbers, or None.
+
+        Returns:
+          a TrainingGraph.
+        """
+        conf, align_corners = self.conf, self.numerics.align_corners
+        with self.towers.chief():
+            # Network: one, or a tower with the same variables for each device and its part of the batch.
+            net, parts = None, []
+            for place, part in self.towers.split(images):
+                with place:
+                    tower = net.on(part) if net else self.network(
+                        part, phase=True, batch_norm='trained' if self.train_bn else 'frozen')
+                    parts.append(self.logits(tower, part))
+                net = net or tower
+            logits = towers.joined(parts)  # [N, h, w, num_classes] of each scale; the first is the one to predict with
+
+            # Loss: the terms of --loss and weight decay. Any function of logits and labels may be added as a term.
+            terms = losses.loss_terms(logits, labels, self.classes, class_weights, conf, align_corners)
+            loss = functools.reduce(tf.add, terms.values())
+            decay = losses.total_weight_decay(net.variables, conf.weight_decay)
+            if conf.optimizer in optimizer.DECOUPLED_DECAY:  # no part of the loss there
+                decay = tf.zeros([])
+
+            # Update: the gradients of the loss; the optimizer adds the weight decay.
+            rate = tf.placeholder(tf.float32, [], 'learning_rate')
+            with tf.control_dependencies([decay]):  # it is of the weights before the update
+                update_rate = tf.identity(rate)
+            groups = optimizer.rate_groups(net, conf)
+            variables = [v for members, _ in groups for v in members]
+            loss_scale = FLOAT16_LOSS_SCALE if self.precision == 'float16' else 1.0
+            gradients = towers.gradients(loss * loss_scale if loss_scale != 1 else loss, variables, parts)
+            update = optimizer.build_update(groups, gradients, update_rate, conf, net.statistics(), loss_scale)
+
+            logged = collections.OrderedDict(('loss/' + name, term) for name, term in terms.items())
+            logged['loss/l2'], logged['loss/total'] = decay, loss + decay
+            full_size = layers.resize(logits[0], tf.shape(images)[1:3], align_corners)
+            return TrainingGraph(
+                net=net, rate=rate, update=update, losses=logged,
+                pictures=(images, labels, scores.class_map(full_size)), finite=all_finite(net.variables),
+                saver=tf.train.Saver(net.variables + update.state, max_to_keep=conf.max_to_keep))
+
+    def train_step(self, sess, graph, step, with_pictures=False):
+        """Updates the weights once, from grad_update_every iterations.
+
+        Returns:
+          ({tag: number} of the losses, averaged over the iterations, and of records.RATES; the pictures of the last
+          iteration as arrays, or None without with_pictures).
+        """
+        every, rate = self.conf.grad_update_every, optimizer.learning_rate(step, self.conf)
+        gradient = graph.update.accumulate if every > 1 else graph.update.apply
+        fetched, started = [], time.time()
+        for iteration in range(every):
+            fetches = {'losses': graph.losses, 'gradient': gradient}
+            if with_pictures and iteration == every - 1:
+                fetches['pictures'] = graph.pictures
+            fetched.append(sess.run(fetches, {graph.rate: rate}))
+        if every > 1:
+            sess.run(graph.update.apply, {graph.rate: rate})
+        seconds = time.time() - started
+        values = {tag: np.mean([one['losses'][tag] for one in fetched]) for tag in graph.losses}
+        values.update(learning_rate=rate, images_per_second=self.conf.batch_size * every / seconds)
+        return values, fetched[-1].get('pictures')
+
+    def validate(self, sess, net, run, validation, step):
+        """Scores the weights after `step` on the validation list; records nothing if a signal came meanwhile."""
+        values = dict(zip([v.op.name for v in net.variables], sess.run(net.variables)))
+        try:
+            result = validation(values, lambda: run.signal.number)
+        except UserError:  # a file of the list cannot be read; the step was done all the same
+            run.save(step)
+            raise
+        if result is not None:
+            run.log_scores(step, result)
+
+    # test, predict, export, check ----------------------------------------------------------------------------------
 
     def test(self):
         """Prints a checkpoint's scores and writes them with the confusion matrix to out_dir; returns the scores."""
@@ -142,39 +237,6 @@ class Model(object):
         return network.build(conf.encoder_name, images, num_classes=conf.num_classes, phase=phase,
                              dilated_type=conf.dilated_type, compat=conf.compat, batch_norm=batch_norm)
 
-    def training_graph(self, images, labels, weights_of_classes=None):
-        """The loop.TrainingGraph on images [N, H, W, 3] and labels [N, H, W, 1]; weights [num_classes] of the loss."""
-        conf, align_corners = self.conf, self.numerics.align_corners
-        trained = 'trained' if self.train_bn else 'frozen'
-        towers = self.towers
-
-        def tower(part, first):
-            net = first.on(part[0]) if first else self.network(part[0], phase=True, batch_norm=trained)
-            logits = self.logits(net, part[0])
-            return net, logits[0], [losses.pixel_losses(one, part[1], self.classes, align_corners) for one in logits]
-
-        with towers.chief():
-            net, logits, pixels, parts = towers.build(images, labels, tower)
-            weighting = losses.Weighting(weights_of_classes, conf.ohem_fraction if conf.loss == 'ohem' else 1.0)
-            entropy = layers.ordered_sum([losses.mean_loss(one, weighting) for one in pixels])
-            decay = losses.weight_decay_loss(net.variables, conf.weight_decay)
-            rate = tf.placeholder(tf.float32, [], 'learning_rate')
-            with tf.control_dependencies([decay]):  # or it would be of weights before or after the update, by chance
-                update_rate = tf.identity(rate)
-            settings = optimizer.Settings(
-                conf.momentum, conf.grad_update_every, conf.weight_decay,
-                FLOAT16_LOSS_SCALE if self.precision == 'float16' else 1.0, conf.bn_decay)
-            groups = optimizer.rate_groups(net, conf.decoder_rate, conf.freeze_encoder)
-            update = optimizer.build_update(Loss(entropy, parts), groups, update_rate, settings,
-                                            net.statistics(), losses.decayed(net.variables))
-            full_size = layers.resize(logits, tf.shape(images)[1:3], align_corners)
-            return loop.TrainingGraph(
-                net=net, rate=rate, update=update,
-                losses={'loss/cross_entropy': entropy, 'loss/l2': decay, 'loss/total': entropy + decay},
-                pictures=(images, labels, scores.class_map(full_size)),
-                finite=loop.all_finite(net.variables),
-                saver=tf.train.Saver(net.variables + update.slots, max_to_keep=conf.max_to_keep))
-
     def scores(self, images):
         """A network for prediction and the scores of images: [N, H, W, 3] -> (net, float32 [N, H, W, num_classes]).
 
@@ -199,7 +261,7 @@ class Model(object):
         conf = self.conf
         trained = run_settings.read(conf.modeldir)
         if trained:
-            run_settings.compare(conf.modeldir, trained['flags'], run_folder.values(conf, run_settings.COMPARED))
+            run_settings.compare(conf.modeldir, trained['flags'], values(conf, run_settings.COMPARED))
         return self._input(trained.get('input'))
 
     def _reader(self, flag, net_input, num_steps=None):
@@ -207,13 +269,6 @@ class Model(object):
         conf = self.conf
         source = sources.open_source(conf, self.classes, flag, num_steps)
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
-
-    def _training_data(self, known):
-        """A loop.Data; known: the compat.Input of the weights to start from, or None."""
-        conf, net_input = self.conf, self._input(known)
-        reader = self._reader('data_list', net_input)
-        weights = class_weights.load(conf.class_weights, self.classes, reader.images, reader.labels, conf.num_threads)
-        return loop.Data(net_input, reader, weights, self._validation(net_input))
 
     def _session_config(self):
         return precision.configure(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)

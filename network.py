@@ -76,6 +76,13 @@ class DilatedResNet(object):
         other.encoding, other.outputs = other.apply(inputs)
         return other
 
+    def rate_groups(self):
+        weights, biases = map(list, zip(*self.decoder_variables))
+        decoder = {v.op.name for v in weights + biases}
+        trainable = {v.op.name for v in tf.trainable_variables()}
+        encoder = [v for v in self.variables if v.op.name in trainable and v.op.name not in decoder]
+        return {'encoder': encoder, 'decoder_weights': weights, 'decoder_biases': biases}
+
     def statistics(self):
         """[(variable of batch norm's moving average, what every apply() saw on average)]; [] unless it is trained."""
         return [pair for layer in self._layers.values() for pair in layer.statistics()]

@@ -150,7 +150,6 @@ def product_training(tf, images, labels, job):
     """(session, function of an iteration that returns its loss, function of an update or None, iterations of one)."""
     from model import Model
     from model_msc import Model_msc
-    from utils.training import loop
     conf = flag_values('main_msc' if job.multi_scale else 'main', encoder_name=job.encoder_name, train_bn=False,
                        dilated_type=job.dilated_type, batch_size=job.batch, learning_rate=LEARNING_RATE,
                        mixed_precision=job.mixed_precision)
@@ -158,7 +157,7 @@ def product_training(tf, images, labels, job):
     graph = model.training_graph(images, labels)
     sess, update = new_session(tf, job), graph.update
     if update.accumulate is None:
-        return sess, lambda: loop.train_step(sess, graph, conf, 0)[0]['loss/total'], None, 1
+        return sess, lambda: model.train_step(sess, graph, 0)[0]['loss/total'], None, 1
     return (sess, lambda: sess.run([graph.losses, update.accumulate])[0]['loss/total'],
             lambda: sess.run(update.apply, {graph.rate: LEARNING_RATE}), conf.grad_update_every)
 

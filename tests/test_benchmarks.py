@@ -19,7 +19,6 @@ from utils import label_utils
 from utils.data.palette import voc_colours
 from utils.net import dilated
 from utils.system import precision
-from utils.training import loop
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -51,7 +50,7 @@ def test_reference_training(model_class, every, settings, narrow):
         graph = model.training_graph(tf.constant(images), tf.constant(labels))
         recipe.assign(sess, graph.net.variables)
         sess.run(tf.local_variables_initializer())
-        ours = [loop.train_step(sess, graph, conf, 0)[0]['loss/total'] for _ in range(2)], moves(sess)
+        ours = [model.train_step(sess, graph, 0)[0]['loss/total'] for _ in range(2)], moves(sess)
     with tf.Graph().as_default(), tf.Session() as sess:
         graph = reference.training(tf.constant(images), tf.constant(labels), 'res50',
                                    multi_scale=model_class is Model_msc, grad_update_every=every)

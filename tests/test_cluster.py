@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 from machine import free_ports
 
 from tests.stress import runs
-from utils.system import cluster, same_code
+from utils.distributed import cluster, same_code
 from utils.system.errors import UserError
 from utils.weights import checkpoints
 
@@ -87,14 +87,17 @@ def test_losses_in_quick_succession_end_the_run(monkeypatch, capsys):
     monkeypatch.setattr(cluster, 'POLL_SECONDS', 0)
     calls = []
 
-    def work():
-        calls.append(len(calls))
-        raise cluster.Lost('task 1 (a:1) is gone')
-
     with pytest.raises(UserError, match='task 1 .a:1. is gone: 5 times in a row'):
-        cluster.Cluster().lasting(work)
+        for attempt in cluster.Cluster().attempts():
+            with attempt:
+                calls.append(len(calls))
+                raise cluster.Lost('task 1 (a:1) is gone')
     assert calls == [0, 1, 2, 3, 4] and 'training pauses until it is back' in capsys.readouterr().err
-    assert cluster.Cluster().lasting(lambda: 7) == 7
+    assert len(list(cluster.Cluster().attempts())) == 1
+    with pytest.raises(ValueError, match='another'):
+        for attempt in cluster.Cluster().attempts():
+            with attempt:
+                raise ValueError('another')
 
 
 def test_a_file_that_could_not_be_written_since_a_machine_is_gone(monkeypatch):

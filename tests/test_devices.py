@@ -22,11 +22,12 @@ from PIL import Image
 from model import Model
 from model_msc import Model_msc
 from utils.data import image_files
+from utils.distributed import cluster
+from utils.distributed.towers import Towers
 from utils.image_reader import ImageReader
 from utils.prediction import devices, room, scores
-from utils.system import cluster, runtime
+from utils.system import runtime
 from utils.system.errors import UserError
-from utils.training.towers import Towers
 from utils.weights import checkpoints
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

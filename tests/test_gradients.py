@@ -25,9 +25,10 @@ def test_gradients(encoder_name, dilated_type, train_bn, monkeypatch):
         images = tf.constant(recipe.image(2, 33, 33) / 50)
         net = DilatedResNet(images, 5, True, encoder_name, dilated_type=dilated_type, blocks=TINY,
                             batch_norm='trained' if train_bn else 'frozen')
-        pixels = losses.pixel_losses(net.outputs, tf.constant(recipe.label(2, 33, 33, 5)), Classes(5, 255, None))
-        loss = (losses.mean_loss(pixels)
-                + losses.weight_decay_loss(net.variables, 5e-4))
+        labels = losses.resized_labels(tf.constant(recipe.label(2, 33, 33, 5)), tf.shape(net.outputs)[1:3],
+                                       Classes(5, 255, None))
+        loss = (losses.cross_entropy(net.outputs, labels, None, None)
+                + losses.total_weight_decay(net.variables, 5e-4))
         variables = tf.trainable_variables()
         gradients = tf.gradients(loss, variables)
         assert None not in gradients

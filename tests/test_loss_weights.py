@@ -1,5 +1,7 @@
 """Weights of classes and hard pixels in the loss, a frozen encoder and the decoder's rates, against numpy."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -10,7 +12,7 @@ from PIL import Image
 from model import Model
 from utils.data.palette import Classes, load_classes
 from utils.system.errors import UserError
-from utils.training import class_weights, losses, optimizer
+from utils.training import losses, optimizer
 
 
 def example():
@@ -25,45 +27,46 @@ def example():
     return logits, label, picked, valid
 
 
-def computed(logits, label, weighting):
+def computed(logits, label, factors, fraction=None):
     with tf.Graph().as_default(), tf.Session() as sess:
-        pixels = losses.pixel_losses(tf.constant(logits), tf.constant(label), Classes(3, 255, None))
-        return sess.run(losses.mean_loss(pixels, weighting))
+        labels = losses.resized_labels(tf.constant(label), label.shape[1:3], Classes(3, 255, None))
+        loss = losses.cross_entropy if fraction is None else losses.hard_cross_entropy
+        return sess.run(loss(tf.constant(logits), labels, factors, types.SimpleNamespace(ohem_fraction=fraction)))
 
 
 def test_class_weights():
     logits, label, pixels, valid = example()
     factors = np.array([0.5, 0.0, 3.0])
     weights = np.where(valid, factors[np.where(valid, label[..., 0], 0)], 0)
-    found = computed(logits, label, losses.Weighting(factors))
+    found = computed(logits, label, factors)
     np.testing.assert_allclose(found, (weights * pixels).sum() / weights.sum(), rtol=1e-5)
-    assert computed(logits, np.full_like(label, 255), losses.Weighting(factors)) == 0
+    assert computed(logits, np.full_like(label, 255), factors) == 0
 
 
 @pytest.mark.parametrize('fraction', [0.01, 0.25, 0.7])
 def test_hard_pixels(fraction):
     logits, label, pixels, valid = example()
     hardest = np.sort(pixels[valid])[::-1][:max(1, int(np.ceil(fraction * valid.sum())))]
-    np.testing.assert_allclose(computed(logits, label, losses.Weighting(None, fraction)), hardest.mean(), rtol=1e-5)
-    assert computed(logits, np.full_like(label, 255), losses.Weighting(None, fraction)) == 0
+    np.testing.assert_allclose(computed(logits, label, None, fraction), hardest.mean(), rtol=1e-5)
+    assert computed(logits, np.full_like(label, 255), None, fraction) == 0
 
 
 def test_all_weights_1_change_nothing():
     logits, label, pixels, valid = example()
-    for weighting in (None, losses.Weighting(), losses.Weighting(np.ones(3))):
-        np.testing.assert_allclose(computed(logits, label, weighting), pixels[valid].mean(), rtol=1e-5)
+    for weighting in ((None,), (None, 1.0), (np.ones(3),)):
+        np.testing.assert_allclose(computed(logits, label, *weighting), pixels[valid].mean(), rtol=1e-5)
 
 
 def test_balanced_weights(tmp_path):
-    np.testing.assert_allclose(class_weights.balanced([60, 30, 0, 10]), [0.5, 1, 1, 3])
+    np.testing.assert_allclose(losses.balanced_class_weights([60, 30, 0, 10]), [0.5, 1, 1, 3])
     paths = str(tmp_path / 'image.png'), str(tmp_path / 'label.png')
     Image.new('RGB', (10, 10)).save(paths[0])
     label = np.zeros([10, 10], np.uint8)
     label[:3], label[3] = 1, 255
     Image.fromarray(label).save(paths[1])
-    found = class_weights.load('balanced', load_classes(3), [paths[0]], [paths[1]], 1)
+    found = losses.load_class_weights('balanced', load_classes(3), [paths[0]], [paths[1]], 1)
     np.testing.assert_allclose(found, [0.75, 1.5, 1])
-    assert class_weights.load('', load_classes(3), [], [], 1) is None
+    assert losses.load_class_weights('', load_classes(3), [], [], 1) is None
 
 
 @pytest.mark.parametrize('text, words', [
@@ -75,10 +78,10 @@ def test_bad_class_weights(tmp_path, text, words):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match='--class_weights=.*weights.txt') as error:
-        class_weights.read(str(path), 3)
+        losses.read_class_weights(str(path), 3)
     assert words in str(error.value)
     path.write_text('1\n2.5\n0\n')
-    np.testing.assert_array_equal(class_weights.read(str(path), 3), [1, 2.5, 0])
+    np.testing.assert_array_equal(losses.read_class_weights(str(path), 3), [1, 2.5, 0])
 
 
 def test_a_frozen_encoder_and_the_decoders_rates(settings, narrow):
@@ -86,9 +89,9 @@ def test_a_frozen_encoder_and_the_decoders_rates(settings, narrow):
     with tf.Graph().as_default():
         model = Model(settings(encoder_name='res50', num_classes=3, freeze_encoder=True, decoder_rate=[3.0, 5.0]))
         graph = model.training_graph(tf.zeros([1, 33, 33, 3]), tf.zeros([1, 33, 33, 1], tf.int32))
-        groups = optimizer.rate_groups(graph.net, [3.0, 5.0], freeze_encoder=True)
+        groups = optimizer.rate_groups(graph.net, model.conf)
     assert [rate for _, rate in groups] == [3, 5]
-    assert {v.op.name.split('/')[0] for v in graph.update.slots} == {'decoder'} and len(graph.update.slots) == 8
+    assert {v.op.name.split('/')[0] for v in graph.update.state} == {'decoder'} and len(graph.update.state) == 8
     assert not model.train_bn
     with pytest.raises(UserError, match='--freeze_encoder and --train_bn'):
         Model(settings(freeze_encoder=True, train_bn=True))

@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf
 
 import network
 from utils.net import dilated
-from utils.training import accumulation
+from utils.training import optimizer
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 SIZES = [(2, 65, 65), (1, 72, 57)]
@@ -131,7 +131,7 @@ def test_trained_batch_norm_moves_its_averages():
         images = tf.constant(recipe.image(2, 65, 65))
         net = network.ResNet_segmentation(images, 21, True, 'res50', batch_norm='trained')
         trainable = {v.op.name.rsplit('/', 1)[-1] for v in tf.trainable_variables()}
-        updates = accumulation.move_averages(net.statistics(), 0.9)
+        updates = optimizer.move_averages(net.statistics(), 0.9)
         sess.run(tf.global_variables_initializer())
         mean, variance = [v for v in net.variables if v.op.name.startswith('resnet_v1_50/conv1/BatchNorm/moving')]
         conv1 = tf.nn.conv2d(images, net.variables[0], [1, 2, 2, 1], 'SAME')

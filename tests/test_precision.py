@@ -7,7 +7,6 @@ import tensorflow.compat.v1 as tf
 
 from model import Model
 from utils.system import precision, runtime
-from utils.training import loop
 
 
 @pytest.mark.parametrize('flags, wanted', [
@@ -54,10 +53,11 @@ def test_bfloat16_rounds_and_no_more(settings, narrow):
     with tf.Graph().as_default():
         tf.set_random_seed(1)
         images, labels = tf.constant(recipe.image(2, 65, 65)), tf.constant(recipe.label(2, 65, 65, 6))
-        graph = Model(conf).training_graph(images, labels)
+        model = Model(conf)
+        graph = model.training_graph(images, labels)
         for chosen in (None, 'bfloat16'):
             with tf.Session(config=precision.configure(runtime.session_config(), chosen)) as sess:
                 sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
-                found.append([loop.train_step(sess, graph, conf, step)[0]['loss/total'] for step in range(4)])
+                found.append([model.train_step(sess, graph, step)[0]['loss/total'] for step in range(4)])
     np.testing.assert_allclose(found[1], found[0], rtol=0.02)
     assert found[0] != found[1]

@@ -14,7 +14,7 @@ from model import Model
 from model_msc import Model_msc
 from utils.system import interrupts
 from utils.system.errors import UserError
-from utils.training import loop
+from utils.training.run import Run
 from utils.weights import checkpoints
 
 SAMPLE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dataset', 'sample')
@@ -44,8 +44,9 @@ def run(tmp_path, settings, narrow):
 
 
 def kill_in(monkeypatch, name, count):
-    """Lets a function of the loop raise Killed instead of its count-th call."""
-    function, calls = getattr(loop, name), []
+    """Lets a method of the loop raise Killed instead of its count-th call."""
+    owner = Run if name == 'save' else Model
+    function, calls = getattr(owner, name), []
 
     def dying(*args, **settings):
         calls.append(args)
@@ -53,7 +54,7 @@ def kill_in(monkeypatch, name, count):
             raise Killed()
         return function(*args, **settings)
 
-    monkeypatch.setattr(loop, name, dying)
+    monkeypatch.setattr(owner, name, dying)
 
 
 def killed(monkeypatch, conf, name, count, model_class=Model):
@@ -117,14 +118,14 @@ def test_a_run_killed_at_all_places_in_turn_equals_one_never_stopped(run, monkey
 def test_a_signal_in_a_validation_is_obeyed_and_the_validation_made_up_for(run, monkeypatch, capsys):
     whole, stopped = run('whole', valid_interval=STEPS), run('stopped', valid_interval=STEPS)
     Model(whole).train()
-    validate = loop.validate
+    validate = Model.validate
 
-    def signalled(*args):
-        args[-1].number = 15 if args[-2] == STEPS else None
-        validate(*args)
+    def signalled(model, sess, net, run, validation, step):
+        run.signal.number = 15 if step == STEPS else None
+        validate(model, sess, net, run, validation, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, 'validate', signalled)
+        patch.setattr(Model, 'validate', signalled)
         with pytest.raises(interrupts.Interrupted):
             Model(stopped).train()
     assert records(stopped)[1][-1][-1] == ''
@@ -165,23 +166,23 @@ def test_a_file_that_goes_bad_is_named_after_the_weights_are_saved(run, tmp_path
     changed = {'data_dir': str(tmp_path / 'data'), 'valid_interval': 3, 'save_interval': 100, 'grad_update_every': 2}
     whole, stopped = run('whole', **changed), run('stopped', **changed)
     Model(whole).train()
-    validate = loop.validate
+    validate = Model.validate
     with open(os.path.join(SAMPLE, 'val.txt')) as file:
         broken = tmp_path / 'data' / file.readline().split()[0].lstrip('/')
     content = broken.read_bytes()
 
     def spoil(*args):
-        if args[-2] == 3:
+        if args[-1] == 3:
             broken.write_bytes(content[:700])
         return validate(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, 'validate', spoil)
+        patch.setattr(Model, 'validate', spoil)
         with pytest.raises(UserError, match=broken.name):
             Model(stopped).train()
     assert checkpoints.checkpoint_steps(stopped.modeldir) == [0, 3]
     broken.write_bytes(content)
-    step = loop.train_step
+    step = Model.train_step
 
     def broken_later(*args, **settings):
         if args[3] == 5:
@@ -189,7 +190,7 @@ def test_a_file_that_goes_bad_is_named_after_the_weights_are_saved(run, tmp_path
         return step(*args, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, 'train_step', broken_later)
+        patch.setattr(Model, 'train_step', broken_later)
         with pytest.raises(tf.errors.OutOfRangeError):
             Model(stopped).train()
     assert checkpoints.checkpoint_steps(stopped.modeldir) == [0, 3, 4]
@@ -201,17 +202,17 @@ def test_a_file_that_goes_bad_in_the_middle_of_an_accumulation(run, monkeypatch)
     """What the iterations of an unfinished step did is not in the checkpoint: batch norm's averages neither."""
     whole, stopped = (run(name, grad_update_every=3, batch_size=1) for name in ('whole', 'stopped'))
     Model(whole).train()
-    step = loop.train_step
+    step = Model.train_step
 
-    def ends_early(sess, graph, conf, number, **settings):
+    def ends_early(model, sess, graph, number, **settings):
         if number == 3:
             for _ in range(2):
                 sess.run(graph.update.accumulate)
             raise tf.errors.OutOfRangeError(None, None, 'closed')
-        return step(sess, graph, conf, number, **settings)
+        return step(model, sess, graph, number, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, 'train_step', ends_early)
+        patch.setattr(Model, 'train_step', ends_early)
         with pytest.raises(tf.errors.OutOfRangeError):
             Model(stopped).train()
     assert checkpoints.checkpoint_steps(stopped.modeldir) == [0, 2]

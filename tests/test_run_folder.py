@@ -9,8 +9,8 @@ import tensorflow.compat.v1 as tf
 
 from utils.net.compat import Input
 from utils.system.errors import UserError
-from utils.training import run_folder
-from utils.training.run_folder import RunFolder
+from utils.training import run
+from utils.training.run import RunFolder
 from utils.weights import checkpoints, run_settings, weight_files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -114,14 +114,14 @@ def test_an_older_run_is_kept_when_another_begins(tmp_path):
 def test_paths_that_mean_the_same_file_are_the_same_setting(tmp_path, settings, monkeypatch):
     (tmp_path / 'list.txt').write_text('')
     monkeypatch.chdir(tmp_path)
-    one, other = [run_folder.deciding(settings(data_list=path), 'Model') for path in (
+    one, other = [run.deciding(settings(data_list=path), 'Model') for path in (
         './list.txt', str(tmp_path / 'list.txt'))]
     assert one == other and one['model'] == 'Model'
-    assert run_folder.deciding(settings(), 'Model') != run_folder.deciding(settings(), 'Model_msc')
+    assert run.deciding(settings(), 'Model') != run.deciding(settings(), 'Model_msc')
 
 
 def test_only_one_training_at_a_time_and_a_dead_one_holds_nothing(tmp_path):
-    program = ('import sys; from utils.training.run_folder import RunFolder\n'
+    program = ('import sys; from utils.training.run import RunFolder\n'
                'with RunFolder(sys.argv[1], {}).locked(): print("held", flush=True); '
                'sys.stdin.read()')
     other = subprocess.Popen([sys.executable, '-c', program, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,

@@ -8,10 +8,10 @@ from narrow_main import UNITS
 
 from model import Model
 from model_msc import Model_msc
+from utils.distributed import towers
+from utils.distributed.cluster import Cluster
 from utils.system import runtime
-from utils.system.cluster import Cluster
 from utils.system.errors import UserError
-from utils.training import loop, towers
 
 BATCH = 4
 THREE = Cluster(['a:1', 'b:2', 'c:3'])
@@ -26,8 +26,8 @@ def updates(model_class, conf, steps=5):
         graph = model.training_graph(tf.constant(recipe.image(BATCH, 33, 33)), tf.constant(labels))
         with tf.Session(config=runtime.session_config(num_cpus=conf.num_gpus)) as sess:
             recipe.assign(sess, graph.net.variables)
-            losses = [loop.train_step(sess, graph, conf, step)[0]['loss/total'] for step in range(steps)]
-            variables = graph.net.variables + graph.update.slots
+            losses = [model.train_step(sess, graph, step)[0]['loss/total'] for step in range(steps)]
+            variables = graph.net.variables + graph.update.state
             return losses, dict(zip([v.op.name for v in variables], sess.run(variables)))
 
 
@@ -82,10 +82,11 @@ def test_each_tower_normalizes_its_part_and_the_averages_are_of_all(settings, na
         with tf.Graph().as_default():
             tf.set_random_seed(1)
             images, labels = tf.constant(recipe.image(2, 33, 33)), tf.constant(recipe.label(2, 33, 33, 6))
-            graph = Model(conf).training_graph(tf.concat([images] * count, 0), tf.concat([labels] * count, 0))
+            model = Model(conf)
+            graph = model.training_graph(tf.concat([images] * count, 0), tf.concat([labels] * count, 0))
             with tf.Session(config=runtime.session_config(num_cpus=count)) as sess:
                 sess.run(tf.global_variables_initializer())
-                losses = [loop.train_step(sess, graph, conf, step)[0]['loss/total'] for step in range(3)]
+                losses = [model.train_step(sess, graph, step)[0]['loss/total'] for step in range(3)]
                 found.append((losses, sess.run(graph.net.variables)))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     for one, two in zip(found[0][1], found[1][1]):
@@ -103,7 +104,7 @@ def test_where_things_are(settings, narrow):
         counts = [sum(op.type == kind and device_of(op).endswith(end) for op in convolutions)
                   for end in ('CPU:0', 'CPU:1')]
         assert counts[0] == counts[1] > 10, kind
-    assert {device_of(v.op) for v in built.net.variables + built.update.slots} == {
+    assert {device_of(v.op) for v in built.net.variables + built.update.state} == {
         '/job:localhost/task:0/device:CPU:0'}
 
 

@@ -13,8 +13,7 @@ from model_msc import Model_msc
 from utils.data.palette import Classes
 from utils.net import layers
 from utils.prediction import scores
-from utils.training import loop, losses, optimizer
-from utils.training.towers import Loss
+from utils.training import losses, optimizer
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 
@@ -35,7 +34,7 @@ def test_five_updates(model_class, name, batch, every, settings):
         recipe.assign(sess, variables.values())
         before = {key: sess.run(variables[key.replace('|', '/')]) for key in reference if key != 'losses'}
         sess.run(tf.local_variables_initializer())
-        found = [loop.train_step(sess, graph, conf, step)[0]['loss/total'] for step in range(5)]
+        found = [model.train_step(sess, graph, step)[0]['loss/total'] for step in range(5)]
         after = {key: sess.run(variables[key.replace('|', '/')]) for key in before}
     np.testing.assert_allclose(found, reference['losses'], rtol=1e-3)
     for key, array in after.items():
@@ -77,15 +76,16 @@ def test_cross_entropy_counts_valid_pixels_only():
         valid = (label < 5) & (label != ignore_label)
         picked = np.take_along_axis(log_softmax, np.where(valid, label, 0), axis=3)
         with tf.Graph().as_default(), tf.Session() as sess:
-            found = sess.run(losses.mean_loss(losses.pixel_losses(
-                tf.constant(logits), tf.constant(label), Classes(5, ignore_label, None))))
+            labels = losses.resized_labels(tf.constant(label), [3, 4], Classes(5, ignore_label, None))
+            found = sess.run(losses.cross_entropy(tf.constant(logits), labels, None, None))
         assert abs(found + picked[valid].mean()) <= 1e-6
 
 
 def test_cross_entropy_without_a_valid_pixel_is_zero():
     with tf.Graph().as_default(), tf.Session() as sess:
         logits = tf.ones([1, 2, 2, 3])
-        loss = losses.mean_loss(losses.pixel_losses(logits, tf.fill([1, 9, 9, 1], 255), Classes(3, 255, None)))
+        labels = losses.resized_labels(tf.fill([1, 9, 9, 1], 255), [2, 2], Classes(3, 255, None))
+        loss = losses.cross_entropy(logits, labels, None, None)
         value, gradient = sess.run([loss, tf.gradients(loss, logits)[0]])
     assert value == 0 and not gradient.any()
 
@@ -99,20 +99,21 @@ def test_caffe_label_is_every_eighth_pixel(size, small):
     assert np.array_equal(found, label[:, ::stride, ::stride, 0])
 
 
-def test_poly_starts_at_the_rate_and_ends_at_zero():
-    rates = [optimizer.poly(2.5e-4, step, 20000, 0.9) for step in (0, 10000, 20000)]
+def test_poly_starts_at_the_rate_and_ends_at_zero(settings):
+    rates = [optimizer.learning_rate(step, settings()) for step in (0, 10000, 20000)]
     np.testing.assert_allclose(rates, [2.5e-4, 2.5e-4 * 0.5 ** 0.9, 0])
 
 
 @pytest.mark.parametrize('loss_scale', [1.0, 128.0])
-def test_accumulated_update_equals_one_on_the_mean_gradient(loss_scale):
+def test_accumulated_update_equals_one_on_the_mean_gradient(settings, loss_scale):
     """Momentum, multipliers of the rate and three iterations a update, against the formulas in numpy."""
     with tf.Graph().as_default(), tf.Session() as sess:
         x = tf.placeholder(tf.float32, [])
         one, two = [tf.get_variable(n, [], initializer=tf.initializers.ones(), use_resource=True) for n in 'ab']
         loss = x * one ** 2 + two * x
-        update = optimizer.build_update(Loss(loss), [([one], 1.0), ([two], 10.0)], tf.constant(0.1),
-                                        optimizer.Settings(0.9, grad_update_every=3, loss_scale=loss_scale))
+        update = optimizer.build_update(
+            [([one], 1.0), ([two], 10.0)], tf.gradients(loss * loss_scale, [one, two]), tf.constant(0.1),
+            settings(grad_update_every=3), loss_scale=loss_scale)
         sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         a, b, velocity_a, velocity_b = 1.0, 1.0, 0.0, 0.0
         for inputs in ([1, 2, 3], [0.5, 0.1, 0.3]):
@@ -129,13 +130,14 @@ def test_rates_of_the_groups(settings):
     with tf.Graph().as_default():
         net = Model(settings(encoder_name='res50', train_bn=False)).network(
             tf.zeros([1, 65, 65, 3]), phase=True, batch_norm='frozen')
-        groups = optimizer.rate_groups(net)
+        groups = optimizer.rate_groups(net, settings())
+    groups = sorted(groups, key=lambda group: group[1])
     assert [multiplier for _, multiplier in groups] == [1, 10, 20]
     assert [v.op.name for v in groups[2][0]] == ['decoder/aspp/conv%d/biases' % i for i in range(1, 5)]
     assert all(v.op.name.startswith('resnet_v1_50/') for v in groups[0][0]) and len(groups[0][0]) == 53
 
 
-def test_gradients_read_the_weights_of_before_the_update():
+def test_gradients_read_the_weights_of_before_the_update(settings):
     """The decoder's update comes before the encoder's gradient is computed, which must still read the old decoder.
 
     With reference variables (use_resource=False in layers.variable), as in the original, it reads the new one.
@@ -153,11 +155,11 @@ def test_gradients_read_the_weights_of_before_the_update():
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(inter_op_parallelism_threads=4)) as sess:
         encoder, decoder = [layers.variable(name, [3, 3], tf.initializers.ones()) for name in ('encoder', 'decoder')]
         loss = tf.nn.l2_loss(decode(tf.matmul(tf.ones([1, 3]), encoder), decoder))  # gradients begin after all reads
-        rate, settings = tf.constant(1.0), optimizer.Settings(momentum=0.0)
-        first = optimizer.build_update(Loss(loss), [([decoder], 10.0)], rate, settings).apply
+        rate, conf = tf.constant(1.0), settings(momentum=0.0)
+        first = optimizer.build_update([([decoder], 10.0)], tf.gradients(loss, [decoder]), rate, conf).apply
         with tf.control_dependencies([first]):
             told = tf.py_func(updated.set, [], [])
-        second = optimizer.build_update(Loss(loss), [([encoder], 1.0)], rate, settings).apply
+        second = optimizer.build_update([([encoder], 1.0)], tf.gradients(loss, [encoder]), rate, conf).apply
         sess.run(tf.global_variables_initializer())
         sess.run([second, told])
         np.testing.assert_array_equal(sess.run(decoder), np.full([3, 3], 1 - 10 * 27))
@@ -165,17 +167,17 @@ def test_gradients_read_the_weights_of_before_the_update():
 
 
 @pytest.mark.parametrize('every', [1, 2])
-def test_an_overflow_skips_the_update(every):
+def test_an_overflow_skips_the_update(settings, every):
     """With a loss scale, as for float16: weights and momentum are those of before, and the next update works."""
     with tf.Graph().as_default(), tf.Session() as sess:
         x = tf.placeholder(tf.float32, [])
         one = tf.get_variable('one', [], initializer=tf.initializers.ones(), use_resource=True)
-        update = optimizer.build_update(Loss(x * one), [([one], 1.0)], tf.constant(0.1),
-                                        optimizer.Settings(0.9, grad_update_every=every, loss_scale=128.0))
+        update = optimizer.build_update([([one], 1.0)], tf.gradients(128.0 * x * one, [one]), tf.constant(0.1),
+                                        settings(grad_update_every=every), loss_scale=128.0)
         sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         for value in (2.0, np.inf, 2.0):
             if every > 1:
                 sess.run(update.accumulate, {x: 2.0})
                 sess.run(update.accumulate, {x: value})
             sess.run(update.apply, {x: value})
-        np.testing.assert_allclose(sess.run([one] + update.slots), [1 - 0.1 * 2 - 0.1 * 3.8, 3.8], rtol=1e-6)
+        np.testing.assert_allclose(sess.run([one] + update.state), [1 - 0.1 * 2 - 0.1 * 3.8, 3.8], rtol=1e-6)

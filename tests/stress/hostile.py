@@ -17,7 +17,7 @@ from utils.image_reader import ImageReader
 from utils.net.compat import COMPAT
 from utils.system import command_line
 from utils.system.errors import UserError
-from utils.training import class_weights
+from utils.training import losses
 from utils.weights import pretrained, weight_files
 
 SECONDS, MEMORY = 120.0, 3 << 30
@@ -238,7 +238,7 @@ def the_class_weights(case):
     spoil_text(rng, path, '\n'.join('%g' % number for number in rng.rand(rng.randint(1, 6))), values.NUMBER_LINES)
 
     def read():
-        weights = class_weights.read(path, world.NUM_CLASSES)
+        weights = losses.read_class_weights(path, world.NUM_CLASSES)
         assert weights.shape == (world.NUM_CLASSES,) and np.isfinite(weights).all()
 
     if rng.randint(6) == 0:

@@ -15,7 +15,6 @@ from tests import stress
 from tests.stress import program, world
 from utils.prediction import metrics, windows
 from utils.system import runtime
-from utils.training import loop
 from utils.weights import checkpoints
 
 SECONDS, MEMORY = 300.0, 6 << 30
@@ -109,11 +108,12 @@ def towers_are_one(case):
     for towers in (1, count):
         conf = settings(num_gpus=towers, **values)
         with tf.Graph().as_default():
-            graph = Model(conf).training_graph(tf.constant(images), tf.constant(labels))
+            model = Model(conf)
+            graph = model.training_graph(tf.constant(images), tf.constant(labels))
             with tf.Session(config=runtime.session_config(num_cpus=towers)) as sess:
                 recipe.assign(sess, graph.net.variables)
                 before = sess.run(graph.net.variables)
-                losses = [loop.train_step(sess, graph, conf, step)[0]['loss/total'] for step in range(3)]
+                losses = [model.train_step(sess, graph, step)[0]['loss/total'] for step in range(3)]
                 after = sess.run(graph.net.variables)
                 found.append((losses, after, [b - a for a, b in zip(before, after)]))
     (losses, weights, moves), (other_losses, other_weights, other_moves) = found
@@ -141,19 +141,19 @@ def resumed_is_never_stopped(case):
     print('killed before step %d: %s' % (killed_at, values))
     whole, stopped = (training(os.path.join(case.folder, name), case.folder, values) for name in ('whole', 'stopped'))
     Model(whole).train()
-    step = loop.train_step
+    step = Model.train_step
 
-    def dying(sess, graph, conf, number, **options):
+    def dying(model, sess, graph, number, **options):
         if number == killed_at:
             raise Killed()
-        return step(sess, graph, conf, number, **options)
+        return step(model, sess, graph, number, **options)
 
-    loop.train_step = dying
+    Model.train_step = dying
     try:
         Model(stopped).train()
     except Killed:
         pass
-    loop.train_step = step
+    Model.train_step = step
     Model(stopped).train()
     one, other = (checkpoints.read_values(os.path.join(case.folder, name, last)) for name in ('whole', 'stopped'))
     assert sorted(one) == sorted(other)

@@ -1,18 +1,128 @@
-"""The training loss: cross-entropy over the valid pixels of each set of logits, and weight decay."""
+"""Losses: plain functions of logits and labels, and the named terms that --loss makes of them."""
 
 import collections
+import dataclasses
+import typing
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
-# class_weights: a factor for each class, or None for 1; hard_fraction: the share of the valid pixels, those with the
-# highest loss, that count (online hard example mining, Shrivastava et al. 2016, by pixels).
-Weighting = collections.namedtuple('Weighting', 'class_weights hard_fraction')
-Weighting.__new__.__defaults__ = (None, 1.0)
+from utils.data import data_check
+from utils.data.regular_files import read_file
+from utils.net import layers
+from utils.system.errors import UserError, quoted, reason
+
+MOST_BYTES = 1 << 20  # of a file of class weights
 
 
-# Of the pixels of a map: losses, float32; target, the class, int32; valid, whether they count; each [N, h, w].
-Pixels = collections.namedtuple('Pixels', 'losses target valid')
+class Labels(typing.NamedTuple):
+    """Labels at the size of the logits."""
+    target: tf.Tensor  # int32 [N, h, w], the class of each pixel; 0 where the pixel does not count
+    valid: tf.Tensor   # bool [N, h, w], whether the pixel counts
 
+
+# Losses ------------------------------------------------------------------------------------------------------------
+#
+# Each takes logits [N, h, w, num_classes], a Labels, the weights of the classes (a list of num_classes numbers, or None
+# for 1 each) and the flags as attributes. It returns a scalar, which is 0, not NaN, for a batch without a valid pixel.
+
+def cross_entropy(logits, labels, class_weights, conf):
+    """Returns the mean softmax cross-entropy of the valid pixels, weighted by class."""
+    return mean_over_pixels(pixel_losses(logits, labels), tf.cast(labels.valid, tf.float32), labels, class_weights)
+
+
+def hard_cross_entropy(logits, labels, class_weights, conf):
+    """Returns the cross-entropy of the hardest pixels, the share conf.ohem_fraction of the valid ones.
+
+    Online hard example mining (Shrivastava et al. 2016), by pixels.
+    """
+    losses, weights = pixel_losses(logits, labels), tf.cast(labels.valid, tf.float32)
+    if conf.ohem_fraction < 1:
+        weights *= hardest(losses, labels.valid, conf.ohem_fraction)
+    return mean_over_pixels(losses, weights, labels, class_weights)
+
+
+def dice(logits, labels, class_weights, conf):
+    """Returns 1 - the mean over the classes of 2 sum(p g) / (sum(p^2) + sum(g^2)) (Milletari et al. 2016, section 3).
+
+    p is the probability of a class and g is 1 where the label is that class; the sums are over the valid pixels of the
+    batch. A class that no label of the batch has does not count.
+    """
+    valid = tf.cast(labels.valid, tf.float32)[..., tf.newaxis]  # [N, h, w, 1]
+    truth = tf.one_hot(labels.target, tf.shape(logits)[3]) * valid  # [N, h, w, num_classes]
+    probabilities = tf.nn.softmax(logits) * valid
+    overlap = tf.reduce_sum(probabilities * truth, axis=[0, 1, 2])  # [num_classes]
+    size = tf.reduce_sum(tf.square(probabilities), axis=[0, 1, 2]) + tf.reduce_sum(truth, axis=[0, 1, 2])
+    weights = tf.cast(tf.reduce_any(truth > 0, axis=[0, 1, 2]), tf.float32)
+    if class_weights is not None:
+        weights *= tf.constant(class_weights, tf.float32)
+    return tf.div_no_nan(tf.reduce_sum(weights * (1 - tf.div_no_nan(2 * overlap, size))), tf.reduce_sum(weights))
+
+
+@dataclasses.dataclass
+class Term:
+    """A part of the training loss."""
+    name: str               # of its column in metrics.csv and its curve loss/NAME
+    function: typing.Callable
+    factor: float = 1.0     # in the total
+
+
+LOSSES = {
+    'ce': [Term('cross_entropy', cross_entropy)],
+    'ohem': [Term('cross_entropy', hard_cross_entropy)],
+    'dice': [Term('dice', dice)],
+    'ce+dice': [Term('cross_entropy', cross_entropy), Term('dice', dice)],
+}
+
+
+def loss_terms(logits, label, classes, class_weights, conf, align_corners=False):
+    """Computes the terms of --loss.
+
+    Args:
+      logits: a list of [N, h, w, num_classes] of different sizes; every term is the sum over all of them.
+      label: integer [N, H, W, 1]. ignore_label and values outside 0..num_classes-1 do not count.
+      classes: an object with num_classes and ignore_label.
+      class_weights: [num_classes] numbers, or None.
+      conf: the flags as attributes.
+      align_corners: see prepare_label.
+
+    Returns:
+      an OrderedDict {name: scalar}, each times its factor, whose sum is the loss.
+    """
+    pairs = [(one, resized_labels(label, tf.shape(one)[1:3], classes, align_corners)) for one in logits]
+    terms = collections.OrderedDict()
+    for term in LOSSES[conf.loss]:
+        value = layers.ordered_sum([term.function(one, labels, class_weights, conf) for one, labels in pairs])
+        terms[term.name] = value if term.factor == 1 else term.factor * value
+    return terms
+
+
+# Weight decay ------------------------------------------------------------------------------------------------------
+
+def decayed_variables(variables):
+    """Returns the variables that decay: those named 'weights'; no biases, no batch norm, no fix_w."""
+    return [v for v in variables if v.op.name.split('/')[-1] == 'weights']
+
+
+def weight_decay_loss(value, weight_decay):
+    """Returns weight_decay * sum(w ** 2) / 2 of one variable's value.
+
+    This is the only place that defines the decay: what is logged is the sum over the variables, and what trains is the
+    gradient of this function (see optimizer.decay_gradient).
+    """
+    return weight_decay * tf.nn.l2_loss(value)
+
+
+def total_weight_decay(variables, weight_decay):
+    """Returns the sum of weight_decay_loss over the variables that decay, each computed on its own device."""
+    losses = []
+    for variable in decayed_variables(variables):
+        with tf.colocate_with(variable.op):
+            losses.append(weight_decay_loss(variable, weight_decay))
+    return tf.reduce_sum(tf.stack(losses))
+
+
+# Labels and pixels -------------------------------------------------------------------------------------------------
 
 def prepare_label(label, new_size, align_corners=False):
     """Resizes labels to the size of the logits by nearest neighbour.
@@ -33,43 +143,28 @@ def prepare_label(label, new_size, align_corners=False):
     return tf.squeeze(label, axis=[3])  # [N, h, w]
 
 
-def pixel_losses(logits, label, classes, align_corners=False):
-    """The softmax cross-entropy of every pixel.
-
-    Args:
-      logits: [N, h, w, num_classes].
-      label: integer [N, H, W, 1]. ignore_label and values outside 0..num_classes-1 do not count.
-      classes: an object with num_classes and ignore_label.
-      align_corners: how the label shrinks to the logits' size, see prepare_label.
-
-    Returns:
-      A Pixels.
-    """
-    small = prepare_label(label, tf.shape(logits)[1:3], align_corners)  # [N, h, w]
+def resized_labels(label, size, classes, align_corners=False):
+    """Returns the Labels of `label`, integer [N, H, W, 1], at a size (h, w); arguments as in loss_terms."""
+    small = prepare_label(label, size, align_corners)  # [N, h, w]
     valid = (small >= 0) & (small < classes.num_classes) & tf.not_equal(small, classes.ignore_label)
-    target = tf.where(valid, small, tf.zeros_like(small))
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits)  # [N, h, w]
-    return Pixels(losses, target, valid)
+    return Labels(tf.where(valid, small, tf.zeros_like(small)), valid)
 
 
-def mean_loss(pixels, weighting=None):
-    """The mean of a Pixels over those of a class, a scalar; 0, not NaN, where there are none.
+def pixel_losses(logits, labels):
+    """Returns the softmax cross-entropy of every pixel, valid or not: float32 [N, h, w]."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels.target, logits=logits)
 
-    Args:
-      weighting: a Weighting; the mean is then one weighted by the pixels' classes.
-    """
-    losses, target, valid = pixels
-    weights = tf.cast(valid, tf.float32)
-    if weighting and weighting.hard_fraction < 1:
-        weights *= hardest(losses, valid, weighting.hard_fraction)
-    if weighting and weighting.class_weights is not None:
-        weights *= tf.gather(tf.constant(weighting.class_weights, tf.float32), target)
-        return tf.div_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
-    return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+
+def mean_over_pixels(losses, weights, labels, class_weights):
+    """Returns the mean of losses [N, h, w] weighted by weights [N, h, w] and by class; 0 where all weights are 0."""
+    if class_weights is None:
+        return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+    weights *= tf.gather(tf.constant(class_weights, tf.float32), labels.target)
+    return tf.div_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
 
 
 def hardest(losses, valid, fraction):
-    """1 for the share of the valid pixels with the highest losses, at least one pixel, otherwise 0: [N, h, w]."""
+    """Returns 1 for the share of the valid pixels with the highest losses, at least one, otherwise 0: [N, h, w]."""
     count = tf.reduce_sum(tf.cast(valid, tf.float32))
     kept = tf.maximum(tf.cast(tf.ceil(count * fraction), tf.int32), 1)
     masked = tf.where(valid, losses, tf.fill(tf.shape(losses), -1.0))  # a loss is not negative
@@ -77,15 +172,53 @@ def hardest(losses, valid, fraction):
     return tf.stop_gradient(tf.cast(masked >= least, tf.float32))
 
 
-def decayed(variables):
-    """The variables that decay: those named 'weights'; no biases, no batch norm, no fix_w."""
-    return [v for v in variables if v.op.name.split('/')[-1] == 'weights']
+# Class weights -----------------------------------------------------------------------------------------------------
+
+def load_class_weights(spec, classes, images, labels, num_threads):
+    """Loads the weights that --class_weights names.
+
+    Args:
+      spec: '' for none, 'balanced', or the path of a text file with one number for each class, one on a line.
+      classes: a Classes.
+      images, labels: the paths of the training set, whose pixels 'balanced' counts.
+      num_threads: files read at a time.
+
+    Returns:
+      float32 [num_classes], or None.
+
+    Raises:
+      UserError: the file is no list of num_classes numbers, none of them negative and not all 0.
+    """
+    if not spec:
+        return None
+    if spec == 'balanced':
+        result = data_check.check_pairs(images, labels, classes, num_threads, 'count classes')
+        data_check.raise_on_problems(result)
+        return balanced_class_weights(result.histogram)
+    return read_class_weights(spec, classes.num_classes)
 
 
-def weight_decay_loss(variables, weight_decay):
-    """weight_decay * sum(w ** 2) / 2 over the variables that decay."""
-    squares = []
-    for variable in decayed(variables):
-        with tf.colocate_with(variable.op):
-            squares.append(tf.nn.l2_loss(variable))
-    return weight_decay * tf.reduce_sum(tf.stack(squares))
+def balanced_class_weights(histogram):
+    """Returns the median of the classes' shares of the pixels, divided by the share of each class.
+
+    Median frequency balancing, Eigen and Fergus (2015), section 6.3.2, with shares of all pixels instead of shares of
+    the images that have the class. Classes without a pixel have weight 1 and do not count in the median.
+    """
+    shares = np.asarray(histogram, np.float64) / max(np.sum(histogram), 1)
+    present = shares > 0
+    weights = np.ones(len(shares))
+    weights[present] = np.median(shares[present]) / shares[present]
+    return weights.astype(np.float32)
+
+
+def read_class_weights(path, num_classes):
+    """Reads the numbers of a file: float32 [num_classes]."""
+    try:
+        weights = np.array([float(word) for word in read_file(path, MOST_BYTES).decode('utf-8').split()], np.float32)
+    except (OSError, ValueError) as error:
+        raise UserError("--class_weights=%s: neither 'balanced' nor a file of numbers (%s)." % (
+            quoted(path), reason(error)))
+    if len(weights) != num_classes or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
+        raise UserError('--class_weights=%s: give %d numbers (--num_classes), none negative and not all 0; it has %d.'
+                        % (quoted(path), num_classes, len(weights)))
+    return weights

@@ -1,82 +1,186 @@
-"""Momentum SGD with the poly rate, faster for the decoder, on gradients summed over some iterations."""
+"""One update of the weights: the rate of a step, the optimizer, weight decay and accumulation over iterations."""
 
-import collections
+import dataclasses
+import math
+import typing
 
 import tensorflow.compat.v1 as tf
 
-from utils.training import accumulation, towers
+from utils.training import losses
 
-# momentum: of the velocity v = momentum * v + gradient; variable -= rate * v.
-# grad_update_every: how many gradients are averaged for one update.
-# weight_decay: the gradient of a variable that decays is raised by weight_decay * variable.
-# loss_scale: gradients are those of the loss times this, divided by it, so that float16 holds small ones.
-# bn_decay: of batch norm's moving averages.
-Settings = collections.namedtuple('Settings', 'momentum grad_update_every weight_decay loss_scale bn_decay')
-Settings.__new__.__defaults__ = (1, 0.0, 1.0, 0.9)
+# The rate of a step ------------------------------------------------------------------------------------------------
+#
+# Each schedule takes a step, from 0 to num_steps, and the flags as attributes and returns a factor of --learning_rate.
 
-# One update is `accumulate`, run grad_update_every times, and then `apply`; with grad_update_every 1 `accumulate` is
-# None. slots: the variables of the momentum. What accumulates is in local variables, to be initialised.
-Update = collections.namedtuple('Update', 'accumulate apply slots')
-
-DECODER_RATES = (10.0, 20.0)  # of the decoder's weights and biases, times the encoder's
+def poly(step, conf):
+    """Returns (1 - step / num_steps) ** power (DeepLab v2, section 4.1)."""
+    return (1.0 - step / float(conf.num_steps)) ** conf.power
 
 
-def poly(learning_rate, step, num_steps, power):
-    """The rate of `step`: learning_rate * (1 - step / num_steps) ** power, 0 at the end (DeepLab v2, section 4.1)."""
-    return learning_rate * (1.0 - step / float(num_steps)) ** power
+def cosine(step, conf):
+    """Returns (1 + cos(pi step / num_steps)) / 2 (Loshchilov and Hutter 2017, equation 5, without restarts)."""
+    return 0.5 * (1.0 + math.cos(math.pi * step / conf.num_steps))
 
 
-def rate_groups(net, decoder_rates=DECODER_RATES, freeze_encoder=False):
-    """[(variables, multiplier of the rate)]: encoder, unless it is frozen, decoder weights, decoder biases."""
-    weights, biases = zip(*net.decoder_variables)
-    decoder = {v.op.name for v in weights + biases}
-    trainable = {v.op.name for v in tf.trainable_variables()}
-    encoder = [v for v in net.variables if v.op.name in trainable and v.op.name not in decoder]
-    decoder_groups = [(list(weights), decoder_rates[0]), (list(biases), decoder_rates[1])]
-    return decoder_groups if freeze_encoder else [(encoder, 1.0)] + decoder_groups
+def staircase(step, conf):
+    """Returns step_factor ** floor(step / step_size), Caffe's 'step' policy."""
+    return conf.step_factor ** (step // conf.step_size)
 
 
-def build_update(loss, groups, learning_rate, settings, statistics=(), decayed=()):
-    """Ops that lower the loss and, with weight_decay, half the sum of squares of some variables.
+SCHEDULES = {'poly': poly, 'cosine': cosine, 'step': staircase}
+
+
+def learning_rate(step, conf):
+    """Returns the encoder's rate in a step: --schedule's, after a linear rise over the first --warmup_steps.
+
+    The last step, num_steps, only reports the losses of the final weights: its rate is 0 in every schedule.
+    """
+    if step >= conf.num_steps:
+        return 0.0
+    rate = conf.learning_rate * SCHEDULES[conf.schedule](step, conf)
+    return rate * (step + 1) / conf.warmup_steps if step < conf.warmup_steps else rate
+
+
+# Optimizers --------------------------------------------------------------------------------------------------------
+#
+# Each takes a rate, a scalar tensor, and the flags as attributes and returns a tf.train.Optimizer. A checkpoint holds
+# all the variables that the optimizer has, whatever their names.
+
+def momentum(rate, conf):
+    """Momentum SGD: v = momentum * v + gradient, variable -= rate * v."""
+    return tf.train.MomentumOptimizer(rate, conf.momentum)
+
+
+def adam(rate, conf):
+    """Adam (Kingma and Ba 2015); --momentum is the decay of its first moment, beta1."""
+    return tf.train.AdamOptimizer(rate, beta1=conf.momentum)
+
+
+OPTIMIZERS = {'momentum': momentum, 'adamw': adam}
+# Optimizers whose weight decay shrinks the weights themselves, at the rate of the step, instead of being a part of the
+# gradient (Loshchilov and Hutter 2019, algorithm 2).
+DECOUPLED_DECAY = ('adamw',)
+
+
+# The update --------------------------------------------------------------------------------------------------------
+
+@dataclasses.dataclass
+class Update:
+    """The ops of an update: `accumulate`, run grad_update_every times, and then `apply`."""
+    accumulate: typing.Optional[tf.Operation]  # None if grad_update_every is 1; adds to local variables
+    apply: tf.Operation
+    state: list  # the optimizer's variables, which a checkpoint must hold
+
+
+def rate_groups(net, conf):
+    """Returns [(variables, factor of their rate)] of the network's trainable variables.
+
+    The decoder's weights and biases have the factors of --decoder_rate; with --freeze_encoder they are all that trains.
+    """
+    weights_factor, biases_factor = conf.decoder_rate
+    groups = net.rate_groups()
+    found = [(groups['decoder_weights'], weights_factor), (groups['decoder_biases'], biases_factor)]
+    return found if conf.freeze_encoder else [(groups['encoder'], 1.0)] + found
+
+
+def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
+    """Builds the ops that change the weights and the averages of batch norm.
 
     Args:
-      loss: a towers.Loss, without the weight decay.
-      groups: a list of (variables, multiplier of the rate).
-      learning_rate: scalar tensor.
-      settings: a Settings.
-      statistics: [(variable of a moving average, tensor of what it moves to)], for batch norm.
-      decayed: the variables that decay.
+      groups: [(variables, factor of the rate)], one optimizer each.
+      gradients: the gradients of the loss without weight decay, times loss_scale, in the order of the groups.
+      rate: scalar tensor.
+      conf: the flags as attributes.
+      statistics: [(variable of a moving average, tensor of the value that it moves to)], for a trained batch norm.
+      loss_scale: other than 1 in float16, whose small gradients would vanish and whose large ones overflow now and
+        then: an update runs only if all gradients are finite.
 
     Returns:
-      An Update.
+      an Update.
     """
     variables = [v for members, _ in groups for v in members]
-    gradients = scaled_gradients(loss, variables, settings.loss_scale)
-    if settings.grad_update_every > 1:
-        ops, gradients, moves, kept = accumulation.collect(variables, gradients, statistics, settings)
-        accumulate = tf.group(*ops)
+    if loss_scale != 1.0:
+        gradients = [gradient / loss_scale for gradient in gradients]
+
+    # Over several iterations, gradients add up beside their variables, and so do the moves of batch norm's averages:
+    # weights and averages are always those of whole updates, wherever a run is stopped.
+    averages = [average for average, _ in statistics]
+    if conf.grad_update_every > 1:
+        sums, moves = zeros_beside(variables, 'gradient_sum'), zeros_beside(averages, 'move')
+        accumulate = tf.group(
+            *[tf.assign_add(s, g / conf.grad_update_every) for s, g in zip(sums, gradients)]
+            + [tf.assign_sub(move, (average + move - seen) * (1 - conf.bn_decay))
+               for move, (average, seen) in zip(moves, statistics)])
+        gradients = [s.read_value() for s in sums]
+        moved = [tf.assign_add(average, move.read_value()) for average, move in zip(averages, moves)]
     else:
-        accumulate, moves, kept = None, accumulation.move_averages(statistics, settings.bn_decay), []
-    by_variable = dict(zip([v.op.name for v in variables], gradients))
-    for v in decayed:
-        if v.op.name not in by_variable:  # of a frozen encoder
-            continue
-        by_variable[v.op.name] = decay(v, by_variable[v.op.name], settings.weight_decay)
-    optimizers = [tf.train.MomentumOptimizer(learning_rate * multiplier, settings.momentum) for _, multiplier in groups]
+        sums, moves, accumulate = [], [], None
+        moved = move_averages(statistics, conf.bn_decay)
 
-    def update():
-        return tf.group(*[optimizer.apply_gradients([(by_variable[v.op.name], v) for v in members])
-                          for optimizer, (members, _) in zip(optimizers, groups)])
+    decayed = {v.op.name for v in losses.decayed_variables(variables)}
+    decoupled = conf.optimizer in DECOUPLED_DECAY
+    pairs = [(add_decay(v, g, conf) if v.op.name in decayed and not decoupled else g, v)
+             for v, g in zip(variables, gradients)]
+    optimizers = [OPTIMIZERS[conf.optimizer](rate * multiplier, conf) for _, multiplier in groups]
 
-    applied = update() if settings.loss_scale == 1.0 else if_finite(gradients, update)
-    with tf.control_dependencies([applied] + (moves if kept else [])):
-        zeroed = accumulation.zeroed(kept)
-    slots = [optimizer.get_slot(v, 'momentum') for optimizer, (members, _) in zip(optimizers, groups) for v in members]
-    return Update(accumulate, tf.group(*([applied] + moves + zeroed)), slots)
+    def apply():
+        ops, place = [], 0
+        for optimizer, (members, multiplier) in zip(optimizers, groups):
+            chosen, place = pairs[place:place + len(members)], place + len(members)
+            shrunk = [tf.assign_sub(v, rate * multiplier * decay_gradient(v, g, conf)) for g, v in chosen
+                      if v.op.name in decayed and decoupled]
+            # Outside any name scope, so that tf.cond's does not get into the names of the optimizer's variables.
+            with tf.control_dependencies(shrunk), tf.name_scope(None):
+                ops.append(optimizer.apply_gradients(chosen))
+        return tf.group(*ops)
+
+    applied = apply() if loss_scale == 1.0 else if_finite(gradients, apply)
+    with tf.control_dependencies([applied] + (moved if sums else [])):
+        zeroed = [tf.assign(variable, tf.zeros_like(variable)) for variable in sums + moves]
+    state = [v for optimizer in optimizers for v in optimizer.variables()]
+    return Update(accumulate, tf.group(*([applied] + moved + zeroed)), state)
+
+
+def move_averages(statistics, decay):
+    """Returns ops that move averages towards what a batch has: average -= (average - seen) * (1 - decay).
+
+    Args:
+      statistics: [(variable of an average, tensor of the value seen)].
+    """
+    return [tf.assign_sub(average, (average - seen) * (1 - decay)) for average, seen in statistics]
+
+
+def zeros_beside(variables, name):
+    """Makes a local variable of zeros on the device of each variable; it is zero again once its initializer has run."""
+    beside = []
+    for variable in variables:
+        with tf.colocate_with(variable.op):
+            beside.append(tf.get_variable(
+                '%s/%s' % (variable.op.name, name), variable.shape, initializer=tf.initializers.zeros(),
+                trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES], use_resource=True))
+    return beside
+
+
+def decay_gradient(variable, gradient, conf):
+    """Returns the gradient of losses.weight_decay_loss on the variable's device, computed once `gradient` is known.
+
+    In the loss, TensorFlow would compute it for all the weights first and hold the results, as much memory as the
+    weights themselves, to the end of the step.
+    """
+    with tf.colocate_with(variable.op), tf.control_dependencies([gradient]):
+        value = variable.read_value()
+        return tf.gradients(losses.weight_decay_loss(value, conf.weight_decay), value)[0]
+
+
+def add_decay(variable, gradient, conf):
+    """Returns the gradient with that of the weight decay added."""
+    decay = decay_gradient(variable, gradient, conf)
+    with tf.colocate_with(variable.op):
+        return gradient + decay
 
 
 def if_finite(gradients, update):
-    """update()'s op, which runs only if all gradients are finite: in float16 a large one overflows now and then."""
+    """Returns the op of update(), which runs only if all gradients are finite."""
     finite = tf.reduce_all([tf.reduce_all(tf.is_finite(gradient)) for gradient in gradients])
 
     def updated():
@@ -84,19 +188,3 @@ def if_finite(gradients, update):
             return tf.constant(True)
 
     return tf.cond(finite, updated, lambda: tf.constant(False)).op
-
-
-def scaled_gradients(loss, variables, loss_scale):
-    """The gradients of a towers.Loss, computed at loss_scale times their size."""
-    if loss_scale == 1.0:
-        return towers.gradients(loss, variables)
-    scaled = loss._replace(value=loss.value * loss_scale)
-    return [gradient / loss_scale for gradient in towers.gradients(scaled, variables)]
-
-
-def decay(variable, gradient, weight_decay):
-    """gradient + weight_decay * variable, on the variable's device."""
-    # The product waits for the gradient: in the loss, TensorFlow would compute those of all the weights first and
-    # hold them, as much memory as the weights themselves, to the end of the step.
-    with tf.colocate_with(variable.op), tf.control_dependencies([gradient]):
-        return gradient + weight_decay * variable.read_value()

@@ -12,11 +12,9 @@ from utils.system import output_files
 from utils.system.errors import UserError, quoted, reason
 
 METRICS = 'metrics.csv'
-# Columns of a training step and the tags of their values; then come those of a validation.
-STEP_TAGS = [('cross_entropy', 'loss/cross_entropy'), ('l2', 'loss/l2'), ('total', 'loss/total'),
-             ('learning_rate', 'learning_rate'), ('images_per_second', 'images_per_second')]
-SCORES = ['mean_iou', 'pixel_accuracy']
-TOTAL, MEAN_IOU = 3, 1 + len(STEP_TAGS)  # columns
+RATES = ['learning_rate', 'images_per_second']  # columns and tags of a step, after its losses
+SCORES = ['mean_iou', 'pixel_accuracy']  # columns of a validation, before the IoU of each class
+TOTAL = 'total'  # the loss that log.txt has
 
 
 class Records(object):
@@ -33,26 +31,34 @@ class Records(object):
         self.metrics = os.path.join(conf.modeldir, METRICS)
         self._classes = classes
         self.class_names = classes.palette.names or ['class %d' % index for index in range(classes.num_classes)]
-        self.header = ['step'] + [name for name, _ in STEP_TAGS] + SCORES + ['iou/' + name for name in self.class_names]
-        self.mean_iou = {}  # step -> of its validation
+        self._score_columns = SCORES + ['iou/' + name for name in self.class_names]
+        self._tags = []  # of a step's values, in the order of their columns
+        self.header = None  # of metrics.csv; before `open` that of the file, None without one
+        self.mean_iou = {}  # {step: mean IoU of its validation}
         self._rows, self._end = [], 0  # what metrics.csv had before, without the header, and where that ends
         self._row, self._row_start = [], 0  # the last one of metrics.csv and where it starts
         self._writer = None
 
     def read(self, first_step):
-        """Reads the steps before first_step, of which mean_iou then has the scores; writes nothing."""
+        """Reads the steps before first_step, whose scores are then in mean_iou; writes nothing."""
         self._rows = self._read_rows(first_step) if first_step else []
-        if self._rows is None:
-            print('%s does not hold all steps up to %d: it and the log begin anew, the old ones are kept' % (
-                quoted(self.metrics), first_step - 1))
 
-    def open(self, first_step, graph):
-        """Makes all three end with the step before first_step, which was read; 0 starts new ones, the log is kept.
+    def open(self, first_step, graph, losses):
+        """Makes all three records end with the step before first_step, which was read.
+
+        With 0 they begin anew, and an older log is kept.
 
         Args:
           first_step: the step to be added next.
           graph: a tf.Graph for TensorBoard.
+          losses: the tags of the losses of a step, such as 'loss/total'; each has a column and a curve.
         """
+        header = ['step'] + [tag.split('/')[-1] for tag in losses] + RATES + self._score_columns
+        if self._rows is None or self._rows and self.header != header:
+            self._rows, self.mean_iou = None, {}
+            print('%s does not hold all steps up to %d: it and the log begin anew, the old ones are kept' % (
+                quoted(self.metrics), first_step - 1))
+        self.header, self._tags = header, list(losses) + RATES
         self._open_metrics()
         self._open_log()
         events = glob.glob(os.path.join(glob.escape(self.logdir), 'events.out.tfevents.*.' + self.run_id))
@@ -67,9 +73,9 @@ class Records(object):
             self._writer.add_summary(write_to_log.image_summary('classes', picture[np.newaxis]), first_step)
 
     def add(self, step, values, pictures=()):
-        """Adds a step: {tag: value} of STEP_TAGS, and pictures for TensorBoard, uint8 RGB [n, h, w, 3]."""
+        """Adds a step: {tag: value} of its losses and RATES, and pictures for TensorBoard, uint8 RGB [n, h, w, 3]."""
         write_to_log.write_log('%d, %f' % (step, values['loss/total']), self.logfile)
-        row = [step] + [repr(float(values[tag])) for _, tag in STEP_TAGS]
+        row = [step] + [repr(float(values[tag])) for tag in self._tags]
         self._append(row + [''] * (len(self.header) - len(row)))
         self._writer.add_summary(write_to_log.scalar_summary(values), step)
         if len(pictures):
@@ -78,11 +84,12 @@ class Records(object):
     def add_scores(self, step, result):
         """Adds the scores of the validation in the step added last, a dict of metrics.scores."""
         values = [result[name] for name in SCORES] + list(result['iou'])
-        tags = SCORES + ['iou/' + name for name in self.class_names]
+        curves = {'validation/' + name: value for name, value in zip(self._score_columns, values)}
         self._writer.add_summary(write_to_log.scalar_summary(
-            {'validation/' + tag: value for tag, value in zip(tags, values) if not np.isnan(value)}), step)
+            {tag: value for tag, value in curves.items() if not np.isnan(value)}), step)
         self._writer.flush()
-        self._append(self._row[:MEAN_IOU] + [repr(float(value)) for value in values], replaced=True)
+        step_cells = self._row[:self.header.index('mean_iou')]
+        self._append(step_cells + [repr(float(value)) for value in values], replaced=True)
         self.mean_iou[step] = result['mean_iou']
 
     def sync(self):
@@ -109,11 +116,14 @@ class Records(object):
         except (OSError, UnicodeDecodeError):
             return None
         rows = list(csv.reader(lines))
-        whole = rows[:1] == [self.header] and len(rows) == first_step + 1 and lines[-1].endswith('\n')
-        if not whole or any(row[:1] != [str(step)] or len(row) != len(self.header) or not _numbers(row)
+        header = rows[0] if rows else []
+        known = header[:1] == ['step'] and TOTAL in header and header[-len(self._score_columns):] == self._score_columns
+        whole = known and len(rows) == first_step + 1 and lines[-1].endswith('\n')
+        if not whole or any(row[:1] != [str(step)] or len(row) != len(header) or not _numbers(row)
                             for step, row in enumerate(rows[1:])):
             return None
-        self.mean_iou = {int(row[0]): float(row[MEAN_IOU]) for row in rows[1:] if row[MEAN_IOU]}
+        self.header, column = header, header.index('mean_iou')
+        self.mean_iou = {int(row[0]): float(row[column]) for row in rows[1:] if row[column]}
         self._row = rows[-1]
         self._row_start = len(''.join(lines[:-1]).encode('utf-8'))
         self._end = len(''.join(lines).encode('utf-8'))
@@ -129,7 +139,8 @@ class Records(object):
     def _open_log(self):
         """Cuts the log after the last row; a log that is another run's is set aside and written anew."""
         rows = self._rows
-        expected = ''.join('%s, %f\n' % (row[0], float(row[TOTAL])) for row in rows or []).encode()
+        total = self.header.index(TOTAL)
+        expected = ''.join('%s, %f\n' % (row[0], float(row[total])) for row in rows or []).encode()
         output_files.check_file(self.logfile, 'logfile')
         if rows and os.path.exists(self.logfile):
             with open(self.logfile, 'rb') as file:

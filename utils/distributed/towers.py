@@ -1,6 +1,14 @@
-"""Towers: devices that share one set of variables and each compute a part of every batch."""
+"""Towers: devices that share one set of variables and each compute a part of every batch.
 
-import collections
+    parts, net = [], None
+    for place, images in towers.split(batch):
+        with place:
+            net, outputs = ...  # the network, with the same variables on every tower
+        parts.append(outputs)
+    loss = ...  # of towers.joined(parts), the outputs of the whole batch
+    gradients = towers.gradients(loss, variables, parts)
+"""
+
 import re
 
 import tensorflow.compat.v1 as tf
@@ -8,12 +16,6 @@ import tensorflow.compat.v1 as tf
 from utils.net import layers
 from utils.system import runtime
 from utils.system.errors import UserError
-from utils.training.losses import Pixels
-
-# value: a scalar tensor; parts: [[tensors] of each tower] that it is computed from on the first machine, and whose
-# gradients are the work of the towers; none for a value of whatever origin.
-Loss = collections.namedtuple('Loss', 'value parts')
-Loss.__new__.__defaults__ = ((),)
 
 
 class Towers(object):
@@ -42,7 +44,7 @@ class Towers(object):
                         for task in range(cluster.tasks) for index in range(num_gpus)]
 
     def check_batch(self, batch_size):
-        """UserError, with the nearest sizes that can be, if a batch cannot be divided by the towers."""
+        """Raises UserError, with the nearest possible sizes, if a batch cannot be divided by the towers."""
         towers = len(self.devices)
         if batch_size % towers:
             lower = batch_size // towers * towers
@@ -50,7 +52,7 @@ class Towers(object):
                 batch_size, towers, '%d or ' % lower if lower else '', lower + towers))
 
     def check_devices(self, sess, devices=None):
-        """UserError if a machine of a session lacks one of the devices, by default of all towers."""
+        """Raises UserError if a machine of a session lacks one of the devices, by default those of all towers."""
         with sess.graph.as_default():  # list_devices, if it is first, waits with Python's lock held: nothing else runs
             sess.run(tf.no_op())
         found = {device.name.replace('/replica:0', '') for device in sess.list_devices()}
@@ -61,33 +63,17 @@ class Towers(object):
                     self.cluster.name(int(task)), kind, index))
 
     def chief(self):
-        """A context of ops that are neither a tower's nor a variable's: on the first machine."""
+        """Returns a context for ops that are neither a tower's nor a variable's: on the first machine."""
         return tf.device(self._chief) if self._placed() else tf.device(None)
 
-    def build(self, images, labels, build):
-        """Builds a tower on each device, with its part of the batch.
-
-        Args:
-          images, labels: [N, H, W, 3] and [N, H, W, 1].
-          build: a function from such a part and the first tower's network, None for that tower itself, to (network,
-            logits to predict with, [Pixels of each set of logits]).
-
-        Returns:
-          (the first tower's network; logits [N, h, w, num_classes] and [Pixels of each set of logits] of the whole
-          batch; the losses of each tower's Pixels, [[tensors] of each tower]).
-        """
-        count, net, results = len(self.devices), None, []
-        for index, part in enumerate(zip(split(images, count), split(labels, count))):
-            with self._on(self.devices[index]):
-                built, logits, pixels = build(part, net)
-            net = net or built
-            results.append((logits, pixels))
-        logits, pixels = zip(*results)
-        whole = [Pixels(*map(joined, zip(*parts))) for parts in zip(*pixels)]
-        return net, joined(logits), whole, [[one.losses for one in part] for part in pixels]
+    def split(self, batch):
+        """Returns [(context of the tower's device, the tower's part of a batch [N, ...])], one pair for each tower."""
+        count = len(self.devices)
+        parts = tf.split(batch, count) if count > 1 else [batch]
+        return [(self._on(device), part) for device, part in zip(self.devices, parts)]
 
     def _placed(self):
-        """Whether there is anything to place: one device is TensorFlow's own choice."""
+        """Returns whether there is anything to place: TensorFlow itself chooses a single device."""
         return len(self.devices) > 1
 
     def _on(self, device):
@@ -97,36 +83,49 @@ class Towers(object):
             ps_tasks=self._tasks, ps_device=self._variables, worker_device=device, ps_strategy=self._least_loaded))
 
     def _least_loaded(self, op):
-        """The task with the fewest bytes of variables, which then gets that of a VarHandleOp too."""
+        """Returns the task with the fewest bytes of variables, to which those of a VarHandleOp are then added."""
         task = self._bytes.index(min(self._bytes))
         shape = tf.TensorShape(op.get_attr('shape'))
         self._bytes[task] += shape.num_elements() * op.get_attr('dtype').size
         return task
 
 
-def gradients(loss, variables):
-    """The gradients of a Loss, each tower's computed on its device and then added up on the variable's.
+def joined(parts):
+    """Returns the outputs of the whole batch, a list, from [[outputs of one tower] of each tower], each [n, ...]."""
+    return [tf.concat(towers, axis=0) if len(towers) > 1 else towers[0] for towers in zip(*parts)]
 
-    One call of tf.gradients for all would add them by AddN, in an order that varies; see layers.ordered_sum.
+
+def gradients(loss, variables, parts=()):
+    """Returns the gradients of a loss, where each tower does its part of the work.
+
+    The loss, a scalar on the first machine, may be any function of the towers' outputs. Its gradient with respect to
+    these is sent to the towers. Each computes its part of the variables' gradients on its device; they are added up on
+    the variable's. One call of tf.gradients would add them by AddN, in an order that varies; see layers.ordered_sum.
+
+    Args:
+      parts: [[outputs of one tower] of each tower].
+
+    Raises:
+      ValueError: there are several towers and the loss depends on a variable by another path than their outputs: that
+        part of its gradient would be missing.
     """
-    if len(loss.parts) < 2:
-        return tf.gradients(loss.value, variables)
-    flat = [tensor for part in loss.parts for tensor in part]
-    outer = iter(tf.gradients(loss.value, flat))
-    found = [tf.gradients(part, variables, [next(outer) for _ in part], colocate_gradients_with_ops=True)
-             for part in loss.parts]
+    if len(parts) < 2:
+        return tf.gradients(loss, variables)
+    outputs = [output for part in parts for output in part]
+    others = tf.gradients(loss, variables, stop_gradients=outputs)
+    astray = [variable.op.name for variable, other in zip(variables, others) if other is not None]
+    if astray:
+        raise ValueError('the loss depends on %s by another path than the outputs of the towers: let each tower '
+                         'return what the loss reads' % astray[0])
+    # The outputs of a tower may depend on each other (fused logits on those of each scale): partial derivatives.
+    outer = iter(tf.gradients(loss, outputs, stop_gradients=outputs))
+    found = []
+    for part in parts:
+        pairs = [(output, gradient) for output, gradient in zip(part, outer) if gradient is not None]
+        found.append(tf.gradients([output for output, _ in pairs], variables, [gradient for _, gradient in pairs],
+                                  colocate_gradients_with_ops=True))
     sums = []
     for variable, terms in zip(variables, zip(*found)):
         with tf.colocate_with(variable.op):
             sums.append(layers.ordered_sum(terms))
     return sums
-
-
-def split(batch, count):
-    """A list of `count` equal parts of [N, ...]."""
-    return tf.split(batch, count) if count > 1 else [batch]
-
-
-def joined(parts):
-    """The parts of a batch as one."""
-    return tf.concat(parts, axis=0) if len(parts) > 1 else parts[0]

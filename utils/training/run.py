@@ -1,6 +1,8 @@
-"""The folder of a training run: who may write to it, what settings made it, and its checkpoints, whole and counted."""
+"""A training run, without its algorithm: lock, settings, checkpoints, records, signals and lost machines."""
 
+import collections
 import contextlib
+import dataclasses
 import fcntl
 import glob
 import itertools
@@ -10,15 +12,19 @@ import re
 import shutil
 import socket
 import sys
+import typing
 import uuid
 import zlib
 
+import numpy as np
 import tensorflow.compat.v1 as tf
+from tqdm import tqdm
 
 from utils.data.regular_files import read_file
-from utils.system import output_files
+from utils.system import interrupts, memory, output_files
 from utils.system.errors import UserError, quoted, reason, some
-from utils.weights import checkpoints, run_settings, weight_files
+from utils.training import records
+from utils.weights import checkpoints, pretrained, run_settings, weight_files
 
 LOCK = '.lock'
 OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...
@@ -60,6 +66,243 @@ def values(conf, names):
             with contextlib.suppress(OSError):  # reported by what reads it
                 settings[name] += ' (crc32 %08x)' % zlib.crc32(read_file(settings[name], 1 << 31))
     return settings
+
+
+@dataclasses.dataclass
+class TrainingGraph:
+    """What is run of a training's graph."""
+    net: typing.Any         # the network
+    rate: tf.Tensor         # placeholder of the learning rate
+    update: typing.Any      # an optimizer.Update
+    losses: dict            # {tag: scalar}, in the order of the columns of metrics.csv
+    pictures: tuple         # images, labels and class maps of the batch
+    finite: tf.Tensor       # boolean, whether all weights are finite
+    saver: tf.train.Saver   # of the weights and the optimizer's state
+
+
+class Run(object):
+    """One training and everything around its steps.
+
+        with Run(conf, settings, classes, towers) as run:
+            for attempt in run.attempts():  # one, and another after each loss of a machine
+                with attempt:
+                    graph = ...
+                    with run.session(graph, net_input, config) as sess:
+                        for step in run.steps():
+                            ...
+                            run.log(step, values)
+                            if run.is_due(step, conf.save_interval):
+                                run.save(step)
+
+    Attributes:
+      first_step: the step that the training begins with, after a resume.
+      input: the compat.Input of the weights that it begins with; None if it is not known.
+      signal: the interrupts.Pending of a session, whose number is the signal that came, or None.
+    """
+
+    def __init__(self, conf, settings, classes, towers):
+        """
+        Args:
+          conf: the flags as attributes.
+          settings: {name: value} of everything that decides the result, see settings_from_flags.
+          classes: a Classes.
+          towers: the Towers of the training.
+        """
+        self.conf, self.first_step, self.input, self.signal = conf, 0, None, interrupts.Pending()
+        self._classes, self._towers, self._cluster = classes, towers, towers.cluster
+        self._folder = RunFolder(conf.modeldir, settings)
+
+    def __enter__(self):
+        """Locks modeldir and finds out where to begin; nothing is written yet.
+
+        Raises:
+          UserError: another training holds modeldir, it holds a run of other settings, the weights do not fit, or
+            something cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._folder.locked())
+            output_files.make_dir(self.conf.logdir, 'logdir')
+            output_files.check_file(self.conf.logfile, 'logfile')
+            stack.callback(self._cluster.finish)
+            self._begin()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error):
+        return self._stack.__exit__(*error)
+
+    # where to begin ----------------------------------------------------------------------------------------------
+
+    def _begin(self):
+        """Reads the newest checkpoint, or opens the pre-trained weights, and the records of the steps before."""
+        conf, self._pretrained = self.conf, None
+        self.first_step, self._values, self.input = self._folder.resume(conf.resume)
+        if self.first_step == 0 and conf.pretrain_file:
+            self._pretrained = pretrained.open_pretrained(conf.pretrain_file, conf.encoder_name)
+            self.input = self._pretrained.input
+        self._records = records.Records(conf, self._folder.run_id, self._classes)
+        self._records.read(self.first_step)
+
+    def finished(self):
+        """Returns whether nothing is left to do, and prints so."""
+        conf = self.conf
+        if self.first_step <= conf.num_steps or self.lacks_validation():
+            return False
+        print('%s holds a finished training of %d steps: raise --num_steps=%d to continue with a longer schedule, '
+              'begin again with --resume=never or score it with --option=test' % (
+                  conf.modeldir, self.first_step, conf.num_steps))
+        return True
+
+    def lacks_validation(self):
+        """Returns whether the run was stopped between the step before first_step and the validation due there."""
+        last = self.first_step - 1
+        return last >= 0 and self.is_due(last, self.conf.valid_interval) and last not in self._records.mean_iou
+
+    def attempts(self):
+        """Yields contexts to train in: one, and another after each loss of a machine, from the newest checkpoint."""
+        for number, attempt in enumerate(self._cluster.attempts()):
+            if number:
+                self._begin()
+            yield attempt
+
+    @contextlib.contextmanager
+    def session(self, graph, net_input, config):
+        """Opens a session whose variables have the weights of the step before first_step, and the records.
+
+        Inside, SIGINT and SIGTERM end the training after the current step.
+
+        Args:
+          graph: a TrainingGraph, of the current graph.
+          net_input: the compat.Input that the network gets.
+          config: a tf.ConfigProto.
+        """
+        with self._cluster.session(config) as sess, contextlib.closing(self._records):
+            self._towers.check_devices(sess)
+            self._sess, self._graph = sess, graph
+            self._load(net_input)
+            self._folder.start(graph.saver, self.first_step, net_input)
+            self._records.open(self.first_step, sess.graph, list(graph.losses))
+            self._bar = tqdm(range(self.first_step, self.conf.num_steps + 1), desc='train', unit='step',
+                             mininterval=1.0, initial=self.first_step, total=self.conf.num_steps + 1)
+            with memory.enough_for('--batch_size, --input_height or --input_width'), self._bar, \
+                    interrupts.deferred() as self.signal:
+                yield sess
+
+    def _load(self, net_input):
+        """Gives the variables their values and prints where these come from."""
+        conf, graph, sess, weights = self.conf, self._graph, self._sess, self._pretrained
+        variables = graph.net.variables
+        if self.first_step:
+            prefix = '%s/%s-%d' % (conf.modeldir, checkpoints.NEWEST, self.first_step - 1)
+            saved = variables + graph.update.state
+            checkpoints.check_fit(saved, {name: value.shape for name, value in self._values.items()}, prefix)
+            sess.run(tf.local_variables_initializer())
+            checkpoints.load_values(sess, saved, self._values)
+            print('resumed from %s: step %d of %d is next' % (prefix, self.first_step, conf.num_steps))
+        else:
+            sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+        self._values = {}  # which may be large
+        if weights is None:
+            return
+        print(pretrained.restore_pretrained(sess, variables, weights, conf.encoder_name, conf.restore_decoder))
+        if weights.input:
+            print(pretrained.describe_input(weights.input, net_input))
+        if weights.compat not in (None, conf.compat):
+            print('note: these weights were made for --compat=%s, this run has --compat=%s' % (
+                weights.compat, conf.compat))
+
+    # in the session ----------------------------------------------------------------------------------------------
+
+    def is_due(self, step, interval):
+        """Returns whether what happens every `interval` steps and in the last one happens now; never for 0."""
+        return interval > 0 and (step % interval == 0 or step == self.conf.num_steps)
+
+    def steps(self):
+        """Yields the steps from first_step to num_steps with a progress bar.
+
+        Raises:
+          interrupts.Interrupted: a signal came; the step is finished and its weights are saved.
+        """
+        for step in self._bar:
+            yield step
+            if self.signal.number:
+                self.save(step)
+                print('\ninterrupted in step %d: the weights are saved in %s' % (step, self.conf.modeldir))
+                raise interrupts.Interrupted(self.signal.number)
+        print('trained: checkpoints in %s, losses in %s, TensorBoard in %s' % (
+            self.conf.modeldir, self.conf.logfile, self.conf.logdir))
+
+    def log(self, step, values, pictures=()):
+        """Records a step.
+
+        Args:
+          values: {tag: number} of the graph's losses and of records.RATES.
+          pictures: for TensorBoard, uint8 RGB [n, h, w, 3].
+
+        Raises:
+          UserError: the loss is not finite, or the records cannot be written.
+        """
+        self._check_finite(values['loss/total'], 'the loss', step)
+        self._records.add(step, values, pictures)
+        self._bar.set_postfix(loss='%.3f' % values['loss/total'], refresh=False)
+
+    def save(self, step):
+        """Saves the weights after `step`, once its records are on the disk; UserError if they are not finite."""
+        self._check_finite(0 if self._sess.run(self._graph.finite) else np.nan, 'a weight', step)
+        self._records.sync()
+        self._folder.save(self._sess, self._graph.saver, step)
+
+    def save_unfinished(self, step):
+        """Saves the weights of before `step`, which failed, if the session still can."""
+        if step > self.first_step:
+            with contextlib.suppress(tf.errors.OpError, RuntimeError):  # the session was closed
+                self.save(step - 1)
+
+    def log_scores(self, step, scores):
+        """Records the scores of the weights after `step` and keeps these if their mean IoU is the highest so far.
+
+        Args:
+          scores: a dict as metrics.scores returns it.
+        """
+        mean_iou, earlier = scores['mean_iou'], self._records.mean_iou.values()
+        best = mean_iou > max((value for value in earlier if not np.isnan(value)), default=-1)  # False for nan
+        if best:
+            self._folder.save_best(self._sess, self._graph.saver, step)
+        self._records.add_scores(step, scores)
+        tqdm.write('step %d: mean IoU %.2f %%, pixel accuracy %.2f %%%s' % (
+            step, 100 * mean_iou, 100 * scores['pixel_accuracy'], ', the best so far' if best else ''))
+        tqdm.write('  IoU: ' + ', '.join('%s %.1f' % (name, 100 * value)
+                                         for name, value in zip(self._records.class_names, scores['iou'])))
+
+    def _check_finite(self, value, name, step):
+        if not np.isfinite(value):
+            raise UserError(
+                '%s is not finite in step %d: training has diverged and stops, earlier checkpoints in %s are kept; '
+                'lower --learning_rate=%g or, with weights that are not pre-trained, train batch norm (--train_bn).' % (
+                    name, step, self.conf.modeldir, self.conf.learning_rate))
+
+
+def all_finite(variables):
+    """Returns a boolean tensor, whether all values of some variables are finite; each is checked where it lies.
+
+    The vectors of a device are checked as one: they are four of five variables, and an op for each would be many.
+    """
+    together = collections.OrderedDict()
+    for variable in variables:
+        vector = variable.shape.ndims == 1
+        together.setdefault(variable.device if vector else variable.op.name, []).append(variable)
+    finite = []
+    for group in together.values():
+        with tf.colocate_with(group[0].op):
+            finite.append(tf.reduce_all(tf.is_finite(tf.concat(group, 0) if len(group) > 1 else group[0])))
+    return tf.reduce_all(finite)
+
+
+def trains_batch_norm(conf):
+    """Returns whether batch norm is trained; UserError if --train_bn asks for it in an encoder that is not trained."""
+    if conf.freeze_encoder and conf.train_bn:
+        raise UserError('--freeze_encoder and --train_bn exclude each other: batch norm is in the encoder.')
+    return not (conf.pretrain_file or conf.freeze_encoder) if conf.train_bn is None else conf.train_bn
 
 
 class RunFolder(object):

@@ -14,7 +14,7 @@ import time
 
 import tensorflow.compat.v1 as tf
 
-from utils.system import same_code
+from utils.distributed import same_code
 from utils.system.errors import UserError, quoted, reason
 
 JOB = 'worker'
@@ -35,6 +35,19 @@ QUICK_SECONDS, MOST_QUICK = 20.0, 5  # a loss within so many seconds, so many ti
 
 class Lost(Exception):
     """A machine is gone in the middle of the work; the text names it."""
+
+
+class Attempt(object):
+    """A context that keeps a Lost that ends it as `lost`, and lets any other exception pass."""
+
+    lost = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.lost = error if isinstance(error, Lost) else None
+        return self.lost is not None
 
 
 def _cause(error):
@@ -255,28 +268,31 @@ class Cluster(object):
                 raise
             raise Lost(lost)
 
-    def lasting(self, work):
-        """Calls work() until it ends without a Lost, each time once all tasks answer.
+    def attempts(self):
+        """Yields contexts to do the work in: one, and another after each loss of a machine, once all tasks answer.
+
+            for attempt in cluster.attempts():
+                with attempt:
+                    ...
+
+        finish() must be called at the end, whatever it is.
 
         Raises:
           UserError: several losses in a row soon after the beginning.
         """
         quick = 0
-        try:
-            while True:
-                self.wait()
-                started = time.time()
-                try:
-                    return work()
-                except Lost as error:
-                    quick = quick + 1 if time.time() - started < QUICK_SECONDS else 0
-                    if quick == MOST_QUICK:
-                        raise UserError('%s: %d times in a row within %d seconds; see what that machine says.' % (
-                            error, quick, QUICK_SECONDS))
-                    print('\n' + PAUSED % error, file=sys.stderr)
-                    time.sleep(POLL_SECONDS)
-        finally:
-            self.finish()
+        while True:
+            self.wait()
+            attempt, started = Attempt(), time.time()
+            yield attempt
+            if attempt.lost is None:
+                return
+            quick = quick + 1 if time.time() - started < QUICK_SECONDS else 0
+            if quick == MOST_QUICK:
+                raise UserError('%s: %d times in a row within %d seconds; see what that machine says.' % (
+                    attempt.lost, quick, QUICK_SECONDS))
+            print('\n' + PAUSED % attempt.lost, file=sys.stderr)
+            time.sleep(POLL_SECONDS)
 
     def _name_lost(self, error):
         """What to say of a machine that an error comes from; '' if it comes from none."""
