@@ -73,7 +73,9 @@ def records(conf):
     with open(conf.logfile) as file:
         log = file.read()
     with open(os.path.join(conf.modeldir, 'metrics.csv'), newline='') as file:
-        rows = [row[:5] + row[6:] for row in csv.reader(file)]
+        rows = list(csv.reader(file))
+    speed = rows[0].index('images_per_second')
+    rows = [row[:speed] + row[speed + 1:] for row in rows]
     events = [(event.step, value.tag) for path in sorted(glob.glob(os.path.join(conf.logdir, 'events*')))
               for event in tf.train.summary_iterator(path) for value in event.summary.value]
     return log, rows, events
@@ -93,7 +95,8 @@ def assert_equal_runs(one, other):
     (Model, {'grad_update_every': 2, 'valid_interval': 4}),
     (Model_msc, {'grad_update_every': 2, 'batch_size': 1}),
     (Model, {'num_gpus': 2}),
-], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers'])
+    (Model, {'optimizer': 'adamw', 'loss': 'ce+dice', 'schedule': 'cosine', 'warmup_steps': 2, 'valid_interval': 3}),
+], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers', 'adamw and dice'])
 def test_a_run_killed_twice_equals_one_never_stopped(run, monkeypatch, model_class, flags):
     whole, stopped = run('whole', **flags), run('stopped', num_threads=3, **flags)
     model_class(whole).train()
