@@ -78,7 +78,8 @@ class Model(object):
         with tf.Graph().as_default():
             tf.set_random_seed(conf.random_seed)
             with self.towers.chief():
-                images, labels = reader.training_batch(conf.batch_size, augment.chosen(conf, self.numerics.scales))
+                images, labels = reader.training_batch(
+                    conf.batch_size, augment.augmentation_from_flags(conf, self.numerics.scales))
             graph = self.training_graph(images, labels, weights_of_classes)
             with self.cluster.session(self._session_config()) as sess, contextlib.closing(log):
                 self.towers.check_devices(sess)
