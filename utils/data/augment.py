@@ -226,4 +226,5 @@ def change(image, label, changes, seed, k, fill):
 
 def grey(image):
     """Returns the luma of an RGB image [h, w, 3] as [h, w, 1]."""
-    return (image * LUMA).sum(axis=2, keepdims=True)
+    red, green, blue = np.split(image, 3, axis=2)
+    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]  # faster than a sum over the last axis
