@@ -179,16 +179,26 @@ def test_a_function_may_overwrite_its_arguments(monkeypatch):
     assert (label_before[:2] != 255).all() and (image.dtype, label.dtype) == (np.float32, np.int32)
 
 
+@pytest.mark.parametrize('fault, told', [
+    (lambda image, label: 1 // 0, 'division'),
+    (lambda image, label: (image[:5], label), r'random_rotation returned an image of shape \(5, 36, 3\)'),
+    (lambda image, label: (image, label[:, :, 0]), r'a label of shape \(24, 36\) for a crop of 24x36'),
+])
+def test_a_mistake_in_a_function_is_raised_as_it_is(tmp_path, monkeypatch, fault, told):
+    files = [[path] for path in write_pair(tmp_path, 'image', 60, 60, 20)]
+    monkeypatch.setitem(AUGMENTATIONS, 'random_rotation', lambda image, label, *others: fault(image, label))
+    with pytest.raises((ZeroDivisionError, ValueError), match=told):
+        batches(files, {'random_rotation': 1}, random_scale=False)
+
+
 # in the reader -------------------------------------------------------------------------------------------------------
 
 
-def batches(files, changes, num_threads=1, start=0, number=6, size=(24, 36), **settings):
+def batches(files, changes, num_threads=1, start=0, number=6, size=(24, 36), random_scale=True, **settings):
     """Two-image batches of a reader that begins at sample `start`."""
     reader = make_reader(*files, num_threads=num_threads, seed=3, **settings)
     with tf.Graph().as_default(), tf.Session() as sess:
-        tensors = reader.training_batch(2, Augmentation(size, changes=changes))
-        operations = {operation.type for operation in tf.get_default_graph().get_operations()}
-        assert operations & {'PyFunc', 'PyFuncStateless'}
+        tensors = reader.training_batch(2, Augmentation(size, random_scale, changes=changes))
         with reader.running(sess, start):
             return [sess.run(tensors) for _ in range(number)]
 

@@ -80,8 +80,8 @@ class ImageReader(object):
             image, label = augment.crop_pair(image, label, placement, augmentation.size, augmentation.random_scale)
             if augmentation.changes:
                 image, label = with_channels(*tf.py_func(
-                    lambda k, *pair: augment.change(*pair, augmentation.changes, self.seed, k, fill),
-                    [sample.number, image, label], [tf.float32, tf.int32]))
+                    lambda k, *pair: self._change(k, *pair, augmentation.changes, fill), [sample.number, image, label],
+                    [tf.float32, tf.int32]))
             image = preprocess(image, self.net_input)
             return augment.pad_pair(image, label, augmentation.size, self.classes.ignore_label)
 
@@ -171,13 +171,10 @@ class ImageReader(object):
         """Loads the image and the label at an index of the list as the k-th Sample."""
         path = self.images[index]
         self._recent.append(path)
-        try:
+        with self._keeping_errors():
             encoded, size = image_files.read_jpeg(path) or (b'', None)
             pixels = np.zeros([0, 0, 3], np.uint8) if encoded else image_files.load_image(path)
             return Sample(k, encoded, pixels, self._load_label(index, size or pixels.shape[:2]))
-        except Exception as error:
-            self._errors.append(error)
-            raise
 
     def _load_label(self, index, size):
         """Loads the label of an image of a size (H, W) as int32 [H, W, 1], checked when it is first read."""
@@ -192,8 +189,21 @@ class ImageReader(object):
             self._inspected.add(index)
         return label.astype(np.int32)[:, :, np.newaxis]
 
+    def _change(self, k, image, label, changes, fill):
+        with self._keeping_errors():
+            return augment.change(image, label, changes, self.seed, k, fill)
+
+    @contextlib.contextmanager
+    def _keeping_errors(self):
+        """Keeps an exception for _raise_first_cause; TensorFlow would pass on its text alone."""
+        try:
+            yield
+        except Exception as error:
+            self._errors.append(error)
+            raise
+
     def _raise_first_cause(self):
-        """Raises the UserError of the file that stopped the threads, if a file did."""
+        """Raises the exception that stopped the threads: the UserError of a file, or that of an augmentation."""
         if self._errors:
             raise self._errors[0] from None
         for path in list(self._recent):  # TensorFlow's decoder does not name the file

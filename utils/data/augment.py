@@ -158,7 +158,7 @@ def pad_pair(image, label, crop, ignore_label):
 #   random: a numpy RandomState of this sample and this function;
 #   setting: the value of its flag, which is not 0, False or None;
 #   fill: a Fill, for pixels that show nothing of the picture;
-# and returns (image, label) of one height and width.
+# and returns (image, label) of the same shapes.
 
 
 def jitter_colour(image, label, random, setting, fill):
@@ -215,12 +215,19 @@ def change(image, label, changes, seed, k, fill):
 
     Returns:
       (image, label): float32 [h, w, 3] and int32 [h, w, 1].
+
+    Raises:
+      ValueError: a function returned other shapes.
     """
     image, label = np.array(image, np.float32), np.array(label)  # copies: TensorFlow's own must not be overwritten
     for name, function in AUGMENTATIONS.items():
         if name in changes:
             random = np.random.RandomState([CHANGES, seed, k, zlib.crc32(name.encode())])
+            size = image.shape[:2]
             image, label = function(image, label, random, changes[name], fill)
+            if image.shape != size + (3,) or label.shape != size + (1,):
+                raise ValueError('%s returned an image of shape %s and a label of shape %s for a crop of %dx%d' % (
+                    (name, image.shape, label.shape) + size))
     return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, np.int32)
 
 
