@@ -13,6 +13,7 @@ from utils.data.palette import IGNORE_LABEL
 from utils.net import compat
 from utils.system import command_line, interrupts, runtime
 from utils.system.command_line import (
+    DEFINE_fractions,
     DEFINE_list,
     DEFINE_number,
     DEFINE_pair,
@@ -125,6 +126,11 @@ DEFINE_whole('ignore_label', IGNORE_LABEL, 'label value of pixels that do not co
 flags.DEFINE_boolean('random_scale', True, 'scale training images at random')
 DEFINE_pair('random_scale_range', None, 'random scales are uniform in it, such as 0.5,1.5; by default as --compat says')
 flags.DEFINE_boolean('random_mirror', True, 'mirror training images at random')
+flags.DEFINE_boolean('random_flip_vertical', False, 'swap top and bottom of training images at random')
+DEFINE_number('random_rotation', 0.0, 'rotate training images by up to so many degrees, 0 to 180, in either direction',
+              0, 180)
+DEFINE_fractions('random_colour', None, 'change brightness, contrast and saturation of training images by up to these '
+                 'fractions, such as 0.2,0.2,0.2', 3)
 flags.DEFINE_enum('channel_order', None, ['bgr', 'rgb'], "of the network's input; by default that of --compat")
 flags.DEFINE_list('img_mean', None, 'three numbers in the channel order, subtracted; by default those of --compat')
 DEFINE_path('palette', '', "class colours and names: voc, cityscapes or a file of `name r g b` lines; also "

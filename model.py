@@ -77,7 +77,7 @@ class Model(object):
 
                     # Network, loss and update.
                     with self.towers.chief():
-                        augmentation = augment.chosen(conf, self.numerics.scales)
+                        augmentation = augment.augmentation_from_flags(conf, self.numerics.scales)
                         images, labels = reader.training_batch(conf.batch_size, augmentation)
                     graph = self.training_graph(images, labels, class_weights)
                     print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (

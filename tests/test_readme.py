@@ -12,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORDS = {'true': True, 'false': False, 'the cores': runtime.usable_cores(), 'newest': None, 'whole list': None,
          'only without pretrain_file': None, "VOC's colours": '', '': '',
          'whole image': None, '1.0': [1.0], "the weights'": None, "the mode's": None, 'that of TF_CONFIG': None,
-         '10,20': [10.0, 20.0], 'the list': None}
+         '10,20': [10.0, 20.0], 'the list': None, 'none': None}
 
 
 def readme():

@@ -96,7 +96,8 @@ def assert_equal_runs(one, other):
     (Model_msc, {'grad_update_every': 2, 'batch_size': 1}),
     (Model, {'num_gpus': 2}),
     (Model, {'optimizer': 'adamw', 'loss': 'ce+dice', 'schedule': 'cosine', 'warmup_steps': 2, 'valid_interval': 3}),
-], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers', 'adamw and dice'])
+    (Model, {'random_rotation': 20.0, 'random_colour': [0.2, 0.3, 0.4], 'random_flip_vertical': True}),
+], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers', 'adamw and dice', 'augmented'])
 def test_a_run_killed_twice_equals_one_never_stopped(run, monkeypatch, model_class, flags):
     whole, stopped = run('whole', **flags), run('stopped', num_threads=3, **flags)
     model_class(whole).train()

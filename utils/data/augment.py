@@ -1,47 +1,85 @@
-"""The random changes of a training image: what is drawn for the k-th sample, and the crop that it asks for."""
+"""Data augmentation: the order of the samples, the random crop of each, and the random changes of that crop.
 
-import collections
+Whatever is random here is a function of the seed and the sample's number alone, so that a training that is resumed, or
+that reads with another number of threads, sees the same samples.
+"""
+
+import dataclasses
+import typing
+import zlib
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from PIL import Image
 
-ORDER, CHANGES = 0, 1  # streams of random numbers of one seed
+from utils.label_utils import LUMA
 
-# scaled: int32 [2], the size to scale an image to; offset: int32 [2], the crop's first row and column there, after
-# mirroring; mirror: boolean, whether left and right are swapped.
-Placement = collections.namedtuple('Placement', 'scaled offset mirror')
-
-# size: (h, w) of the crop; random_scale, random_mirror: whether to; scales: those to choose from, None for uniform in
-# scale_range.
-Augmentation = collections.namedtuple('Augmentation', 'size random_scale random_mirror scales scale_range')
-Augmentation.__new__.__defaults__ = (True, True, None, (0.5, 1.5))
+ORDER, CHANGES = 0, 1  # first number of the seeds of independent random streams
 
 
-def chosen(conf, scales):
-    """The Augmentation that flags choose, `scales` being those of the mode."""
-    size = conf.input_height, conf.input_width
-    if not conf.random_scale_range:
-        return Augmentation(size, conf.random_scale, conf.random_mirror, scales)
-    low, high = sorted(conf.random_scale_range)
-    return Augmentation(size, conf.random_scale, conf.random_mirror, None, (low, high))
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training image."""
+    size: typing.Tuple[int, int]  # (h, w) of the crop
+    random_scale: bool = True  # whether images are scaled at random
+    random_mirror: bool = True  # whether left and right are swapped with probability 0.5
+    scales: typing.Optional[typing.Sequence[float]] = None  # the scales to choose from; None: uniform in scale_range
+    scale_range: typing.Tuple[float, float] = (0.5, 1.5)  # (lowest, highest)
+    # {name in AUGMENTATIONS: value of its flag} of those that are switched on
+    changes: typing.Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
+
+
+class Placement(typing.NamedTuple):
+    """Where the crop lies in its image."""
+    scaled: typing.Any  # int32 [2], (height, width) that the image is scaled to
+    offset: typing.Any  # int32 [2], first row and column of the crop in the scaled and mirrored image
+    mirror: typing.Any  # bool, whether left and right are swapped
+
+
+PLACEMENT_TYPES = Placement(scaled=tf.int32, offset=tf.int32, mirror=tf.bool)
+
+
+class Fill(typing.NamedTuple):
+    """What pixels hold that show nothing of the picture."""
+    colour: np.ndarray  # float32 [3], RGB: the mean that is subtracted later, so that the network sees 0
+    label: int  # ignore_label
+
+
+def augmentation_from_flags(conf, scales):
+    """Returns the Augmentation that the flags ask for.
+
+    Args:
+      conf: the flags as attributes.
+      scales: the scales to choose from if no --random_scale_range is given; None for the default range.
+    """
+    chosen = {'scales': scales}
+    if conf.random_scale_range:
+        chosen = {'scale_range': tuple(sorted(conf.random_scale_range))}
+    return Augmentation((conf.input_height, conf.input_width), conf.random_scale, conf.random_mirror, changes={
+        name: getattr(conf, name) for name in AUGMENTATIONS if getattr(conf, name)}, **chosen)
 
 
 def shuffled(seed, epoch, count):
-    """The order of an epoch, a permutation of 0..count-1 that depends on seed and epoch alone."""
+    """Returns the order of an epoch, a permutation of 0..count-1 that depends on seed and epoch alone."""
     return np.random.RandomState([ORDER, seed, epoch]).permutation(count)
 
 
+# The crop -----------------------------------------------------------------------------------------------------------
+
+
 def draw(augmentation, seed, k, size):
-    """What happens to the k-th sample; it depends on seed and k alone.
+    """Draws where the crop of the k-th sample lies.
+
+    The scale is uniform in scale_range, or one of scales; the scaled size is int(size * scale), at least 1. The crop
+    lies anywhere that it fits.
 
     Args:
       augmentation: an Augmentation.
-      seed, k: integers in 0..2**32-1.
+      seed, k: integers in 0..2**32-1, which alone decide what is drawn.
       size: (height, width) of the image.
 
     Returns:
-      A Placement: the scale uniform in scale_range or one of scales and the scaled size int(size * scale), the offset
-      anywhere that the crop fits, mirrored at probability 0.5.
+      A Placement of arrays.
     """
     random = np.random.RandomState([CHANGES, seed, k])
     scale, mirror, row, column = random.random_sample(4)
@@ -57,20 +95,21 @@ def draw(augmentation, seed, k, size):
 
 
 def crop_pair(image, label, placement, crop, smooth=True):
-    """The pixels of a crop of the scaled and mirrored pair, and no others.
+    """Returns a crop of the scaled and mirrored pair, computing no other pixels.
 
-    They are those of scaling all of both, the image bilinearly and the label by its nearest neighbour (TensorFlow's
-    legacy rules), mirroring and slicing; but for rounding in the image, below 0.01 of 255 levels.
+    The result is that of scaling the whole image bilinearly and the whole label by its nearest neighbour (TensorFlow's
+    legacy rules), mirroring both and slicing, up to rounding error in the image: less than 0.01 of 255 levels.
 
     Args:
       image: uint8 [H, W, 3].
       label: int32 [H, W, 1].
       placement: a Placement of tensors.
       crop: (h, w); the result is smaller where the scaled image is.
-      smooth: False where scaled is the image's own size, whose pixels are then taken as they are.
+      smooth: False if the image is not scaled; its pixels are then copied as they are.
 
     Returns:
-      float32 (uint8 if not smooth) [min(h, scaled h), min(w, scaled w), 3] and int32 of the same size, 1.
+      (image, label): float32 (uint8 if not smooth) [min(h, scaled h), min(w, scaled w), 3], and int32 of the same
+      height and width, 1.
     """
     scaled, offset, mirror = placement
     size, shown = tf.shape(image)[:2], tf.minimum(scaled, crop)
@@ -82,7 +121,8 @@ def crop_pair(image, label, placement, crop, smooth=True):
     label = gather_pixels(label, rows, columns)
     if not smooth:
         return gather_pixels(image, rows, columns), label
-    # Pixels beyond the last centre are the edge's (tf.pad is slower); a box from right to left mirrors.
+    # Positions beyond the last pixel's centre take the last pixel (tf.pad is slower). A box whose left end is right of
+    # its right end mirrors.
     image = tf.concat([image, image[-1:]], axis=0)
     image = tf.concat([image, image[:, -1:]], axis=1)  # [H + 1, W + 1, 3]
     corners = tf.stack([rows[0], columns[0], rows[-1], columns[-1]])
@@ -91,20 +131,107 @@ def crop_pair(image, label, placement, crop, smooth=True):
 
 
 def gather_pixels(image, rows, columns):
-    """[H, W, C] at the whole parts of float row and column positions: [len(rows), len(columns), C]."""
+    """Returns the pixels of [H, W, C] at float positions, rounded down: [len(rows), len(columns), C]."""
     last = tf.shape(image)[:2] - 1
     rows = tf.minimum(tf.cast(rows, tf.int32), last[0])
     columns = tf.minimum(tf.cast(columns, tf.int32), last[1])
-    # Columns are gathered as rows of the transpose, which are copied whole and not value by value.
+    # Columns are gathered as rows of the transpose, which are copied as a whole and not value by value.
     image = tf.transpose(tf.gather(image, rows), [1, 0, 2])  # [W, len(rows), C]
     return tf.transpose(tf.gather(image, columns), [1, 0, 2])
 
 
 def pad_pair(image, label, crop, ignore_label):
-    """Both at the size crop, (h, w), padded at the bottom and the right: the image by 0, the label by ignore_label."""
+    """Pads both to the size `crop`, (h, w), at the bottom and the right: the image by 0, the label by ignore_label."""
     missing = tf.maximum(crop - tf.shape(image)[:2], 0)
     pad = tf.stack([[0, missing[0]], [0, missing[1]], [0, 0]])
     image, label = tf.pad(image, pad), tf.pad(label, pad, constant_values=ignore_label)
     image.set_shape(list(crop) + [3])
     label.set_shape(list(crop) + [1])
     return image, label
+
+
+# Changes of the crop ------------------------------------------------------------------------------------------------
+#
+# Each function takes
+#   image: float32 RGB [h, w, 3], from 0 to 255, and label: int32 [h, w, 1], which it may overwrite; they are smaller
+#     than the crop where the scaled image is, and are padded later;
+#   random: a numpy RandomState of this sample and this function;
+#   setting: the value of its flag, which is not 0, False or None;
+#   fill: a Fill, for pixels that show nothing of the picture;
+# and returns (image, label) of the same shapes.
+
+
+def jitter_colour(image, label, random, setting, fill):
+    """Changes brightness, contrast and saturation, in this order, by factors that are uniform in [1 - s, 1 + s].
+
+    Contrast is the distance from the crop's mean grey, saturation that from each pixel's own grey.
+
+    Args:
+      setting: (b, c, s), each from 0 to 1.
+    """
+    brightness, contrast, saturation = (1 + random.uniform(-1, 1, 3) * setting).astype(np.float32)
+    image = image * brightness
+    image = image * contrast + grey(image).mean() * (1 - contrast)
+    image = image * saturation + grey(image) * (1 - saturation)
+    return np.clip(image, 0, 255), label
+
+
+def flip_vertical(image, label, random, setting, fill):
+    """Swaps top and bottom with probability 0.5."""
+    return (image[::-1], label[::-1]) if random.random_sample() < 0.5 else (image, label)
+
+
+def rotate(image, label, random, degrees, fill):
+    """Rotates about the crop's centre by an angle that is uniform in [-degrees, degrees].
+
+    The image is interpolated bilinearly, the label by its nearest neighbour.
+    """
+    angle = random.uniform(-degrees, degrees)
+    channels = [Image.fromarray(image[:, :, c]).rotate(angle, Image.BILINEAR, fillcolor=float(fill.colour[c]))
+                for c in range(3)]
+    classes = Image.fromarray(label[:, :, 0]).rotate(angle, Image.NEAREST, fillcolor=int(fill.label))
+    return np.stack([np.asarray(channel) for channel in channels], axis=2), np.asarray(classes)[:, :, np.newaxis]
+
+
+# In the order in which they are applied, by the name of their flag. One more is a function, a line here, and a flag.
+AUGMENTATIONS = {
+    'random_colour': jitter_colour,  # before `rotate`, whose fill is to stay the mean
+    'random_flip_vertical': flip_vertical,
+    'random_rotation': rotate,
+}
+
+
+def change(image, label, changes, seed, k, fill):
+    """Applies the changes of an Augmentation to the crop of the k-th sample.
+
+    Each has a random stream of its own, so that switching one on changes nothing of what the others draw.
+
+    Args:
+      image: RGB [h, w, 3] of numbers from 0 to 255.
+      label: int32 [h, w, 1].
+      changes: {name in AUGMENTATIONS: setting}.
+      seed, k: integers in 0..2**32-1.
+      fill: a Fill.
+
+    Returns:
+      (image, label): float32 [h, w, 3] and int32 [h, w, 1].
+
+    Raises:
+      ValueError: a function returned other shapes.
+    """
+    image, label = np.array(image, np.float32), np.array(label)  # copies: TensorFlow's own must not be overwritten
+    for name, function in AUGMENTATIONS.items():
+        if name in changes:
+            random = np.random.RandomState([CHANGES, seed, k, zlib.crc32(name.encode())])
+            size = image.shape[:2]
+            image, label = function(image, label, random, changes[name], fill)
+            if image.shape != size + (3,) or label.shape != size + (1,):
+                raise ValueError('%s returned an image of shape %s and a label of shape %s for a crop of %dx%d' % (
+                    (name, image.shape, label.shape) + size))
+    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, np.int32)
+
+
+def grey(image):
+    """Returns the luma of an RGB image [h, w, 3] as [h, w, 1]."""
+    red, green, blue = np.split(image, 3, axis=2)
+    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]  # faster than a sum over the last axis

@@ -139,6 +139,13 @@ def DEFINE_scales(name, default, help, most=8):
                     'give numbers above 0 and up to %g, at most %d, such as 0.75,1.0' % (most, MOST_SCALES))
 
 
+def DEFINE_fractions(name, default, help, count):
+    """Defines a flag whose value is a list of `count` numbers from 0 to 1."""
+    _define_numbers(name, default, help, float, lambda numbers: len(numbers) == count and all(
+        0 <= number <= 1 for number in numbers), 'give %d numbers from 0 to 1, such as %s' % (
+            count, ','.join(['0.2'] * count)))
+
+
 def DEFINE_size(name, default, help, least, most):
     """Defines a flag whose value is a height and a width in pixels, a list."""
     _define_numbers(name, default, help, int, lambda size: len(size) == 2 and all(least <= n <= most for n in size),

@@ -38,7 +38,8 @@ DECIDING = (
     'encoder_name', 'dilated_type', 'compat', 'pretrain_file', 'restore_decoder', 'train_bn', 'bn_decay', 'data_list',
     'data_dir', 'batch_size', 'input_height', 'input_width', 'num_classes', 'ignore_label', 'random_scale',
     'random_mirror', 'random_scale_range', 'decoder_rate', 'freeze_encoder', 'loss', 'ohem_fraction', 'class_weights',
-    'channel_order', 'img_mean', 'palette', 'mixed_precision')
+    'channel_order', 'img_mean', 'palette', 'mixed_precision', 'random_flip_vertical', 'random_rotation',
+    'random_colour')
 PATHS = ('data_list', 'data_dir', 'pretrain_file', 'palette', 'class_weights')
 READ_WHOLE = ('data_list', 'palette', 'class_weights')  # whose contents count as well as their names
 
