@@ -110,7 +110,7 @@ class Model(object):
         conf, refinement = self.conf, crf.chosen(self.conf)
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         net_input = self._trained_input()
-        writer = masks.MaskWriter(conf, self.classes, sources.open_images(conf),
+        writer = masks.MaskWriter(conf, self.classes, sources.images_to_predict(conf),
                                   passes.gives_probabilities(self.evaluation))
         if not writer.paths:
             self.cluster.dismiss()
@@ -205,7 +205,7 @@ class Model(object):
     def _reader(self, flag, net_input, num_steps=None):
         """An ImageReader over the list that a flag names, whose files were checked."""
         conf = self.conf
-        source = sources.open_source(conf, self.classes, flag, num_steps)
+        source = sources.labelled_list(conf, self.classes, flag, num_steps)
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
 
     def _training_data(self, known):
