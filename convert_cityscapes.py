@@ -19,7 +19,6 @@ from utils.data import data_check, image_files
 from utils.data.cityscapes_labels import frame_key
 from utils.data.data_lists import warn, write_list
 from utils.data.palette import IGNORE_LABEL, MAX_CLASSES, load_classes
-from utils.data.regular_files import read_file
 from utils.system import command_line, output_files, runtime
 from utils.system.errors import UserError, quoted, reason
 
@@ -141,7 +140,7 @@ def from_label_ids(path, table):
 def draw(path, table):
     """The label that a *_polygons.json describes, in train ids, uint8 [h, w]; later polygons cover earlier ones."""
     try:
-        annotation = json.loads(read_file(path).decode('utf-8'))
+        annotation = json.loads(image_files.read_file(path).decode('utf-8'))
         width, height = annotation['imgWidth'], annotation['imgHeight']
         if width * height > Image.MAX_IMAGE_PIXELS:
             raise ValueError('%d x %d pixels' % (width, height))

@@ -17,7 +17,6 @@ from PIL import Image
 from utils.data import data_check, image_files
 from utils.data.data_lists import read_lines, warn, write_list
 from utils.data.palette import IGNORE_LABEL, VOC_NAMES, load_classes
-from utils.data.regular_files import read_file
 from utils.system import command_line, output_files, runtime
 from utils.system.errors import UserError, quoted, reason
 
@@ -119,7 +118,7 @@ def convert_labels(sources, label_dir):
 def is_index_png(path):
     """Whether the file is a whole grey PNG."""
     try:
-        with Image.open(io.BytesIO(read_file(path))) as image:
+        with Image.open(io.BytesIO(image_files.read_file(path))) as image:
             image.verify()
             return image.mode == 'L'
     except Exception:  # absent, or damaged in any of the ways that Pillow reports by errors of many types
@@ -139,7 +138,8 @@ def read_label(path, classes):
 def read_mat(path):
     """The class indices [h, w] in one of SBD's files, the field Segmentation of its struct GTcls."""
     try:
-        label = scipy.io.loadmat(io.BytesIO(read_file(path)), variable_names=['GTcls'])['GTcls']['Segmentation'].flat[0]
+        content = scipy.io.loadmat(io.BytesIO(image_files.read_file(path)), variable_names=['GTcls'])
+        label = content['GTcls']['Segmentation'].flat[0]
         indices = label.astype(np.int64)
         if indices.ndim != 2 or not np.array_equal(indices, label):
             raise ValueError('shape %s, type %s' % (label.shape, label.dtype))

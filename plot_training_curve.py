@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from absl import flags
 
-from utils.data.regular_files import is_regular, read_file
+from utils.data.image_files import is_regular_file, read_file
 from utils.system import command_line
 from utils.system.errors import UserError, quoted
 from utils.system.output_files import check_figure, save_figure
@@ -75,7 +75,7 @@ def read_run(path):
     Raises:
       UserError: the file is missing or empty, a line or column is not as it should be, or no loss is finite.
     """
-    file = next(filter(is_regular, (path, os.path.join(path, METRICS))), None)
+    file = next(filter(is_regular_file, (path, os.path.join(path, METRICS))), None)
     if file is None:
         raise UserError("log '%s' is not a file, nor a folder with a %s: give --logfile the log or the --modeldir of a "
                         'training run.' % (quoted(path), METRICS))

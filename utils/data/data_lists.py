@@ -6,7 +6,7 @@ import os
 import re
 import sys
 
-from utils.data.regular_files import find_missing, read_file, text_lines
+from utils.data.image_files import find_missing, read_file, text_lines
 from utils.system import output_files
 from utils.system.errors import UserError, quoted, some
 

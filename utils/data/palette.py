@@ -6,7 +6,7 @@ from collections import namedtuple
 import numpy as np
 
 from utils.data import cityscapes_labels
-from utils.data.regular_files import read_file, text_lines
+from utils.data.image_files import read_file, text_lines
 from utils.system.errors import UserError, quoted
 
 MAX_CLASSES = 256

@@ -10,7 +10,7 @@ import sys
 from typing import List, NamedTuple
 
 from utils.data import data_check, data_lists
-from utils.data.regular_files import find_missing
+from utils.data.image_files import find_missing
 from utils.system.command_line import is_picture
 from utils.system.errors import UserError, quoted, reason, some
 

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import label_utils
-from utils.data import cityscapes_labels, image_files, regular_files, sources
+from utils.data import cityscapes_labels, image_files, sources
 from utils.prediction import score_maps
 from utils.system import output_files
 from utils.system.errors import UserError, quoted
@@ -120,7 +120,7 @@ class MaskWriter(object):
 
     def _is_done(self, names):
         """Whether all outputs of an image are there."""
-        return all(map(regular_files.is_regular, self._outputs(names).values()))
+        return all(map(image_files.is_regular_file, self._outputs(names).values()))
 
     def _write(self, index, mask, scores):
         """Writes the mask, uint8 [H, W], of an image, its pictures and its scores, [H, W, num_classes] or None.

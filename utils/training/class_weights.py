@@ -3,7 +3,7 @@
 import numpy as np
 
 from utils.data import data_check
-from utils.data.regular_files import read_file
+from utils.data.image_files import read_file
 from utils.system.errors import UserError, quoted, reason
 
 MOST_BYTES = 1 << 20

@@ -15,7 +15,7 @@ import zlib
 
 import tensorflow.compat.v1 as tf
 
-from utils.data.regular_files import read_file
+from utils.data.image_files import read_file
 from utils.system import output_files
 from utils.system.errors import UserError, quoted, reason, some
 from utils.weights import checkpoints, run_settings
