@@ -16,9 +16,8 @@ from absl import flags
 from PIL import Image, ImageDraw
 
 from utils.data import data_check, image_files
-from utils.data.cityscapes_labels import frame_key
 from utils.data.data_lists import warn, write_list
-from utils.data.palette import IGNORE_LABEL, MAX_CLASSES, load_classes
+from utils.data.palette import IGNORE_LABEL, MAX_CLASSES, cityscapes_frame, load_classes
 from utils.system import command_line, output_files, runtime
 from utils.system.errors import UserError, quoted, reason
 
@@ -79,7 +78,7 @@ def find_frames(root, folder, split, suffixes):
     """{city_sequence_frame: path relative to root} of the files root/folder/split/*/* that end in a suffix."""
     frames = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(root), folder, split, '*', '*'))):
-        key = frame_key(path)
+        key = cityscapes_frame(path)
         if key and path.endswith(suffixes):
             frames[key] = os.path.relpath(path, root).replace(os.sep, '/')
     return frames
