@@ -12,7 +12,7 @@ from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
 from utils.prediction import crf, devices, export, masks, metrics, passes, report, score_files, scores
-from utils.system import memory, output_files, precision, runtime
+from utils.system import memory, output_files, runtime
 from utils.system.cluster import Cluster
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
 from utils.training.start import Start, trains_bn
@@ -32,7 +32,7 @@ class Model(object):
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
         self.evaluation = passes.Evaluation(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge)
         self.train_bn = trains_bn(conf)
-        self.precision = precision.chosen(conf.mixed_precision)
+        self.precision = runtime.precision_from_flag(conf.mixed_precision)
         self.towers = Towers(conf.num_gpus, self.cluster, conf.variables_on)
 
     def logits(self, net, images):
@@ -216,7 +216,7 @@ class Model(object):
         return loop.Data(net_input, reader, weights, self._validation(net_input))
 
     def _session_config(self):
-        return precision.configure(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
+        return runtime.set_precision(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
 
     def _setup(self, restore=None, evaluation=passes.PLAIN, keep_scores=False):
         """The scores.Setup of this model."""

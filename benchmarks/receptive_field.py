@@ -120,7 +120,7 @@ def described(name, rate, values):
 
 
 def main():
-    tf = runtime.prepare()
+    tf = runtime.import_tensorflow()
     from utils.data import data_lists
     from utils.prediction import receptive_field
 

@@ -62,7 +62,7 @@ def _group_room(folder, files):
     """What a control group's limit leaves, counting files that are kept in memory as free; infinite without one."""
     _, limit, used, reclaimable = files
     try:
-        (most,), (now,) = runtime.words(folder, limit), runtime.words(folder, used)
+        (most,), (now,) = runtime.read_words(folder, limit), runtime.read_words(folder, used)
         return int(most) - int(now) + _value(os.path.join(folder, 'memory.stat'), reclaimable, unknown=0)
     except (OSError, ValueError):  # 'max' is none
         return float('inf')
