@@ -87,7 +87,7 @@ class Model(object):
                     'trained' if self.train_bn else 'frozen', self.train_bn))
                 folder.start(graph.saver, start.step, net_input)
                 log.open(start.step, sess.graph)
-                with memory.enough_for('--batch_size, --input_height or --input_width'), reader.running(
+                with memory.report_exhaustion('--batch_size, --input_height or --input_width'), reader.running(
                         sess, start.step * conf.batch_size * conf.grad_update_every):
                     loop.run(sess, graph, conf, loop.Reports(folder, log, draw_panel, validation), start.step)
 

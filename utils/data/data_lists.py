@@ -155,7 +155,7 @@ def _unique(choices):
 
 def write_list(path, lines):
     """Writes a data list; the file appears under its name when it is complete."""
-    with output_files.whole(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+    with output_files.new_file(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
         file.writelines(line + '\n' for line in lines)
 
 
