@@ -1,9 +1,9 @@
-"""Makes Cityscapes ready to train: labels in train ids where they are missing, and the data lists.
+"""Prepares Cityscapes for training: makes missing labels with train ids, and the data lists.
 
     python convert_cityscapes.py --cityscapes_dir=ROOT
 
-ROOT holds leftImg8bit and gtFine, gtCoarse or both, with any of their splits. Missing *_labelTrainIds.png are made
-beside their *_labelIds.png or *_polygons.json, and a list for each split that is there goes into --list_dir.
+ROOT holds leftImg8bit, and gtFine, gtCoarse or both, with any of their splits. Missing *_labelTrainIds.png are written
+beside their *_labelIds.png or *_polygons.json, and a list for each existing split is written into --list_dir.
 """
 
 import glob
@@ -16,16 +16,14 @@ from absl import flags
 from PIL import Image, ImageDraw
 
 from utils.data import data_check, image_files
-from utils.data.cityscapes_labels import frame_key
 from utils.data.data_lists import warn, write_list
-from utils.data.palette import IGNORE_LABEL, MAX_CLASSES, load_classes
-from utils.data.regular_files import read_file
+from utils.data.palette import IGNORE_LABEL, MAX_CLASSES, cityscapes_frame, load_classes
 from utils.system import command_line, output_files, runtime
 from utils.system.errors import UserError, quoted, reason
 
 FLAGS = flags.FLAGS
 
-# list: (split, folder of the labels, images of the complete data set)
+# list: (split, folder of the labels, number of images in the complete data set)
 LISTS = {
     'train_fine': ('train', 'gtFine', 2975),
     'val_fine': ('val', 'gtFine', 500),
@@ -34,24 +32,25 @@ LISTS = {
     'train_extra': ('train_extra', 'gtCoarse', 19998),
     'test': ('test', None, 1525),
 }
-JOINED = ('train_fine', 'train_extra')  # they make the list 'train'
+JOINED = ('train_fine', 'train_extra')  # these two together are the list 'train'
 
 
 def main():
     root = FLAGS.cityscapes_dir
     if not os.path.isdir(os.path.join(root, 'leftImg8bit')):
-        raise UserError('--cityscapes_dir=%s: there is no leftImg8bit in it; give the folder that has it.' % root)
+        raise UserError('--cityscapes_dir=%s: there is no leftImg8bit in it; give the folder that has it.' % (
+            quoted(root)))
     output_files.make_dir(FLAGS.list_dir, 'list_dir')
     pairs = {name: pair_split(root, split, kind) for name, (split, kind, _) in LISTS.items()}
     if not any(pairs.values()):
         raise UserError('--cityscapes_dir=%s: no split of leftImg8bit has images with labels in gtFine or gtCoarse.'
-                        % root)
+                        % quoted(root))
     make_labels(root, [label for name in pairs for _, label in pairs[name] if label])
     write_lists(pairs)
 
 
 def pair_split(root, split, kind):
-    """Pairs the images of a split with their labels, by city_sequence_frame.
+    """Matches the images of a split with their labels by city_sequence_frame.
 
     Args:
       root: Cityscapes' folder.
@@ -59,8 +58,8 @@ def pair_split(root, split, kind):
       kind: 'gtFine', 'gtCoarse', or None for images alone.
 
     Returns:
-      list of (image, label), sorted by image, relative to root; a label is the *_labelTrainIds.png, there or not, or
-      None without kind.
+      list of (image, label), sorted by image, as paths relative to root. The label is the *_labelTrainIds.png, which
+      need not exist yet; it is None if kind is None.
     """
     images = find_frames(root, 'leftImg8bit', split, ('_leftImg8bit.png',))
     if kind is None:
@@ -77,22 +76,22 @@ def pair_split(root, split, kind):
 
 
 def find_frames(root, folder, split, suffixes):
-    """{city_sequence_frame: path relative to root} of the files root/folder/split/*/* that end in a suffix."""
+    """Returns {city_sequence_frame: path relative to root} for files root/folder/split/*/* with one of the suffixes."""
     frames = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(root), folder, split, '*', '*'))):
-        key = frame_key(path)
+        key = cityscapes_frame(path)
         if key and path.endswith(suffixes):
             frames[key] = os.path.relpath(path, root).replace(os.sep, '/')
     return frames
 
 
 def label_path(path):
-    """The *_labelTrainIds.png that goes with any file of a label."""
+    """Returns the path of the *_labelTrainIds.png that belongs to any file of a label."""
     return path[:path.rindex('_')] + '_labelTrainIds.png'
 
 
 def make_labels(root, labels):
-    """Makes those *_labelTrainIds.png (paths relative to root) that do not exist."""
+    """Makes the *_labelTrainIds.png that do not exist yet, of a list of paths relative to root."""
     missing = [label for label in labels if not os.path.exists(os.path.join(root, label))]
     if not missing:
         return
@@ -117,21 +116,22 @@ def make_labels(root, labels):
 
 
 def load_label_table():
-    """{name: (label id, train id)} from the cityscapesscripts package; the train id is 255 outside the evaluation."""
+    """Returns {name: (label id, train id)} from the package cityscapesscripts; classes not evaluated have train id 255.
+    """
     try:
         from cityscapesscripts.helpers.labels import labels
     except ImportError:
-        raise UserError('*_labelTrainIds.png are missing and making them takes the label table of a package: '
+        raise UserError('*_labelTrainIds.png are missing, and making them needs the label table of a package: '
                         'pip install cityscapesscripts, and run again.')
     return {label.name: (label.id, label.trainId if 0 <= label.trainId < IGNORE_LABEL else IGNORE_LABEL)
             for label in labels}
 
 
 def from_label_ids(path, table):
-    """The *_labelIds.png at path in train ids, uint8 [h, w]."""
+    """Returns the *_labelIds.png at path converted to train ids, uint8 [h, w]."""
     train_id_of = np.full(MAX_CLASSES, -1, np.int16)
     for label_id, train_id in table.values():
-        train_id_of[label_id] = train_id  # license plate, -1, is 255 in the files
+        train_id_of[label_id] = train_id  # the license plate's id, -1, is 255 in the files
     label = image_files.load_label(path, load_classes(MAX_CLASSES))
     if label.dtype != np.uint8 or train_id_of[label].min() < 0:
         raise UserError('%s: not all of its values are label ids of Cityscapes; get the file again.' % quoted(path))
@@ -139,9 +139,9 @@ def from_label_ids(path, table):
 
 
 def draw(path, table):
-    """The label that a *_polygons.json describes, in train ids, uint8 [h, w]; later polygons cover earlier ones."""
+    """Draws the polygons of a *_polygons.json in train ids, uint8 [h, w]; later polygons cover earlier ones."""
     try:
-        annotation = json.loads(read_file(path).decode('utf-8'))
+        annotation = json.loads(image_files.read_file(path).decode('utf-8'))
         width, height = annotation['imgWidth'], annotation['imgHeight']
         if width * height > Image.MAX_IMAGE_PIXELS:
             raise ValueError('%d x %d pixels' % (width, height))
@@ -152,7 +152,7 @@ def draw(path, table):
             if name not in table and name.endswith('group'):
                 name = name[:-len('group')]
             label_id, train_id = table[name]
-            if label_id >= 0 and not item.get('deleted'):  # license plates stay cars
+            if label_id >= 0 and not item.get('deleted'):  # a license plate, -1, is not drawn and remains a car
                 canvas.polygon([tuple(point) for point in item['polygon']], fill=train_id)
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UserError('%s: not a polygon file of Cityscapes (%s: %s); get the file again.' % (
@@ -161,7 +161,7 @@ def draw(path, table):
 
 
 def write_lists(pairs):
-    """Writes a list for each split that has images, and 'train' if both its parts have."""
+    """Writes a list for each split that has images, and 'train' if both of its parts have images."""
     sizes = {name: size for name, (_, _, size) in LISTS.items()}
     if all(pairs[name] for name in JOINED):
         pairs = dict(pairs, train=[pair for name in JOINED for pair in pairs[name]])
@@ -181,11 +181,11 @@ def write_lists(pairs):
 
 
 def why_absent(name):
-    """What a list would be made of."""
+    """Returns a clause that names what a list is made from."""
     if name == 'train':
         return 'it is %s and %s together' % JOINED
     split, kind, _ = LISTS[name]
-    return 'it takes leftImg8bit/%s%s' % (split, ' and %s/%s' % (kind, split) if kind else '')
+    return 'it needs leftImg8bit/%s%s' % (split, ' and %s/%s' % (kind, split) if kind else '')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Makes PASCAL VOC 2012, with or without SBD, ready to train: class-index PNGs and the four data lists.
+"""Prepares PASCAL VOC 2012, with or without SBD, for training: makes labels with class indices and four data lists.
 
     python convert_voc.py --voc_dir=VOCdevkit/VOC2012 [--sbd_dir=benchmark_RELEASE/dataset]
 
@@ -17,13 +17,12 @@ from PIL import Image
 from utils.data import data_check, image_files
 from utils.data.data_lists import read_lines, warn, write_list
 from utils.data.palette import IGNORE_LABEL, VOC_NAMES, load_classes
-from utils.data.regular_files import read_file
 from utils.system import command_line, output_files, runtime
 from utils.system.errors import UserError, quoted, reason
 
 FLAGS = flags.FLAGS
 
-# (with SBD, without): how many images the published lists have.
+# list: number of images in the published lists (with SBD, without SBD)
 PUBLISHED = {'train': (10582, 1464), 'val': (1449, 1449), 'trainval': (12031, 2913), 'test': (1456, 1456)}
 
 LABEL_DIR = 'SegmentationClassAug'
@@ -40,18 +39,18 @@ def main():
 
 
 def find_dir(path, flag, marker, below):
-    """The folder that --flag means: path itself, or one of the folders below it, whichever has marker in it."""
+    """Returns the first folder that has `marker` in it: path itself, or one of `below` in it; UserError for none."""
     if not path:
         raise UserError('give --%s, the folder that has %s in it.' % (flag, marker))
     candidates = [path] + [os.path.join(path, name) for name in below]
     for candidate in candidates:
         if os.path.isdir(os.path.join(candidate, marker)):
             return candidate
-    raise UserError('--%s=%s: there is no %s in it; give the folder that has it.' % (flag, path, marker))
+    raise UserError('--%s=%s: there is no %s in it; give the folder that has it.' % (flag, quoted(path), marker))
 
 
 def read_ids(voc_dir, name):
-    """The image ids of VOC's own list; none of test.txt if that is absent, as it comes with the test images."""
+    """Returns the image ids of VOC's list; an empty set if test.txt is missing, as it comes with the test images."""
     path = os.path.join(voc_dir, 'ImageSets', 'Segmentation', name + '.txt')
     if name == 'test' and not os.path.exists(path):
         return set()
@@ -59,12 +58,12 @@ def read_ids(voc_dir, name):
 
 
 def first_words(path):
-    """The first word of each line of a text file, a set."""
+    """Returns the set of the first words of a text file's lines."""
     return {line.split()[0] for line in read_lines(path) if line.strip()}
 
 
 def find_labels(voc_dir, sbd_dir, ids):
-    """{image id: the file its label comes from}; VOC's label wins, and val images take no other."""
+    """Returns {image id: file of its label}: VOC's if there is one, otherwise SBD's; val images use VOC's only."""
     sources = {}
     if sbd_dir:
         names = os.listdir(os.path.join(sbd_dir, 'cls'))
@@ -72,7 +71,7 @@ def find_labels(voc_dir, sbd_dir, ids):
         warn('SBD lists %d images without a file in cls', sorted(read_sbd_ids(sbd_dir) - set(sources)))
     labels = {key: os.path.join(voc_dir, 'SegmentationClass', key + '.png') for key in ids['train'] | ids['val']}
     missing = {key for key in labels if not os.path.exists(labels[key])}
-    warn("%d of VOC's images have no label in SegmentationClass; left out, but for train images that SBD labels",
+    warn("%d of VOC's images have no label in SegmentationClass; left out, except train images that SBD labels",
          sorted(missing))
     for key in missing:
         del labels[key]
@@ -83,7 +82,7 @@ def find_labels(voc_dir, sbd_dir, ids):
 
 
 def read_sbd_ids(sbd_dir):
-    """The image ids that SBD's own lists name."""
+    """Returns the image ids in SBD's own lists."""
     ids = set()
     for name in ('train.txt', 'val.txt'):
         path = os.path.join(sbd_dir, name)
@@ -93,7 +92,7 @@ def read_sbd_ids(sbd_dir):
 
 
 def convert_labels(sources, label_dir):
-    """Writes the index PNG of each label that label_dir does not hold yet."""
+    """Writes each label as a PNG with class indices, unless label_dir has it already."""
     classes = load_classes(len(VOC_NAMES), IGNORE_LABEL, 'voc')
 
     def convert(key):
@@ -117,17 +116,17 @@ def convert_labels(sources, label_dir):
 
 
 def is_index_png(path):
-    """Whether the file is a whole grey PNG."""
+    """Returns whether the file is a complete grey PNG."""
     try:
-        with Image.open(io.BytesIO(read_file(path))) as image:
+        with Image.open(io.BytesIO(image_files.read_file(path))) as image:
             image.verify()
             return image.mode == 'L'
-    except Exception:  # absent, or damaged in any of the ways that Pillow reports by errors of many types
+    except Exception:  # it is missing, or damaged; Pillow raises errors of many types
         return False
 
 
 def read_label(path, classes):
-    """uint8 [h, w], class indices and 255 for void, from VOC's PNG or SBD's .mat."""
+    """Returns class indices and 255 for void, uint8 [h, w], from VOC's PNG or SBD's .mat."""
     label, unknown = (read_mat(path), []) if path.endswith('.mat') else image_files.read_label(path, classes)
     strange = data_check.count_labels(label, classes)[2]
     if strange or unknown:
@@ -137,9 +136,10 @@ def read_label(path, classes):
 
 
 def read_mat(path):
-    """The class indices [h, w] in one of SBD's files, the field Segmentation of its struct GTcls."""
+    """Returns the class indices [h, w] in one of SBD's files, the field Segmentation of its struct GTcls."""
     try:
-        label = scipy.io.loadmat(io.BytesIO(read_file(path)), variable_names=['GTcls'])['GTcls']['Segmentation'].flat[0]
+        content = scipy.io.loadmat(io.BytesIO(image_files.read_file(path)), variable_names=['GTcls'])
+        label = content['GTcls']['Segmentation'].flat[0]
         indices = label.astype(np.int64)
         if indices.ndim != 2 or not np.array_equal(indices, label):
             raise ValueError('shape %s, type %s' % (label.shape, label.dtype))
@@ -163,12 +163,12 @@ def write_lists(voc_dir, with_sbd, ids, labelled):
     for name, keys in lists.items():
         path = paths[name]
         if not keys:
-            print('warning: %s not written: VOC names no such images.' % path, file=sys.stderr)
+            print('warning: %s not written: VOC has no images for it.' % path, file=sys.stderr)
             continue
         published = PUBLISHED[name][0 if with_sbd else 1]
         print('%s: %d images' % (path, len(keys)))
         if name == 'train' and not with_sbd:
-            print('  these are VOC alone; with --sbd_dir it is %d' % PUBLISHED[name][0])
+            print('  this is VOC alone; with --sbd_dir it is %d' % PUBLISHED[name][0])
         if len(keys) != published:
             print('warning: %s has %d images, the published list %d.' % (path, len(keys), published), file=sys.stderr)
     wanted = sorted(set().union(*lists.values()))

@@ -188,17 +188,17 @@ def check_images(lists):
 
 
 def prepare():
-    """runtime.prepare for what the flags ask for."""
+    """runtime.import_tensorflow for what the flags ask for."""
     # With bfloat16, constants, which do the same, were slower than variables.
     frozen_weights = FLAGS.option in ('test', 'predict') and not FLAGS.mixed_precision
-    runtime.prepare(FLAGS.xla, FLAGS.deterministic, frozen_weights)
+    runtime.import_tensorflow(FLAGS.xla, FLAGS.deterministic, frozen_weights)
 
 
 def run_option(model_class):
     """Runs the method of the Model that --option names."""
     from utils.distributed import cluster  # once the environment is set
     machines = cluster.from_flags(FLAGS)
-    print(runtime.devices())
+    print(runtime.describe_devices())
     machines.start(runtime.session_config(FLAGS.xla, FLAGS.num_gpus))
     if machines.index:
         machines.serve()

@@ -17,7 +17,7 @@ from utils.distributed.cluster import Cluster
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
 from utils.prediction import crf, devices, export, masks, metrics, passes, report, score_files, scores
-from utils.system import memory, output_files, precision, runtime
+from utils.system import memory, output_files, runtime
 from utils.system.errors import UserError
 from utils.training import losses, optimizer
 from utils.training.run import Run, TrainingGraph, all_finite, deciding, trains_batch_norm, values
@@ -38,7 +38,7 @@ class Model(object):
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
         self.evaluation = passes.Evaluation(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge)
         self.train_bn = trains_batch_norm(conf)
-        self.precision = precision.chosen(conf.mixed_precision)
+        self.precision = runtime.precision_from_flag(conf.mixed_precision)
         self.towers = towers.Towers(conf.num_gpus, self.cluster, conf.variables_on)
 
     def logits(self, net, images):
@@ -205,7 +205,7 @@ class Model(object):
         conf, refinement = self.conf, crf.chosen(self.conf)
         prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         net_input = self._trained_input()
-        writer = masks.MaskWriter(conf, self.classes, sources.open_images(conf),
+        writer = masks.MaskWriter(conf, self.classes, sources.images_to_predict(conf),
                                   passes.gives_probabilities(self.evaluation))
         if not writer.paths:
             self.cluster.dismiss()
@@ -267,11 +267,11 @@ class Model(object):
     def _reader(self, flag, net_input, num_steps=None):
         """An ImageReader over the list that a flag names, whose files were checked."""
         conf = self.conf
-        source = sources.open_source(conf, self.classes, flag, num_steps)
+        source = sources.labelled_list(conf, self.classes, flag, num_steps)
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
 
     def _session_config(self):
-        return precision.configure(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
+        return runtime.set_precision(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
 
     def _setup(self, restore=None, evaluation=passes.PLAIN, keep_scores=False):
         """The scores.Setup of this model."""

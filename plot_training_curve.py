@@ -1,4 +1,4 @@
-"""Draws loss, learning rate and mean IoU over the training steps of one or several runs, from what training logs."""
+"""Plots loss, learning rate and mean IoU of one or more training runs over their steps, from the logs of training."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from absl import flags
 
-from utils.data.regular_files import is_regular, read_file
+from utils.data.image_files import is_regular_file, read_file
 from utils.system import command_line
 from utils.system.errors import UserError, quoted
 from utils.system.output_files import check_figure, save_figure
@@ -21,12 +21,12 @@ METRICS = 'metrics.csv'
 NEEDED = ('step', 'total')
 SERIES = NEEDED + ('learning_rate', 'mean_iou')
 PANELS = (('total', 'loss', 3), ('learning_rate', 'learning rate', 1.7), ('mean_iou', 'mean IoU (%)', 2.4))  # inches
-FEW = 50  # points that each get a marker
+FEW = 50  # number of points below which each has a marker
 LONGEST_NAME = 45  # characters of a run's name in the legend
 
 
 def parse_line(path, number, line):
-    """[step, loss] of a line of a log.txt; UserError if it is not `step, loss`."""
+    """Returns [step, loss] from a line of a log.txt; UserError if it is not `step, loss`."""
     match = LINE.match(line)
     try:
         return [int(match.group(1)), float(match.group(2))]
@@ -36,7 +36,7 @@ def parse_line(path, number, line):
 
 
 def parse_row(header, row):
-    """The values of SERIES in a row of a metrics.csv, nan where it has none; ValueError says what is wrong with it."""
+    """Returns the values of SERIES in a row of a metrics.csv, nan for missing ones; ValueError says what is wrong."""
     if len(row) != len(header):
         raise ValueError('the number of columns is %d, not %d' % (len(row), len(header)))
     values = {}
@@ -51,7 +51,7 @@ def parse_row(header, row):
 
 
 def read_rows(path, lines):
-    """The values of SERIES in each row of a metrics.csv; a last line that training is still writing is left out."""
+    """Returns the values of SERIES in each row of a metrics.csv, without a last line that is still being written."""
     reader = csv.reader(line for line in lines if line.endswith('\n'))
     try:
         header = next(reader, NEEDED)
@@ -65,17 +65,17 @@ def read_rows(path, lines):
 
 
 def read_run(path):
-    """Reads a log.txt, a metrics.csv (known by its header) or that of a folder.
+    """Reads a log.txt, a metrics.csv (recognised by its header) or the metrics.csv in a folder.
 
-    Where a run was resumed or restarted, its later lines replace the earlier ones.
+    Where a run was resumed or restarted, its later lines replace the earlier ones of the same steps.
 
     Returns:
-      a dict from SERIES to float64 [n], n > 0; steps increase, and what the file does not have is nan.
+      {name in SERIES: float64 [n]}, n > 0. Steps increase; values that the file does not have are nan.
 
     Raises:
-      UserError: the file is missing or empty, a line or column is not as it should be, or no loss is finite.
+      UserError: the file is missing or empty, a line or column is malformed, or no loss is finite.
     """
-    file = next(filter(is_regular, (path, os.path.join(path, METRICS))), None)
+    file = next(filter(is_regular_file, (path, os.path.join(path, METRICS))), None)
     if file is None:
         raise UserError("log '%s' is not a file, nor a folder with a %s: give --logfile the log or the --modeldir of a "
                         'training run.' % (quoted(path), METRICS))
@@ -100,7 +100,7 @@ def read_run(path):
 
 
 def moving_average(values, window):
-    """Centred mean of the finite values among `window` neighbours (fewer at the ends): float64 [n]."""
+    """Returns the centred mean of the finite values among `window` neighbours, fewer at the ends: float64 [n]."""
     kernel = np.ones(min(window, len(values)))
     finite = np.isfinite(values)
     total = np.convolve(np.where(finite, values, 0), kernel, 'same')
@@ -109,19 +109,19 @@ def moving_average(values, window):
 
 
 def best_score(run):
-    """(mean IoU in percent, step) of a run's best validation, None if it has none."""
+    """Returns (mean IoU in percent, step) of a run's best validation; None if there is none."""
     scored = np.isfinite(run['mean_iou'])
     row = np.argmax(np.where(scored, run['mean_iou'], -1))
     return (100 * run['mean_iou'][row], run['step'][row]) if scored.any() else None
 
 
 def best_text(run):
-    """What is said about a run's best validation; '' if it has none."""
+    """Returns a clause on a run's best validation; '' if there is none."""
     return ', best mean IoU %.2f%% at step %d' % best_score(run) if best_score(run) else ''
 
 
 def make_panels(runs):
-    """A Figure and its panels, a dict from names of SERIES to Axes: one for each of PANELS that a run has data for."""
+    """Returns a Figure and {name in SERIES: its Axes}, with those PANELS for which a run has data."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -141,7 +141,7 @@ def make_panels(runs):
 
 
 def draw_run(panels, run, label, window, color, width):
-    """Draws a run, the curve of its rate `width` points wide; the legend gives label to its loss."""
+    """Draws a run. Its learning rate is a line of `width` points; label is its name in the legend."""
     steps, marker = run['step'], '.' if len(run['step']) < FEW else None
     panels['total'].plot(steps, run['total'], color=color, linewidth=0.8, alpha=0.3)
     panels['total'].plot(steps, moving_average(run['total'], window), color=color, linewidth=1.8, zorder=3,
@@ -156,18 +156,24 @@ def draw_run(panels, run, label, window, color, width):
 
 
 def draw(runs, labels, smooth):
-    """A matplotlib Figure of runs and their names; smooth: rows in the moving average, None for a fortieth of all."""
+    """Returns a matplotlib Figure of runs.
+
+    Args:
+      runs: list of what read_run returns.
+      labels: list of their names.
+      smooth: number of rows in the moving average; None for a fortieth of a run's rows.
+    """
     from matplotlib import cm
 
     figure, panels = make_panels(runs)
     count = len(runs)
     colors = cm.tab10.colors if count <= 10 else cm.turbo(np.linspace(0, 1, count))
-    widths = np.linspace(3.2 if count > 1 else 1.8, 1.8, count)  # of runs with equal rates each one shows
+    widths = np.linspace(3.2 if count > 1 else 1.8, 1.8, count)  # lines of equal learning rates remain visible
     for run, label, color, width in zip(runs, labels, colors, widths):
         length = len(run['step'])
         window = min(smooth or max(1, length // 40), length)
         name = label if len(label) <= LONGEST_NAME else '...' + label[3 - LONGEST_NAME:]
-        text = ' ' + quoted(name).replace('$', r'\$')  # no formula, nor a name that matplotlib hides for its first _
+        text = ' ' + quoted(name).replace('$', r'\$')  # a formula stays text; a leading _ would hide the name
         text += (', loss: mean of %d' % window if window > 1 else '') + best_text(run)
         draw_run(panels, run, text, window, color, width)
     panels['total'].legend(loc='lower left', bbox_to_anchor=(0, 1.02), borderaxespad=0, frameon=False, fontsize='small')

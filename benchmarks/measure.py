@@ -33,7 +33,7 @@ LOG_POLL_SECONDS = 0.01
 def start(form, frozen_weights=False):
     """TensorFlow in graph mode, by the product's own settings or by the environment's alone."""
     if form != 'reference':
-        return runtime.prepare(frozen_weights=frozen_weights)
+        return runtime.import_tensorflow(frozen_weights=frozen_weights)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     import tensorflow.compat.v1 as tf
     tf.disable_v2_behavior()
@@ -49,16 +49,15 @@ def onednn_is_on():
 
 def no_bfloat16():
     """Why --mixed_precision is not bfloat16 here, a clause; '' if it is."""
-    from utils.system import precision
-    return 'a GPU computes in float16' if runtime.on_gpu() else precision.no_bfloat16()
+    return 'a GPU computes in float16' if runtime.on_gpu() else runtime.why_no_bfloat16()
 
 
 def new_session(tf, job):
     """A session with the product's configuration or TensorFlow's, its variables at their initial values."""
     config = None
     if job.form == 'product':
-        from utils.system import precision
-        config = precision.configure(runtime.session_config(), precision.available() if job.mixed_precision else None)
+        precision = runtime.available_precision() if job.mixed_precision else None
+        config = runtime.set_precision(runtime.session_config(), precision)
     sess = tf.Session(config=config)
     sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
     return sess

@@ -99,7 +99,7 @@ def measure(tf, trained, images, size):
         net, fields = build(tf, trained, picture, size)
         names, rates, tensors = zip(*fields)
         sums = [0.0] * len(tensors)
-        with tf.Session(config=runtime.session_config()) as sess, memory.enough_for('--size'):
+        with tf.Session(config=runtime.session_config()) as sess, memory.report_exhaustion('--size'):
             checkpoints.restore_checkpoint(sess, net.variables, trained.prefix)
             for path in tqdm(images, desc=printable(trained.label), unit='image'):
                 values = sess.run(tensors, {picture: image_files.load_image(path)})
@@ -120,7 +120,7 @@ def described(name, rate, values):
 
 
 def main():
-    tf = runtime.prepare()
+    tf = runtime.import_tensorflow()
     from utils.data import data_lists
     from utils.prediction import receptive_field
 

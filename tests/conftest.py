@@ -11,7 +11,7 @@ import pytest
 from utils.net.blocks import BLOCKS, resnet_blocks
 from utils.system import runtime
 
-runtime.prepare()
+runtime.import_tensorflow()
 
 # As a job in the background; its programs are to be interrupted. pytest-xdist's workers have it of their parent.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():

@@ -18,7 +18,7 @@ from model_msc import Model_msc
 from utils import label_utils
 from utils.data.palette import voc_colours
 from utils.net import dilated
-from utils.system import precision
+from utils.system import runtime
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -185,8 +185,8 @@ def test_rows_without_a_form():
 def test_a_job_in_bfloat16(what, mixed_precision, narrow, monkeypatch):
     """It asks the session for bfloat16 and measures a bfloat16 product too, also where the processor has none."""
     asked = []
-    monkeypatch.setattr(precision, 'available', lambda: 'bfloat16')
-    monkeypatch.setattr(precision, 'configure', lambda config, chosen: asked.append(chosen) or config)
+    monkeypatch.setattr(runtime, 'available_precision', lambda: 'bfloat16')
+    monkeypatch.setattr(runtime, 'set_precision', lambda config, chosen: asked.append(chosen) or config)
     narrow({'res50': (1, 1, 1, 1)})
     job = types.SimpleNamespace(**dict(measure.JOB, what=what, encoder_name='res50', size=[17, 17], budget=0,
                                        sgemm_side=16, mixed_precision=mixed_precision))

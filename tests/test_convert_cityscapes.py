@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from utils.data.cityscapes_labels import CLASSES
 from utils.data.data_lists import check_files_exist, read_labeled_image_list
+from utils.data.palette import CITYSCAPES_CLASSES
 from utils.system.errors import quoted
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -21,7 +21,7 @@ LISTS = ['test', 'train', 'train_coarse', 'train_extra', 'train_fine', 'val_coar
 # Stands for the package's table where that is not installed: some labels, each special kind among them.
 LABELS = [('unlabeled', 0, 255), ('ego vehicle', 1, 255), ('static', 4, 255), ('parking', 9, 255), ('caravan', 29, 255),
           ('polegroup', 18, 255), ('license plate', -1, -1)]
-LABELS += [(name, label_id, train_id) for train_id, (name, label_id, _) in enumerate(CLASSES)]
+LABELS += [(name, label_id, train_id) for train_id, (name, label_id, _) in enumerate(CITYSCAPES_CLASSES)]
 STAND_IN = 'import collections\nLabel = collections.namedtuple("Label", "name id trainId")\n' \
            'labels = [Label(*label) for label in %r]\n' % LABELS
 

@@ -141,7 +141,7 @@ def test_decoding_does_not_fix_the_number_of_threads_of_later_sessions(tmp_path)
     script = """
 import sys, threading
 from utils.system import runtime
-tf = runtime.prepare()
+tf = runtime.import_tensorflow()
 from utils.data import image_files
 image_files.load_image(sys.argv[1])
 running, most = [], []

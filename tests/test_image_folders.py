@@ -1,10 +1,10 @@
-"""utils/data/image_folders.py: images named one by one, and those of a folder and all below it."""
+"""utils/data/sources.py: images named one by one, and those of a folder and all below it."""
 
 import os
 
 import pytest
 
-from utils.data import image_folders
+from utils.data import sources
 from utils.system.errors import UserError
 
 
@@ -16,7 +16,7 @@ def touch(folder, *names):
 
 
 def below(folder, *left_out):
-    return image_folders.images_below(str(folder), [str(path) for path in left_out])
+    return sources.images_below(str(folder), [str(path) for path in left_out])
 
 
 def test_images_by_suffix_in_sorted_order_and_none_that_is_hidden(tmp_path):
@@ -72,7 +72,7 @@ def test_no_folder_of_images(tmp_path, name, told):
 def test_images_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, 'a.jpg', 'b.jpg', 'c,d.jpg', 'sub/a.jpg')
-    named = image_folders.named_images
+    named = sources.named_images
     assert named(['b.jpg', 'a.jpg', 'b.jpg']) == ['b.jpg', 'a.jpg']
     assert named(['c,d.jpg']) == ['c,d.jpg']
     assert named(['a.jpg,sub/a.jpg', 'c,d.jpg']) == ['a.jpg', 'sub/a.jpg', 'c,d.jpg']

@@ -63,5 +63,6 @@ def test_of_this_machine():
 
 
 def test_exhaustion_is_one_sentence():
-    with pytest.raises(UserError, match=r'out of memory \(OOM\): lower --window\.'), memory.enough_for('--window'):
+    match = r'out of memory \(OOM\): lower --window\.'
+    with pytest.raises(UserError, match=match), memory.report_exhaustion('--window'):
         raise tf.errors.ResourceExhaustedError(None, None, 'OOM')

@@ -11,7 +11,7 @@ from test_main import in_the_repo, run, small  # noqa: F401  fixtures
 from test_run_folder import make_folder, save_steps
 
 from utils import checkpoint
-from utils.data.regular_files import read_file
+from utils.data.image_files import read_file
 from utils.system.errors import UserError
 from utils.weights import checkpoints, weight_files
 

@@ -1,12 +1,21 @@
-"""utils/data/palette.py and utils/data/cityscapes_labels.py: colours, names and label ids."""
+"""utils/data/palette.py: colours, names and label ids."""
 
 import os
 
 import numpy as np
 import pytest
 
-from utils.data import cityscapes_labels
-from utils.data.palette import VOC_NAMES, load_classes, load_palette, voc_colours
+from utils.data.palette import (
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_VOID_COLOURS,
+    VOC_NAMES,
+    benchmark_name,
+    cityscapes_frame,
+    load_classes,
+    load_palette,
+    train_ids_to_label_ids,
+    voc_colours,
+)
 from utils.system.errors import UserError, quoted
 
 # The table of VOC 2012's development kit: the 21 classes and void, entry 255.
@@ -144,21 +153,21 @@ def test_too_many_classes():
 def test_train_ids_to_label_ids():
     mask = np.array([[0, 1, 18], [19, 255, 13]])
     for dtype in (np.uint8, np.int32, np.int64):
-        ids = cityscapes_labels.train_ids_to_label_ids(mask.astype(dtype))
+        ids = train_ids_to_label_ids(mask.astype(dtype))
         assert ids.dtype == np.uint8
         np.testing.assert_array_equal(ids, [[7, 8, 33], [0, 0, 26]])
-    np.testing.assert_array_equal(cityscapes_labels.train_ids_to_label_ids(np.array([-1])), [0])
+    np.testing.assert_array_equal(train_ids_to_label_ids(np.array([-1])), [0])
 
 
 def test_server_name():
     for city in ('aachen', 'bad-honnef'):
-        name = cityscapes_labels.server_name('/data/leftImg8bit/val/x/%s_000000_000019_leftImg8bit.png' % city)
+        name = benchmark_name('/data/leftImg8bit/val/x/%s_000000_000019_leftImg8bit.png' % city)
         assert name.startswith(city + '_000000_000019')
         assert name.endswith('.png')
     with pytest.raises(UserError, match='holiday.png'):
-        cityscapes_labels.server_name('/data/holiday.png')
+        benchmark_name('/data/holiday.png')
     with pytest.raises(UserError) as caught:
-        cityscapes_labels.server_name('/data/\x1b[2J' + 'x' * 500)
+        benchmark_name('/data/\x1b[2J' + 'x' * 500)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) <= 300
 
@@ -166,15 +175,15 @@ def test_server_name():
 def test_frame_key():
     for path in ('a/ulm_000001_000019_leftImg8bit.png', 'ulm_000001_000019_gtFine_labelIds.png',
                  'ulm_000001_000019_gtCoarse_polygons.json', 'ulm_000001_000019.png'):
-        assert cityscapes_labels.frame_key(path) == 'ulm_000001_000019'
+        assert cityscapes_frame(path) == 'ulm_000001_000019'
     for path in ('ulm.png', '2007_000129.jpg', 'ulm_000001_000019x.png', ''):
-        assert cityscapes_labels.frame_key(path) is None
+        assert cityscapes_frame(path) is None
 
 
 def test_table_is_the_packages():
     labels = pytest.importorskip('cityscapesscripts.helpers.labels', reason='cityscapesscripts is not installed').labels
     evaluated = sorted((label for label in labels if not label.ignoreInEval), key=lambda label: label.trainId)
-    assert [(label.name, label.id, label.color) for label in evaluated] == cityscapes_labels.CLASSES
+    assert [(label.name, label.id, label.color) for label in evaluated] == CITYSCAPES_CLASSES
     assert [label.trainId for label in evaluated] == list(range(19))
     taken = {label.color for label in evaluated}
-    assert set(cityscapes_labels.VOID_COLOURS) == {label.color for label in labels} - taken
+    assert set(CITYSCAPES_VOID_COLOURS) == {label.color for label in labels} - taken

@@ -1,4 +1,4 @@
-"""16 bits: what is chosen where, what a session is asked for, and that bfloat16 differs by rounding alone."""
+"""16 bits: what is chosen where, what sessions are configured for, and that bfloat16 differs by rounding alone."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import recipe
 import tensorflow.compat.v1 as tf
 
 from model import Model
-from utils.system import precision, runtime
+from utils.system import runtime
 
 
 @pytest.mark.parametrize('flags, wanted', [
@@ -17,36 +17,36 @@ def test_processors_with_bfloat16(tmp_path, monkeypatch, flags, wanted):
     (tmp_path / 'cpuinfo').write_text(flags + '\n')
     monkeypatch.delenv('TF_ENABLE_ONEDNN_OPTS', raising=False)
     newer = not tf.__version__.startswith('1.')
-    assert precision.has_bfloat16(str(tmp_path / 'cpuinfo')) == (wanted and newer)
-    reason = precision.no_bfloat16(str(tmp_path / 'cpuinfo'))
+    assert runtime.has_bfloat16(str(tmp_path / 'cpuinfo')) == (wanted and newer)
+    reason = runtime.why_no_bfloat16(str(tmp_path / 'cpuinfo'))
     assert reason == ('' if wanted and newer else 'the processor has neither AMX nor AVX512-BF16' if newer
                       else 'TensorFlow %s has no bfloat16 kernels for processors' % tf.__version__)
-    assert not precision.has_bfloat16(str(tmp_path / 'none'))
+    assert not runtime.has_bfloat16(str(tmp_path / 'none'))
     monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', '0')
-    assert not precision.has_bfloat16(str(tmp_path / 'cpuinfo'))
-    assert 'oneDNN is off' in precision.no_bfloat16(str(tmp_path / 'cpuinfo')) or not newer
+    assert not runtime.has_bfloat16(str(tmp_path / 'cpuinfo'))
+    assert 'oneDNN is off' in runtime.why_no_bfloat16(str(tmp_path / 'cpuinfo')) or not newer
 
 
 @pytest.mark.parametrize('gpu, bfloat16, wanted', [
     (True, True, 'float16'), (False, True, 'bfloat16'), (False, False, None)])
 def test_what_mixed_precision_means(monkeypatch, capsys, gpu, bfloat16, wanted):
     monkeypatch.setattr(runtime, 'on_gpu', lambda: gpu)
-    monkeypatch.setattr(precision, 'has_bfloat16', lambda: bfloat16)
-    assert precision.chosen(False) is None and capsys.readouterr().out == ''
-    assert precision.chosen(True) == wanted
+    monkeypatch.setattr(runtime, 'has_bfloat16', lambda: bfloat16)
+    assert runtime.precision_from_flag(False) is None and capsys.readouterr().out == ''
+    assert runtime.precision_from_flag(True) == wanted
     assert (wanted or '--mixed_precision needs') in capsys.readouterr().out
 
 
 def test_a_session_is_asked_for_it():
-    for name, field in precision.REWRITES.items():
+    for name, field in runtime.PRECISION_REWRITES.items():
         if name == 'bfloat16' and tf.__version__.startswith('1.'):
             continue  # never chosen there
-        options = precision.configure(tf.ConfigProto(), name).graph_options.rewrite_options
-        assert getattr(options, field) == precision.ON
-    assert precision.configure(tf.ConfigProto(), None) == tf.ConfigProto()
+        options = runtime.set_precision(tf.ConfigProto(), name).graph_options.rewrite_options
+        assert getattr(options, field) == runtime.REWRITER_ON
+    assert runtime.set_precision(tf.ConfigProto(), None) == tf.ConfigProto()
 
 
-@pytest.mark.skipif(not precision.has_bfloat16(), reason='no TensorFlow 2 with oneDNN on a processor with bfloat16')
+@pytest.mark.skipif(not runtime.has_bfloat16(), reason='no TensorFlow 2 with oneDNN on a processor with bfloat16')
 def test_bfloat16_rounds_and_no_more(settings, narrow):
     conf = settings(encoder_name='res50', num_classes=6, batch_size=2, learning_rate=1e-3, train_bn=True)
     found = []
@@ -56,7 +56,7 @@ def test_bfloat16_rounds_and_no_more(settings, narrow):
         model = Model(conf)
         graph = model.training_graph(images, labels)
         for chosen in (None, 'bfloat16'):
-            with tf.Session(config=precision.configure(runtime.session_config(), chosen)) as sess:
+            with tf.Session(config=runtime.set_precision(runtime.session_config(), chosen)) as sess:
                 sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
                 found.append([model.train_step(sess, graph, step)[0]['loss/total'] for step in range(4)])
     np.testing.assert_allclose(found[1], found[0], rtol=0.02)

@@ -62,15 +62,15 @@ def test_an_abort_is_reported():
 def test_tensorflow_starts_without_a_line_and_without_keras():
     code = '''import sys
 from utils.system import runtime
-tf = runtime.prepare()
-print(runtime.devices(), 'keras' in sys.modules, tf.keras.backend.floatx())
+tf = runtime.import_tensorflow()
+print(runtime.describe_devices(), 'keras' in sys.modules, tf.keras.backend.floatx())
 with tf.Session(config=runtime.session_config()) as sess:
     print(sess.run(tf.constant(7) + tf.Variable(1).initialized_value()))'''
     environment = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
     process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              universal_newlines=True, env=environment)
     assert (process.returncode, process.stderr) == (0, '')
-    assert process.stdout == runtime.devices() + ' False float32\n8\n'
+    assert process.stdout == runtime.describe_devices() + ' False float32\n8\n'
 
 
 @pytest.mark.parametrize('deterministic', [True, False])
@@ -81,7 +81,7 @@ def test_deterministic_ops_are_asked_for(deterministic, monkeypatch):
     newer = not tf.__version__.startswith('1.')
     if newer:  # 1.15 has no such switch
         monkeypatch.setattr(tensorflow.config.experimental, 'enable_op_determinism', lambda: calls.append('on'))
-    runtime.prepare(deterministic=deterministic)
+    runtime.import_tensorflow(deterministic=deterministic)
     assert calls == ['on'] * (deterministic and newer)
     assert [os.environ[name] for name in variables] == [str(int(deterministic))] * 2
 
@@ -90,16 +90,17 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(runtime, 'usable_cores', lambda: 1)
     monkeypatch.setattr(runtime, 'gpus', list)
     monkeypatch.setattr(runtime, 'has_driver', lambda: False)
-    assert runtime.devices() == 'devices: 1 CPU core'
+    assert runtime.describe_devices() == 'devices: 1 CPU core'
     monkeypatch.setattr(runtime, 'has_driver', lambda: True)
     remedy = 'CUDA 10.0' if tf.__version__.startswith('1.') else 'pip install "tensorflow[and-cuda]=='
-    assert 'NVIDIA driver but TensorFlow sees no GPU' in runtime.devices() and remedy in runtime.devices()
+    line = runtime.describe_devices()
+    assert 'NVIDIA driver but TensorFlow sees no GPU' in line and remedy in line
     monkeypatch.setattr(runtime, 'gpus', lambda: ['one', 'two'])
     monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda gpu: {'device_name': 'NVIDIA ' + gpu},
                         raising=False)
-    assert runtime.devices() == 'devices: 1 CPU core, GPU:0 NVIDIA one, GPU:1 NVIDIA two'
+    assert runtime.describe_devices() == 'devices: 1 CPU core, GPU:0 NVIDIA one, GPU:1 NVIDIA two'
     monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda gpu: gpu.none)  # as on TensorFlow 1.15
-    assert runtime.devices() == 'devices: 1 CPU core, GPU:0, GPU:1'
+    assert runtime.describe_devices() == 'devices: 1 CPU core, GPU:0, GPU:1'
 
 
 @pytest.mark.parametrize('visible, driver, found', [
@@ -116,8 +117,8 @@ def test_has_driver(visible, driver, found, monkeypatch, tmp_path):
 PREPARE = '''
 import os, sys
 from utils.system import runtime
-runtime.prepare(frozen_weights=sys.argv[1] == 'frozen')
-runtime.prepare(frozen_weights=sys.argv[1] != 'frozen')  # too late: the process has computed by the first
+runtime.import_tensorflow(frozen_weights=sys.argv[1] == 'frozen')
+runtime.import_tensorflow(frozen_weights=sys.argv[1] != 'frozen')  # too late: the process has computed by the first
 print(os.environ[runtime.FROZEN_WEIGHTS])
 '''
 
@@ -138,7 +139,7 @@ import sys
 import numpy as np
 from utils.net import blocks
 from utils.system import runtime
-tf = runtime.prepare(frozen_weights=True)
+tf = runtime.import_tensorflow(frozen_weights=True)
 from benchmarks import measure
 from model import Model
 from model_msc import Model_msc

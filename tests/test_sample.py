@@ -1,4 +1,4 @@
-"""dataset/sample and dataset/make_sample.py, which paints it."""
+"""dataset/sample and tools/make_sample.py, which paints it."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import make_sample
+from tools import make_sample
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
@@ -24,7 +24,7 @@ def read_list(name):
 
 
 def start_script(*arguments):
-    script = os.path.join(ROOT, 'dataset', 'make_sample.py')
+    script = os.path.join(ROOT, 'tools', 'make_sample.py')
     return subprocess.Popen([sys.executable, script] + list(arguments), stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, universal_newlines=True)
 

@@ -58,20 +58,20 @@ def refused(folder, capsys, *words, **options):
 def test_open_source(tmp_path, capsys):
     make(tmp_path, {'train': {'a': BALANCED, 'b': BALANCED, 'c': BALANCED}, 'test': {'d': None, 'e': BALANCED}})
     classes = load_classes(21)
-    source = sources.open_source(conf(tmp_path), classes, 'data_list')
+    source = sources.labelled_list(conf(tmp_path), classes, 'data_list')
     assert source.name == str(tmp_path / 'train.txt')
     assert source.images == [str(tmp_path / name) for name in ('a.jpg', 'b.jpg', 'c.jpg')]
     assert source.labels == [str(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')]
-    assert sources.open_source(conf(tmp_path), classes, 'data_list', 2).lines == [1, 2]
+    assert sources.labelled_list(conf(tmp_path), classes, 'data_list', 2).lines == [1, 2]
     assert 'lines only' not in capsys.readouterr().err
-    assert len(sources.open_source(conf(tmp_path), classes, 'data_list', 9).images) == 3
+    assert len(sources.labelled_list(conf(tmp_path), classes, 'data_list', 9).images) == 3
     assert 'has 3 images only' in capsys.readouterr().err
 
 
 def predicted(folder, **changed):
     """(paths below the folder, names of the outputs) of what is predicted with these flags."""
     flags = {'image': None, 'image_dir': '', 'out_dir': str(folder / 'output'), 'test_num_steps': None}
-    images = sources.open_images(conf(folder, **dict(flags, **changed)))
+    images = sources.images_to_predict(conf(folder, **dict(flags, **changed)))
     return [os.path.relpath(path, str(folder)) for path in images.paths], images.names
 
 
@@ -100,26 +100,26 @@ def test_a_list_of_which_nothing_is_there(tmp_path):
 def test_training_and_testing_need_labels(tmp_path, flag):
     make(tmp_path, {'train': {'a': BALANCED, 'b': None}, 'val': {'c': None}})
     with pytest.raises(UserError, match='no label'):
-        sources.open_source(conf(tmp_path), load_classes(21), flag)
+        sources.labelled_list(conf(tmp_path), load_classes(21), flag)
 
 
 def test_files_are_checked_unless_they_are_many_or_it_is_switched_off(tmp_path, monkeypatch):
     make(tmp_path, {'train': {'a': BALANCED, 'b': BALANCED + 21}})
     with pytest.raises(UserError) as caught:
-        sources.open_source(conf(tmp_path), load_classes(21), 'data_list')
+        sources.labelled_list(conf(tmp_path), load_classes(21), 'data_list')
     for words in ('list %s has 1 problem' % quoted(tmp_path / 'train.txt', 40), 'line 2: ', 'b.png'):
         assert words in str(caught.value)
-    assert len(sources.open_source(conf(tmp_path), load_classes(21), 'data_list', 1).images) == 1
-    assert len(sources.open_source(conf(tmp_path, check_labels=False), load_classes(21), 'data_list').images) == 2
+    assert len(sources.labelled_list(conf(tmp_path), load_classes(21), 'data_list', 1).images) == 1
+    assert len(sources.labelled_list(conf(tmp_path, check_labels=False), load_classes(21), 'data_list').images) == 2
     monkeypatch.setattr(sources, 'MAX_CHECKED', 1)
-    assert len(sources.open_source(conf(tmp_path), load_classes(21), 'data_list').images) == 2
+    assert len(sources.labelled_list(conf(tmp_path), load_classes(21), 'data_list').images) == 2
 
 
 def test_unknown_colours_are_reported_before_the_work(tmp_path, capsys):
     label = np.zeros([3, 7, 3], np.uint8)
     label[0, 0] = 5, 6, 7
     make(tmp_path, {'train': {'a': label}})
-    sources.open_source(conf(tmp_path), load_classes(21, 255, 'voc'), 'data_list')
+    sources.labelled_list(conf(tmp_path), load_classes(21, 255, 'voc'), 'data_list')
     warning = capsys.readouterr().err.splitlines()[-1]
     assert all(words in warning for words in ('warning: list', 'train.txt', 'line 1: ', '5 6 7', 'a.png'))
 
@@ -128,12 +128,12 @@ def test_warnings_before_the_work_are_few(tmp_path, capsys):
     label = np.array([[(0, 0, 0), (5, 6, 7)]])
     make(tmp_path, {name: {str(i): label for i in range(5)} for name in ('train', 'val')})
     classes = load_classes(21, 255, 'voc')
-    sources.open_source(conf(tmp_path), classes, 'data_list')
+    sources.labelled_list(conf(tmp_path), classes, 'data_list')
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith(('warning', '...'))]
     assert len(warnings) == 4
     assert '20 of 21 classes have no pixel' in warnings[0]
     assert '... and 3 more warnings' in warnings[3]
-    sources.open_source(conf(tmp_path), classes, 'valid_data_list')  # of a few images, say
+    sources.labelled_list(conf(tmp_path), classes, 'valid_data_list')  # of a few images, say
     assert 'have no pixel' not in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ from utils.system import runtime
 from utils.system.command_line import run
 from utils.system.errors import UserError, quoted, reason
 
-tf = runtime.prepare()  # before the weights' modules import TensorFlow, whose own lines it keeps off the screen
+tf = runtime.import_tensorflow()  # before the weights' modules import TensorFlow, as it keeps TensorFlow's lines back
 
 from utils.weights import checkpoints, fitting, made_for, weight_files, weight_names  # noqa: E402
 

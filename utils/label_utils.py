@@ -1,4 +1,4 @@
-"""Pictures to network inputs and back, and label maps as pictures: colours, an overlay with a legend."""
+"""Images as network inputs and back, and labels as images: in colours, or as an overlay with a legend."""
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -7,28 +7,28 @@ from PIL import Image, ImageDraw, ImageFont
 from utils.data.palette import MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, ITU-R BT.601
-TINT = 0.6  # the class's share in the chroma of an overlay
-BRIGHT = 140  # the luma from which a class's line is set off by black instead of white
-LINE_EVERY = 300.0  # pixels of an overlay's shorter side for each pixel of the lines' width
+TINT = 0.6  # the share of the class's colour in the chroma of an overlay
+BRIGHT = 140  # the luma above which a class's line has a black instead of a white line beside it
+LINE_EVERY = 300.0  # pixels of an overlay's shorter side per pixel of line width
 
 
 def decode_labels(mask, num_images=1, num_classes=21, palette=None):
-    """Colours class indices.
+    """Converts class indices to colours.
 
     Args:
       mask: integer array [N, h, w, 1] or [N, h, w].
-      num_images: how many of the N to colour (all N if there are fewer).
-      num_classes: values outside 0..num_classes-1 get VOC's void colour (224, 224, 192).
+      num_images: how many of the N masks to convert, from the first; all of them if N is smaller.
+      num_classes: number of classes; values outside 0..num_classes-1 get VOC's void colour (224, 224, 192).
       palette: a Palette; VOC's colours if None.
 
     Returns:
-      uint8 array [min(num_images, N), h, w, 3], a view of an array with four bytes a pixel.
+      uint8 array [min(num_images, N), h, w, 3], a view of an array with four bytes per pixel.
     """
     mask = np.asarray(mask)[:num_images]
     mask = mask[..., 0] if mask.ndim == 4 else mask  # [n, h, w]
     colours = voc_colours() if palette is None else palette.colours
-    # Four bytes a colour: numpy looks numbers of 32 bits up faster than rows of three bytes, and faster
-    # still if it need not check the indices, which are all within the table.
+    # Colours have four bytes, as numpy's take is faster with 32-bit numbers than with rows of three bytes. It is faster
+    # still if it does not check the indices, which are all within the table.
     table = np.zeros([MAX_CLASSES + 1, 4], np.uint8)
     table[:, :3] = VOID_COLOUR
     table[:num_classes, :3] = colours[:num_classes]
@@ -38,7 +38,7 @@ def decode_labels(mask, num_images=1, num_classes=21, palette=None):
 
 
 def preprocess(image, net_input):
-    """A picture as the network gets it.
+    """Converts an image to the network's input.
 
     Args:
       image: uint8 RGB tensor [H, W, 3].
@@ -47,7 +47,7 @@ def preprocess(image, net_input):
     Returns:
       float32 [H, W, 3] in net_input's channel order, minus its mean.
     """
-    # One product with a permutation, exact, is quicker than tf.reverse and a subtraction.
+    # A product with a permutation matrix is exact, and faster than tf.reverse and a subtraction.
     order = np.eye(3, dtype=np.float32)[::-1 if net_input.channel_order == 'bgr' else 1]
     pixels = tf.reshape(tf.cast(image, tf.float32), [-1, 3])
     pixels = tf.nn.xw_plus_b(pixels, order, -np.array(net_input.img_mean, np.float32))
@@ -55,11 +55,11 @@ def preprocess(image, net_input):
 
 
 def inv_preprocess(images, num_images, img_mean, channel_order='bgr'):
-    """Turns network inputs back into pictures.
+    """Converts network inputs back to images.
 
     Args:
       images: float array [N, h, w, 3], mean-subtracted.
-      num_images: how many of the N to turn (all N if there are fewer).
+      num_images: how many of the N images to convert, from the first; all of them if N is smaller.
       img_mean: three floats, in the images' channel order.
       channel_order: 'bgr' or 'rgb', the images' order.
 
@@ -78,15 +78,15 @@ def inv_preprocess(images, num_images, img_mean, channel_order='bgr'):
 
 
 def overlay(image, mask, palette, num_classes):
-    """The image tinted by class and outlined, with a legend of the classes present at its right.
+    """Returns the image tinted and outlined by class, with a legend of its classes on the right.
 
-    A class gives its hue, not its brightness, so that the photo stays readable under dark classes; where the hue does
-    not tell (black and grey, or a white sky), the lines do: each region has one in its colour along its border and
-    next to that, inside, one in white or black.
+    The tint changes a pixel's hue but not its brightness, so that the photo stays recognisable under dark classes.
+    Where the hue is not visible (a black or grey class, or a white sky), lines show the region: one in the class's
+    colour along its border, and inside of that one in white or black.
 
     Args:
       image: uint8 RGB array [h, w, 3].
-      mask: integer array [h, w]; pixels outside 0..num_classes-1 stay as in the image.
+      mask: integer array [h, w]; pixels with values outside 0..num_classes-1 are not changed.
       palette: a Palette; VOC's colours if None.
       num_classes: number of classes.
 
@@ -96,7 +96,7 @@ def overlay(image, mask, palette, num_classes):
     palette = palette or Palette(voc_colours(), None)
     image, mask = np.asarray(image), np.asarray(mask)
     known = (mask >= 0) & (mask < num_classes)  # [h, w]
-    mask = np.where(known, mask, MAX_CLASSES)  # all unknown values are one region
+    mask = np.where(known, mask, MAX_CLASSES)  # all other values form one region
     colours = decode_labels(mask[None], 1, num_classes, palette)[0]  # [h, w, 3]
     contrast = np.where(colours @ LUMA > BRIGHT, 0, 255)[..., None]
     line = max(1, int(round(min(mask.shape) / LINE_EVERY)))  # pixels
@@ -112,7 +112,7 @@ def overlay(image, mask, palette, num_classes):
 
 
 def tint(image, colours):
-    """The image with its chroma moved towards that of colours, at the luma of ITU-R BT.601 that each pixel has.
+    """Moves the chroma of an image towards that of colours; the luma (ITU-R BT.601) of each pixel is unchanged.
 
     Args:
       image, colours: uint8 RGB arrays [h, w, 3].
@@ -129,10 +129,16 @@ def tint(image, colours):
 
 
 def legend(classes, palette, scale=1, row=16):
-    """Colours and names of some classes of a Palette below each other, uint8 RGB [row * scale * n, width, 3]."""
-    # Pillow's built-in font has one size on old versions, so a big picture gets an enlarged legend.
+    """Returns a legend with the colours and names of n classes, uint8 RGB [row * scale * n, width, 3].
+
+    Args:
+      classes: list of class indices.
+      palette: a Palette.
+      scale: factor by which the legend is enlarged; Pillow's built-in font has only one size in old versions.
+      row: height of a row before that, in pixels.
+    """
     names = [palette.names[index] if palette.names else 'class %d' % index for index in classes]
-    names = [name.encode('latin-1', 'replace').decode('latin-1') for name in names]  # all that the font knows
+    names = [name.encode('latin-1', 'replace').decode('latin-1') for name in names]  # the font has no other characters
     font = ImageFont.load_default()
     width = 2 * row + max([font.getbbox(name)[2] for name in names] or [0])
     strip = Image.new('RGB', (int(width), row * max(1, len(classes))), 'white')
@@ -145,7 +151,7 @@ def legend(classes, palette, scale=1, row=16):
 
 
 def _borders(mask):
-    """Pixels with another value above, below or beside them: [h, w] -> bool [h, w]."""
+    """Returns which pixels of a mask [h, w] have a neighbour with another value, bool [h, w]."""
     border = np.zeros(mask.shape, bool)
     rows, columns = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
     border[1:] |= rows
@@ -156,7 +162,7 @@ def _borders(mask):
 
 
 def _grown(area, pixels):
-    """A bool area [h, w], larger by so many pixels in the four directions."""
+    """Returns a bool area [h, w] grown by some pixels in the four directions."""
     for _ in range(pixels):
         area, inner = area.copy(), area
         area[1:] |= inner[:-1]

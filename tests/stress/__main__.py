@@ -91,7 +91,7 @@ def print_table(outcomes):
 def main():
     conf = flags()
     from utils.system import runtime
-    print('TensorFlow %s, seed %d' % (runtime.prepare().__version__, conf.seed))
+    print('TensorFlow %s, seed %d' % (runtime.import_tensorflow().__version__, conf.seed))
     for module in ('model', 'model_msc', 'main'):  # before the forks
         importlib.import_module(module)
     folder = os.path.abspath(conf.folder or tempfile.mkdtemp(prefix='stress-'))

@@ -1,1 +1,1 @@
-"""What is read: lists, image and label files, their classes and colours, and the check of all of it."""
+"""Input data: lists, image and label files, classes with their colours, augmentation, and the check of all files."""

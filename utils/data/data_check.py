@@ -1,8 +1,10 @@
-"""Reads every file of a list and reports what would make training fail or go wrong."""
+"""Checks images and labels: reads every file of a list and reports what would make training fail or go wrong."""
 
 import collections
 import contextlib
+import dataclasses
 from multiprocessing.pool import ThreadPool
+from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -11,21 +13,38 @@ from utils.data.image_files import load_image, read_label, show_colours
 from utils.system import runtime
 from utils.system.errors import MOST_TOLD, UserError, printable, quoted
 
-# num_images: images read; num_labels: labels read; sizes: Counter of (height, width);
-# histogram: int64 [num_classes], pixels of each class; ignored: pixels of ignore_label;
-# problems, warnings: sentences on what would stop a run, and on what may be meant otherwise, in the order of the list.
-CheckResult = collections.namedtuple('CheckResult', 'num_images num_labels sizes histogram ignored problems warnings')
+
+@dataclasses.dataclass
+class CheckResult(object):
+    """What was found in a list of images and labels."""
+    num_images: int  # images that could be read
+    num_labels: int  # labels that could be read
+    sizes: collections.Counter  # of (height, width) of the images
+    histogram: np.ndarray  # pixels of each class, int64 [num_classes]
+    ignored: int  # pixels of ignore_label
+    problems: List[str]  # sentences on what would stop a run, in the order of the list
+    warnings: List[str]  # sentences on what may not be intended, in the order of the list
+
+
+class PairResult(NamedTuple):
+    """What was found in an image and its label."""
+    size: Optional[Tuple[int, int]]  # (height, width) of the image; None if it cannot be read
+    histogram: Optional[np.ndarray]  # pixels of each class, int64 [num_classes]; None without a readable label
+    ignored: int  # pixels of ignore_label
+    problems: List[str]
+    warnings: List[str]
+
 
 
 def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None):
-    """Decodes all images and labels.
+    """Reads all images and labels.
 
     Args:
-      images, labels: lists of paths; a label is '' where an image has none.
+      images, labels: lists of paths; '' as label for an image without one.
       classes: a Classes.
-      num_threads: files read at a time.
-      desc: what the progress bar on stderr says.
-      lines: the number of each pair's line in its list, which the sentences then name; or None.
+      num_threads: how many files are read at the same time.
+      desc: the text of the progress bar on stderr.
+      lines: the line number of each pair in its list, to be named in the sentences; or None.
 
     Returns:
       CheckResult.
@@ -40,47 +59,47 @@ def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None
         held.drop = True
         results = list(map_with_progress(check, list(zip(images, labels)), num_threads, desc, 'image', held.stderr))
     if held.text:
-        results = [add_decoder_lines(image, result) for image, result in zip(images, results)]
-    for i, (size, counts, void, faults, remarks) in enumerate(results):
+        results = [_add_decoder_lines(image, result) for image, result in zip(images, results)]
+    for i, result in enumerate(results):
         where = 'line %d: ' % lines[i] if lines else ''
-        sizes.update([size] if size else [])
-        problems += [where + sentence for sentence in faults]
-        warnings += [where + sentence for sentence in remarks]
-        if counts is not None:
+        sizes.update([result.size] if result.size else [])
+        problems += [where + sentence for sentence in result.problems]
+        warnings += [where + sentence for sentence in result.warnings]
+        if result.histogram is not None:
             num_labels += 1
-            histogram += counts
-            ignored += void
+            histogram += result.histogram
+            ignored += result.ignored
     return CheckResult(sum(sizes.values()), num_labels, sizes, histogram, ignored, problems, warnings)
 
 
-def add_decoder_lines(image_path, result):
-    """The result of a pair with a warning on what the image's decoder prints, which names no file."""
+def _add_decoder_lines(image_path, result):
+    """Returns the PairResult with a warning that names the image if its decoder prints lines, which do not name it."""
     with runtime.held_stderr() as held, contextlib.suppress(UserError):
         held.drop = True
         load_image(image_path)
     lines = [line for line in held.text.splitlines() if line.strip()]
-    if not lines or result[3]:
+    if not lines or result.problems:
         return result
-    warning = '%s: its decoder finds damage but goes on (%s).' % (quoted(image_path), printable(lines[0])[:80])
-    return result[:4] + (result[4] + [warning],)
+    warning = '%s: its decoder finds damage but continues (%s).' % (quoted(image_path), printable(lines[0])[:80])
+    return result._replace(warnings=result.warnings + [warning])
 
 
 def map_with_progress(function, items, num_threads, desc, unit, file=None):
-    """Yields function(item) for each of a list of items, in order, from threads, with a progress bar on stderr."""
+    """Yields function(item) for a list of items, in order, computed by threads, with a progress bar on stderr."""
     pool = ThreadPool(num_threads)
     try:
         yield from tqdm(pool.imap(function, items), desc=desc, total=len(items), unit=unit, file=file)
-    finally:  # after Ctrl-C too: what is begun is finished, the rest dropped
+    finally:  # after Ctrl-C too: running calls are finished, the others dropped
         pool.terminate()
         pool.join()
 
 
 def raise_on_problems(result, name='the data'):
-    """Raises UserError with the number of problems and the first one, two or three, as fit into MOST_TOLD characters.
+    """Raises UserError if there are problems, with their number and as many of the first three as MOST_TOLD allows.
 
     Args:
       result: a CheckResult.
-      name: what the sentence calls its data.
+      name: what the data is called in the sentence.
     """
     count = len(result.problems)
     if not count:
@@ -93,11 +112,11 @@ def raise_on_problems(result, name='the data'):
 
 
 def print_report(result, names=None):
-    """Prints a CheckResult as a table on stdout: counts, sizes, pixels of each class, problems and warnings.
+    """Prints a CheckResult on stdout: numbers, sizes, a table of the classes' pixels, problems and warnings.
 
     Args:
       result: a CheckResult.
-      names: the classes' names, or None.
+      names: names of the classes, or None.
     """
     print('images %d, labels %d' % (result.num_images, result.num_labels))
     common = ['%dx%d (%d)' % (width, height, count) for (height, width), count in result.sizes.most_common(5)]
@@ -110,7 +129,7 @@ def print_report(result, names=None):
 
 
 def print_sentences(title, sentences, shown=50):
-    """Prints how many sentences there are, and the first of them, each on its line."""
+    """Prints the number of sentences, and the first of them, one per line."""
     print('%s %d' % (title, len(sentences)))
     for sentence in sentences[:shown]:
         print('  ' + sentence)
@@ -130,32 +149,35 @@ def _print_histogram(result, names):
 
 
 def _check_pair(image_path, label_path, classes):
-    """((height, width) or None, int64 [num_classes] or None, ignored pixels, problems, warnings) of one pair."""
-    size, counts, ignored, problems = None, None, 0, []
+    """Returns the PairResult of an image and its label; label_path is '' for an image without one."""
+    size, problems = None, []
     try:
         size = load_image(image_path).shape[:2]
     except UserError as error:
         problems.append(str(error))
     if not label_path:
-        return size, counts, ignored, problems, []
+        return PairResult(size, None, 0, problems, [])
     try:
         label, unknown = read_label(label_path, classes)
     except UserError as error:
-        return size, counts, ignored, problems + [str(error)], []
+        return PairResult(size, None, 0, problems + [str(error)], [])
     counts, ignored, sentences = inspect_label(image_path, size or label.shape, label_path, label, classes)
     warnings = ['%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s).' % (
         quoted(label_path), sum(pixels for pixels, _ in unknown), show_colours(unknown))] if unknown else []
-    return size, counts, ignored, problems + sentences, warnings
+    return PairResult(size, counts, ignored, problems + sentences, warnings)
 
 
 def inspect_label(image_path, size, label_path, label, classes):
-    """(int64 [num_classes] pixels of each class, pixels of ignore_label, sentences on what is wrong) of a label.
+    """Checks a label against its image and the classes.
 
     Args:
-      image_path, label_path: for the sentences.
+      image_path, label_path: the names in the sentences.
       size: (height, width) of the image.
       label: integer array [h, w].
       classes: a Classes.
+
+    Returns:
+      (pixels of each class, int64 [num_classes]; pixels of ignore_label; sentences on what is wrong).
     """
     problems = []
     if label.shape != tuple(size):
@@ -179,7 +201,7 @@ def count_labels(label, classes):
       classes: a Classes.
 
     Returns:
-      (int64 [num_classes] pixels of each class, pixels of ignore_label, sorted list of all other values).
+      (pixels of each class, int64 [num_classes]; pixels of ignore_label; sorted list of all other values).
     """
     num_classes, ignore_label = classes.num_classes, classes.ignore_label
     if label.dtype == np.uint8:

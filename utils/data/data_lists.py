@@ -1,35 +1,41 @@
-"""Data lists: text files with one image, or one image and its label, a line."""
+"""Data lists: text files with one image, or one image and its label, per line; names for the outputs of images."""
 
 import collections
 import functools
 import os
 import re
 import sys
+from typing import List, NamedTuple
 
-from utils.data.regular_files import find_missing, read_file, text_lines
+from utils.data.image_files import find_missing, read_file, text_lines
 from utils.system import output_files
 from utils.system.command_line import file_name
 from utils.system.errors import UserError, quoted, some
 
-# name: of the list, for messages; images, labels: paths, '' for an image without a label; lines: their numbers in the
-# list, from 1.
-Source = collections.namedtuple('Source', 'name images labels lines')
 
-# An apostrophe inside a word belongs to the path, which the shell's rules (shlex) would not allow.
+class Source(NamedTuple):
+    """The images and labels of a data list."""
+    name: str  # of the list, for messages
+    images: List[str]  # paths
+    labels: List[str]  # the paths of their labels; '' for an image without a label
+    lines: List[int]  # their line numbers in the list, from 1
+
+
+# An apostrophe within a word belongs to the path; the shell's rules (shlex) would not allow that.
 _FIELD = re.compile(r' *("[^"]*"|\'[^\']*\'|[^ "\'][^ ]*)(?= |$)')
 _UNUSUAL = re.compile('["\'#\t\0]')
 
-MAX_LINE = 1 << 16
-MOST_PATH = 60  # characters of a path that is missing
+MAX_LINE = 1 << 16  # characters
+MOST_PATH = 60  # characters that are shown of the path of a missing file
 
 
 def read_labeled_image_list(data_dir, data_list):
     """Reads a data list.
 
-    A line holds an image and its label, separated by spaces or a tab, or an image alone; paths with spaces
-    are quoted or tab-separated; blank lines and # comments are skipped. A path is relative to data_dir, with
-    or without a leading '/'; one that is absent there and present as an absolute path is taken as such.
-    Images listed twice are reported on stderr.
+    A line holds an image and its label, separated by spaces or a tab, or an image alone. Paths with spaces must be
+    quoted or separated by a tab; blank lines and # comments are skipped. Paths are relative to data_dir, with or
+    without a leading '/'; an absolute path is accepted for a file that exists there and not in data_dir. Images that
+    are listed twice are reported on stderr.
 
     Args:
       data_dir: the folder that holds the data; may be ''.
@@ -39,7 +45,7 @@ def read_labeled_image_list(data_dir, data_list):
       a Source.
 
     Raises:
-      UserError: the list is missing, empty, no regular file or not UTF-8 text, or a line is malformed.
+      UserError: the list is missing, empty, not a regular file or not UTF-8 text, or a line is malformed.
     """
     prefix, is_folder = os.path.join(data_dir, ''), functools.lru_cache(maxsize=1024)(os.path.isdir)
     images, labels, numbers, slashed = [], [], [], {}
@@ -57,7 +63,7 @@ def read_labeled_image_list(data_dir, data_list):
         labels.append(paths[1] if len(paths) == 2 else '')
         numbers.append(number)
     if not images:
-        raise UserError('list %s names no image: write one image and its label a line.' % quoted(data_list))
+        raise UserError('list %s names no image: write one image and its label per line.' % quoted(data_list))
     outside = _outside(slashed)
     if outside:
         images, labels = ([outside.get(path, path) for path in paths] for paths in (images, labels))
@@ -66,19 +72,19 @@ def read_labeled_image_list(data_dir, data_list):
 
 
 def first_lines(source, count):
-    """The first lines of a Source."""
+    """Returns a Source with the first `count` lines; all of them if count is None."""
     return Source(source.name, source.images[:count], source.labels[:count], source.lines[:count])
 
 
 def check_files_exist(source, need_labels):
-    """Checks that every file of a list is there and a regular one.
+    """Checks that all files of a list exist and are regular files.
 
     Args:
       source: a Source.
       need_labels: whether an image without a label is an error.
 
     Raises:
-      UserError: names the first files that are missing, or the images that lack a label, their lines and count.
+      UserError: files are missing, or images have no label; it names the first ones and their number.
     """
     bare = [image for image, label in zip(source.images, source.labels) if not label]
     if need_labels and bare:
@@ -98,11 +104,11 @@ def check_files_exist(source, need_labels):
 
 
 def output_names(images):
-    """A base name for the outputs of each image, unique over the list.
+    """Returns a base name for the outputs of each image, unique within the list.
 
-    It is the image's name without extension (with it, as in `name_jpg`, where two images differ in nothing
-    else); where two images share it, as many of their folders go in front (`a_b_name`) as tell them apart.
-    Equal paths get equal names.
+    It is the image's name without its extension. Where images have the same name, as many of their folders are put in
+    front as needed (`a_b_name`); where they differ in the extension only, it is appended (`name_jpg`). Equal paths get
+    equal names.
 
     Args:
       images: list of paths.
@@ -112,15 +118,15 @@ def output_names(images):
     """
     paths = list(dict.fromkeys(os.path.normpath(image) for image in images))
     shared = collections.Counter(os.path.splitext(path)[0] for path in paths)
-    name_of = dict(zip(paths, _told_apart([_name_choices(path, shared[os.path.splitext(path)[0]] > 1)
-                                           for path in paths])))
+    name_of = dict(zip(paths, _unique([_name_choices(path, shared[os.path.splitext(path)[0]] > 1)
+                                       for path in paths])))
     return [name_of[os.path.normpath(image)] for image in images]
 
 
 def folder_names(paths):
-    """Names for the outputs of images of one folder: their relative paths without the extension.
+    """Returns names for the outputs of a folder's images: their relative paths without the extension.
 
-    It stays, as in `sub/name_jpg`, where images differ in nothing else.
+    The extension is appended, as in `sub/name_jpg`, where images differ in it only.
 
     Args:
       paths: list of different paths relative to the folder.
@@ -130,11 +136,11 @@ def folder_names(paths):
     """
     parts = [os.path.splitext(path) for path in paths]
     shared = collections.Counter(stem for stem, _ in parts)
-    return _told_apart([[stem] * (shared[stem] == 1) + [stem + '_' + extension[1:]] for stem, extension in parts])
+    return _unique([[stem] * (shared[stem] == 1) + [stem + '_' + extension[1:]] for stem, extension in parts])
 
 
-def _told_apart(choices):
-    """The first name of each that no other has, of lists of names from the shortest to the longest."""
+def _unique(choices):
+    """Returns the first unique name from each list of possible names, which are sorted from short to long."""
     depth = [0] * len(choices)
     while True:
         names = [names_of_path[d] for names_of_path, d in zip(choices, depth)]
@@ -144,28 +150,28 @@ def _told_apart(choices):
             return names
         for i in clashes:
             depth[i] += 1
-            if depth[i] == len(choices[i]):  # folders joined by '_' can still be alike: a_b/c and a/b_c
+            if depth[i] == len(choices[i]):  # folders joined by '_' may still be equal: a_b/c and a/b_c
                 choices[i].append('%s_%d' % (choices[i][-1], i))
 
 
 def write_list(path, lines):
-    """Writes a data list, under its name only once it is whole."""
-    with output_files.whole(path) as temporary, open(
+    """Writes a data list; the file appears under its name when it is complete."""
+    with output_files.new_file(path) as temporary, open(
             temporary, 'w', encoding='utf-8', errors='surrogateescape') as file:
         file.writelines(line + '\n' for line in lines)
 
 
 def warn(sentence, items, show=quoted):
-    """Prints a sentence with %d for the number of items, and the first of them, on stderr; nothing for none."""
+    """Prints a warning on stderr if there are items: the sentence with their number for %d, and the first of them."""
     if items:
         print('warning: %s (%s).' % (sentence % len(items), some(items, 3, show=show)), file=sys.stderr)
 
 
 def read_lines(path):
-    """The lines of a text file.
+    """Returns an iterator over the lines of a text file.
 
     Raises:
-      OSError: as read_file.
+      OSError: as in read_file.
       UserError: the file is not UTF-8 text.
     """
     data = read_file(path)
@@ -187,7 +193,7 @@ def _list_lines(data_list):
 
 
 def _split_line(line):
-    """The fields of a line: [], [image] or [image, label]; ValueError says what is wrong."""
+    """Returns the fields of a line, [], [image] or [image, label]; ValueError says what is wrong with it."""
     if len(line) > MAX_LINE:
         raise ValueError('%d characters are not an image and its label; name a text file' % len(line))
     if _UNUSUAL.search(line) is None:
@@ -203,7 +209,7 @@ def _split_line(line):
 
 
 def _split_unusual_line(line):
-    """The fields of a line that may have quotes, tabs or a comment."""
+    """Returns the fields of a line that may have quotes, tabs or a comment."""
     if '\0' in line:
         raise ValueError('it holds a NUL character, which no path has; save the list as text')
     fields, end = [], 0
@@ -221,7 +227,7 @@ def _split_unusual_line(line):
 
 
 def _outside(slashed):
-    """{path: absolute path} of those of {path below data_dir: absolute path} that exist only as the latter."""
+    """Returns those items of {path in data_dir: absolute path} whose file exists under the absolute path only."""
     absent = find_missing(slashed)
     nowhere = set(find_missing(slashed[path] for path in absent))
     return {path: slashed[path] for path in absent if slashed[path] not in nowhere}
@@ -237,7 +243,7 @@ def _report_duplicates(data_list, images, numbers):
 
 
 def _name_choices(path, with_extension):
-    """The path's possible output names, shortest first."""
+    """Returns the possible output names for a path, the shortest first."""
     stem, extension = os.path.splitext(path)
     parts = [part for part in re.split(r'[/\\:]+', stem) if part not in ('', '.', '..')]
     if with_extension:

@@ -1,37 +1,125 @@
-"""Image and label files to arrays, whatever their format, with one sentence for a bad file."""
+"""Reads input files: bytes and lines of regular files, images and labels of any format as arrays.
+
+Whatever is wrong with an image or a label is one sentence that names the file. Only regular files are opened: a FIFO or
+a device would keep a run waiting forever.
+"""
 
 import contextlib
+import errno
 import functools
 import io
+import os
+import stat
 import warnings
 
 import numpy as np
 from PIL import Image
 
-from utils.data.regular_files import read_file
 from utils.system.errors import UserError, quoted, reason
 
+MAX_BYTES = 1 << 30  # of a file that is read
+MANY = 1000  # files of a folder from which on the folder is listed
+
 _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
-_STRETCHED = {'L;2': 85, 'L;4': 17}  # Pillow stretches 2- and 4-bit grey to 0..255
+_STRETCHED = {'L;2': 85, 'L;4': 17}  # the factors by which Pillow stretches 2- and 4-bit grey to 0..255
 _VOID, _UNKNOWN = -1, -2  # entries of a colour table
 
-# Pillow's warnings (large pictures, odd tags) name no file; what it cannot read is an error, which does.
+# Pillow's warnings (large pictures, odd tags) do not name the file; its errors are reported with the name.
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
-def load_image(path):
-    """Reads a JPEG, PNG, BMP, WebP or any other file that Pillow knows, as the reader does.
+# ---- regular files ----
 
-    Grey and RGB JPEGs are decoded by TensorFlow, whose default is quicker than Pillow's and the original's; all else
-    by Pillow, to the values of TensorFlow's decoders: alpha is dropped, 16 bits become the upper 8, grey is repeated,
-    CMYK converted, EXIF rotation left alone (but a TIFF's, which Pillow applies); of an animation the first picture is
-    taken.
+def read_file(path, most_bytes=MAX_BYTES):
+    """Returns the bytes of a regular file.
+
+    The file is opened without blocking and checked after that, so it cannot be replaced between the two.
+
+    Args:
+      path: the file.
+      most_bytes: the largest size that is read.
+
+    Raises:
+      OSError: the file cannot be read, is not a regular file or is larger than most_bytes; strerror says which.
+    """
+    try:
+        with open(path, 'rb', opener=_open_without_blocking) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, 'it is a FIFO or a device, not a regular file', path)
+            if status.st_size > most_bytes:
+                raise OSError(errno.EFBIG, 'it has %d bytes, more than the %d that are read' % (
+                    status.st_size, most_bytes), path)
+            return file.read()
+    except ValueError:  # from os.open, before anything is read
+        raise OSError(errno.EINVAL, 'no file can have this name', path)
+
+
+def _open_without_blocking(path, flags):
+    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
+
+
+def text_lines(data):
+    """Iterates over the lines of a UTF-8 file's bytes, with any line ends; UnicodeDecodeError if they are not UTF-8."""
+    return _split(data.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n'))
+
+
+def _split(text):
+    """Yields text.split('\\n') one line at a time, which takes 0.1 GB less for a list of a million lines."""
+    start, end = 0, text.find('\n')
+    while end >= 0:
+        yield text[start:end]
+        start, end = end + 1, text.find('\n', end + 1)
+    yield text[start:]
+
+
+def is_regular_file(path):
+    """Returns whether there is a regular file of this name."""
+    try:
+        return os.path.isfile(path)
+    except ValueError:  # a NUL in the name; Python 3.8 and later return False themselves
+        return False
+
+
+def find_missing(paths):
+    """Returns a list of those paths that do not name a regular file.
+
+    A folder that holds more than MANY of them is listed once, which takes a quarter of the time of checking each.
+    """
+    groups, missing = {}, []
+    for path in paths:
+        groups.setdefault(path[:path.rfind('/') + 1], []).append(path)
+    for folder, members in groups.items():
+        listed = _names(folder) if len(members) > MANY else ()
+        # A name that is not listed is still checked: the file system may know it by another spelling.
+        missing += [path for path in members if path[len(folder):] not in listed and not is_regular_file(path)]
+    return missing
+
+
+def _names(folder):
+    """Returns the set of the names of a folder's regular files; an empty set if it cannot be listed."""
+    try:
+        with os.scandir(folder or '.') as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (OSError, ValueError):
+        return set()
+
+
+# ---- images ----
+
+def load_image(path):
+    """Reads a JPEG, PNG, BMP, WebP or any other image that Pillow knows, as the training reader does.
+
+    Grey and RGB JPEGs are decoded by TensorFlow, with its default method: it is faster than Pillow, and the original
+    used it. All other files are decoded by Pillow to the values of TensorFlow's decoders: alpha is dropped, 16 bits
+    become the upper 8, grey is repeated, CMYK is converted, EXIF rotation is not applied (except a TIFF's, which Pillow
+    applies), and an animation's first picture is taken.
 
     Returns:
       uint8 RGB array [h, w, 3].
 
     Raises:
-      UserError: the file is missing, empty, truncated or no image.
+      UserError: the file is missing, empty, truncated or not an image.
     """
     with _reading(path):
         data = read_file(path)
@@ -48,50 +136,11 @@ def load_image(path):
         return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
 
 
-def load_label(path, classes):
-    """The label map that read_label reads, without the account of its colours."""
-    return read_label(path, classes)[0]
-
-
-def read_label(path, classes):
-    """Reads a label map.
-
-    Grey and palette files hold class indices, of 1 to 16 bits; a palette file's colours are never read. An
-    RGB file is colour-coded: each colour of a palette that the user named is a class, all other colours become
-    ignore_label.
-
-    Args:
-      path: the file.
-      classes: a Classes.
-
-    Returns:
-      (label, unknown): an integer array [h, w], uint8 where its values allow; the colours that the palette neither
-      gives to a class nor calls void, as a list of (pixels, (r, g, b)), most frequent first.
-
-    Raises:
-      UserError: the file is missing, broken, lossy, colour-coded without a named palette or in none of its colours.
-    """
-    with _reading(path):
-        image, raw_mode = _decode(read_file(path))
-    if image.format in ('JPEG', 'MPO'):
-        raise UserError('%s: JPEG is lossy, it does not keep class indices; save labels as PNG.' % quoted(path))
-    if image.mode == '1':
-        return np.asarray(image).astype(np.uint8), []
-    if image.mode in ('L', 'P'):
-        return np.asarray(image) // np.uint8(_STRETCHED.get(raw_mode, 1)), []
-    if image.mode in _WIDE_GREY:
-        return np.asarray(image), []
-    if image.mode in ('RGB', 'RGBA'):
-        return _classes_of_colours(np.asarray(image)[:, :, :3], classes, path)
-    raise UserError("%s: a label of Pillow's mode %s holds neither class indices nor colours; save it as "
-                    'grey PNG with the class index as value.' % (quoted(path), image.mode))
-
-
 def read_jpeg(path):
-    """A JPEG file for TensorFlow's own decoder.
+    """Reads a JPEG file for TensorFlow's own decoder.
 
     Returns:
-      (the file's bytes, (height, width)), or None if it is no JPEG or has other channels than RGB or grey.
+      (the file's bytes, (height, width)), or None if the file is not a JPEG or is neither RGB nor grey.
 
     Raises:
       UserError: the file is missing or its header is damaged.
@@ -103,21 +152,21 @@ def read_jpeg(path):
 
 
 def image_size(path):
-    """(height, width) by the file's header; UserError as load_image, as far as the header tells."""
+    """Returns (height, width) from the file's header; UserError as in load_image, for damage in the header."""
     with _reading(path), Image.open(io.BytesIO(read_file(path))) as image:
         return image.size[::-1]
 
 
 def decode_jpeg(data):
-    """Decodes a JPEG's bytes as the reader's graph does: uint8 [h, w, 3]; tf.errors.OpError if it is damaged."""
+    """Returns a JPEG's pixels, uint8 [h, w, 3], as the reader's graph does; tf.errors.OpError if it is damaged."""
     sess, encoded, pixels = _jpeg_decoder()
     return sess.run(pixels, {encoded: data})
 
 
 @functools.lru_cache(maxsize=None)
 def _jpeg_decoder():
-    """(session, placeholder of the bytes, pixels), for any number of threads."""
-    import tensorflow.compat.v1 as tf  # not at the top: converting data sets takes none of it
+    """Returns (session, placeholder of the bytes, pixels), which any number of threads may use."""
+    import tensorflow.compat.v1 as tf  # not at the top: converting a data set does not need it
 
     from utils.system import runtime
 
@@ -125,12 +174,12 @@ def _jpeg_decoder():
         encoded = tf.placeholder(tf.string, [])
         pixels = tf.image.decode_jpeg(encoded, channels=3)
         config = runtime.session_config()
-        config.use_per_session_threads = True  # or this session would set the number of threads for all that follow
+        config.use_per_session_threads = True  # or this session would set the number of threads of all later ones
         return tf.Session(config=config), encoded, pixels
 
 
 def _jpeg_size(data):
-    """(height, width) of the bytes of an RGB or grey JPEG, else None."""
+    """Returns (height, width) of an RGB or grey JPEG's bytes, None for any other file."""
     if not data.startswith(b'\xff\xd8'):
         return None
     with Image.open(io.BytesIO(data)) as image:
@@ -153,7 +202,7 @@ def _reading(path):
 
 
 def _decode(data):
-    """(loaded Pillow image, the pixel layout in the file such as 'L;4', known only before loading)."""
+    """Returns (loaded Pillow image, the file's pixel layout such as 'L;4', which is known before loading only)."""
     if not data:
         raise ValueError('the file is empty')
     with Image.open(io.BytesIO(data)) as image:
@@ -162,8 +211,50 @@ def _decode(data):
         return image, layout if isinstance(layout, str) else None
 
 
+# ---- labels ----
+
+def load_label(path, classes):
+    """Returns the label that read_label reads, an integer array [h, w], without the unknown colours."""
+    return read_label(path, classes)[0]
+
+
+def read_label(path, classes):
+    """Reads a label.
+
+    Grey and palette files hold class indices of 1 to 16 bits; the colours of a palette file are never read. An RGB file
+    is colour-coded: each colour of the palette that the user named is a class, and all other colours become
+    ignore_label.
+
+    Args:
+      path: the file.
+      classes: a Classes.
+
+    Returns:
+      (label, unknown): an integer array [h, w], uint8 if its values fit; and the colours that are neither a class nor
+      void in the palette, a list of (number of pixels, (r, g, b)), most frequent first.
+
+    Raises:
+      UserError: the file is missing, broken or lossy, or colour-coded where no palette is named or none of its colours
+        is the palette's.
+    """
+    with _reading(path):
+        image, raw_mode = _decode(read_file(path))
+    if image.format in ('JPEG', 'MPO'):
+        raise UserError('%s: JPEG is lossy, it does not keep class indices; save labels as PNG.' % quoted(path))
+    if image.mode == '1':
+        return np.asarray(image).astype(np.uint8), []
+    if image.mode in ('L', 'P'):
+        return np.asarray(image) // np.uint8(_STRETCHED.get(raw_mode, 1)), []
+    if image.mode in _WIDE_GREY:
+        return np.asarray(image), []
+    if image.mode in ('RGB', 'RGBA'):
+        return _classes_of_colours(np.asarray(image)[:, :, :3], classes, path)
+    raise UserError("%s: a label of Pillow's mode %s holds neither class indices nor colours; save it as "
+                    'grey PNG with the class index as value.' % (quoted(path), image.mode))
+
+
 def _classes_of_colours(rgb, classes, path):
-    # rgb: uint8 [h, w, 3] -> what read_label returns
+    """Returns what read_label does for the pixels of a colour-coded label, uint8 [h, w, 3]."""
     palette = classes.palette
     if not palette.named:
         raise UserError('%s: the label is colour-coded; name its colours with --palette=voc|cityscapes|FILE, '
@@ -185,13 +276,13 @@ def _classes_of_colours(rgb, classes, path):
 
 
 def show_colours(unknown, count=3):
-    """The first colours of those that read_label returns, in words."""
+    """Returns the first of the colours that read_label returns, as text."""
     return ', '.join('%d %d %d' % colour for _, colour in unknown[:count]) + (', ...' if unknown[count:] else '')
 
 
 @functools.lru_cache(maxsize=2)
 def _colour_table(colours, void):
-    # int16 [2**24]: the class of each colour (r << 16 | g << 8 | b), _VOID or _UNKNOWN.
+    """Returns the class of each colour r << 16 | g << 8 | b, or _VOID or _UNKNOWN: int16 [2**24]."""
     table = np.full(1 << 24, _UNKNOWN, np.int16)
     for red, green, blue in void:
         table[red << 16 | green << 8 | blue] = _VOID

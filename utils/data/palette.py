@@ -1,20 +1,21 @@
-"""Class colours and names: VOC's by formula, Cityscapes' 19, or a text file's."""
+"""Class names and colours of VOC, Cityscapes or a text file; label ids and file names of Cityscapes' benchmark."""
 
 import functools
-from collections import namedtuple
+import os
+import re
+from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from utils.data import cityscapes_labels
-from utils.data.regular_files import read_file, text_lines
+from utils.data.image_files import read_file, text_lines
 from utils.system.errors import UserError, quoted
 
 MAX_CLASSES = 256
 
-# The label value that VOC, SBD's conversion and Cityscapes' train ids give to pixels that belong to no class.
+# The value of pixels without a class in VOC's labels, SBD's converted ones and Cityscapes' train ids.
 IGNORE_LABEL = 255
 
-# What PASCAL VOC paints on those pixels; it is also entry 255 of VOC's colours.
+# VOC's colour for these pixels; it is also entry 255 of VOC's colours.
 VOID_COLOUR = (224, 224, 192)
 BLACK = (0, 0, 0)
 
@@ -26,38 +27,76 @@ VOC_NAMES = [
     'tvmonitor',
 ]
 
-# colours: uint8 [256, 3]; names: a list of class names or None;
-# void: colours that a colour-coded label may use for pixels without a class, unless they are a class's own;
-# named: whether the user chose it, so that colour-coded labels are read by it.
-Palette = namedtuple('Palette', 'colours names void named')
-Palette.__new__.__defaults__ = ((BLACK, VOID_COLOUR), False)
+# Cityscapes' 19 evaluated classes as (name, label id, colour), in the order of the train ids 0..18.
+# Source: cityscapesscripts.helpers.labels, https://github.com/mcordts/cityscapesScripts
+CITYSCAPES_CLASSES = [
+    ('road', 7, (128, 64, 128)),
+    ('sidewalk', 8, (244, 35, 232)),
+    ('building', 11, (70, 70, 70)),
+    ('wall', 12, (102, 102, 156)),
+    ('fence', 13, (190, 153, 153)),
+    ('pole', 17, (153, 153, 153)),
+    ('traffic light', 19, (250, 170, 30)),
+    ('traffic sign', 20, (220, 220, 0)),
+    ('vegetation', 21, (107, 142, 35)),
+    ('terrain', 22, (152, 251, 152)),
+    ('sky', 23, (70, 130, 180)),
+    ('person', 24, (220, 20, 60)),
+    ('rider', 25, (255, 0, 0)),
+    ('car', 26, (0, 0, 142)),
+    ('truck', 27, (0, 0, 70)),
+    ('bus', 28, (0, 60, 100)),
+    ('train', 31, (0, 80, 100)),
+    ('motorcycle', 32, (0, 0, 230)),
+    ('bicycle', 33, (119, 11, 32)),
+]
 
-# What label values mean: 0..num_classes-1 are classes, ignore_label is the one value that does not count (it may be one
-# of the classes' values), and a Palette has the colours.
-Classes = namedtuple('Classes', 'num_classes ignore_label palette')
+# The colours that *_color.png has for labels outside the evaluation: such pixels are ignored in training.
+CITYSCAPES_VOID_COLOURS = [
+    (0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140), (180, 165, 180),
+    (150, 100, 100), (150, 120, 90), (0, 0, 90), (0, 0, 110),
+]
+
+_FRAME = re.compile(r'(.+_\d{6}_\d{6})(?:_.*)?$')
+
+
+class Palette(NamedTuple):
+    """Colours and names of classes."""
+    colours: np.ndarray  # uint8 [256, 3]
+    names: Optional[List[str]]  # None if they are unknown
+    # Colours that a colour-coded label may have for pixels without a class, where they are not a class's own.
+    void: Tuple[Tuple[int, int, int], ...] = (BLACK, VOID_COLOUR)
+    named: bool = False  # whether the user named the palette, so that colour-coded labels are read with it
+
+
+class Classes(NamedTuple):
+    """What the values of a label mean."""
+    num_classes: int  # the values 0..num_classes-1 are classes
+    ignore_label: int  # the value of pixels that do not count; it may be one of the classes' values
+    palette: Palette
 
 
 @functools.lru_cache(maxsize=None)
 def voc_colours(n=MAX_CLASSES):
-    """The first n colours of PASCAL VOC, uint8 [n, 3], not to be written to.
+    """Returns the first n colours of PASCAL VOC, uint8 [n, 3], read-only.
 
-    Bits 0, 3, 6 of the class index become the top bits of red, 1, 4, 7 of green, 2, 5 of blue, the lowest
-    first (VOCdevkit's VOClabelcolormap.m).
+    Bits 0, 3 and 6 of the class index become the top bits of red, 1, 4 and 7 those of green, 2, 5 and 8 those of blue,
+    the lowest bit on top (VOCdevkit's VOClabelcolormap.m).
     """
     index = np.arange(n)
     colours = np.zeros([n, 3], np.uint8)
     for channel in range(3):
         for bit in range(8):
             colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    colours.setflags(write=False)  # all callers share it
+    colours.setflags(write=False)  # all callers share the array
     return colours
 
 
 def load_classes(num_classes, ignore_label=IGNORE_LABEL, palette_spec=''):
-    """The Classes that --num_classes, --ignore_label and --palette name.
+    """Returns the Classes for --num_classes, --ignore_label and --palette.
 
     Raises:
-      UserError: as load_palette, or ignore_label is beyond 32 bits.
+      UserError: as in load_palette, or ignore_label does not fit into 32 bits.
     """
     if not -2 ** 31 <= ignore_label < 2 ** 31:
         raise UserError('--ignore_label=%d: labels are of 32 bits, give -2147483648 to 2147483647.' % ignore_label)
@@ -65,16 +104,15 @@ def load_classes(num_classes, ignore_label=IGNORE_LABEL, palette_spec=''):
 
 
 def load_palette(spec, num_classes):
-    """The Palette that --palette names.
+    """Returns the Palette for --palette.
 
     Args:
-      spec: '' or 'voc', 'cityscapes', or the path of a text file with one class a line: `name r g b` (the
-        name may contain spaces; # starts a comment line). Lines beyond num_classes are void colours.
-      num_classes: the classes that need a colour. VOC's colours serve any number up to 256, its names go with
-        21 classes only.
+      spec: '', 'voc', 'cityscapes', or the path of a text file with one class per line: `name r g b` (the name may
+        contain spaces; # starts a comment line). Lines after the first num_classes name void colours.
+      num_classes: how many classes need a colour. VOC has 256 colours; its names are used for 21 classes only.
 
     Raises:
-      UserError: the file is missing, malformed or shorter than num_classes, or num_classes is out of 1..256.
+      UserError: the file is missing or malformed or has fewer than num_classes classes, or num_classes is not 1..256.
     """
     if not 1 <= num_classes <= MAX_CLASSES:
         raise UserError('--num_classes=%d: masks are 8-bit, give 1 to %d.' % (num_classes, MAX_CLASSES))
@@ -82,8 +120,8 @@ def load_palette(spec, num_classes):
         names = list(VOC_NAMES) if num_classes == len(VOC_NAMES) else None
         return Palette(voc_colours(), names, named=bool(spec))
     if spec == 'cityscapes':
-        classes = [(name, colour) for name, _, colour in cityscapes_labels.CLASSES]
-        void = tuple(cityscapes_labels.VOID_COLOURS)
+        classes = [(name, colour) for name, _, colour in CITYSCAPES_CLASSES]
+        void = tuple(CITYSCAPES_VOID_COLOURS)
     else:
         classes = read_palette_file(spec)
         void = tuple(colour for _, colour in classes[num_classes:])
@@ -96,7 +134,7 @@ def load_palette(spec, num_classes):
 
 
 def read_palette_file(path):
-    """The lines of a palette file, a list of (name, (r, g, b))."""
+    """Returns the classes of a palette file, a list of (name, (r, g, b)); UserError if it is missing or malformed."""
     try:
         lines = text_lines(read_file(path, MAX_PALETTE_BYTES))
     except OSError as error:
@@ -124,3 +162,42 @@ def _parse_class(line, where):
     if len(fields) < 4 or not all(value.isdecimal() and len(value) <= 3 and int(value) <= 255 for value in rgb):
         raise UserError("%s: '%s' is not `name r g b` with r, g and b from 0 to 255." % (where, quoted(line.strip())))
     return ' '.join(fields[:-3]), tuple(int(value) for value in rgb)
+
+
+# ---- Cityscapes' benchmark ----
+
+def cityscapes_frame(path):
+    """Returns the `city_sequence_frame` at the start of the file's name, or None for other names than Cityscapes'."""
+    match = _FRAME.match(os.path.splitext(os.path.basename(path))[0])
+    return match.group(1) if match else None
+
+
+def benchmark_name(image_path):
+    """Returns the file name under which Cityscapes' benchmark expects the prediction of this image.
+
+    The official evaluation looks for exactly one `{city}_{sequence}_{frame}*.png` per frame, in any folder below the
+    results.
+
+    Raises:
+      UserError: the image's name is not of the form city_sequence_frame_leftImg8bit.png.
+    """
+    frame = cityscapes_frame(image_path)
+    if frame is None:
+        raise UserError('%s: the name is not of the form city_000000_000000_leftImg8bit.png, by which the '
+                        'benchmark finds predictions; leave out --id_format=labelIds.' % quoted(image_path))
+    return frame + '_pred_labelIds.png'
+
+
+def train_ids_to_label_ids(mask):
+    """Converts Cityscapes' train ids 0..18 to label ids; all other values become 0 (unlabeled).
+
+    Args:
+      mask: integer array of any shape.
+
+    Returns:
+      uint8 array of the same shape.
+    """
+    mask = np.asarray(mask)
+    table = np.array([label_id for _, label_id, _ in CITYSCAPES_CLASSES] + [0], np.uint8)
+    known = (mask >= 0) & (mask < len(CITYSCAPES_CLASSES))
+    return table[np.where(known, mask, len(CITYSCAPES_CLASSES))]

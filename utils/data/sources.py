@@ -1,57 +1,72 @@
-"""What a run reads, from the flags: images and labels of a list, images to predict, and the report on all lists."""
+"""What the flags let a run read: lists with labels, images to predict, and the check of the three lists.
+
+Images to predict come from a list, from a folder with its sub-folders, or are named one by one.
+"""
 
 import collections
 import os
 import re
 import sys
+from typing import List, NamedTuple
 
-from utils.data import data_check, data_lists, image_folders
-from utils.data.regular_files import find_missing
-from utils.system.errors import UserError, quoted, some
+from utils.data import data_check, data_lists
+from utils.data.image_files import find_missing
+from utils.system.command_line import is_picture
+from utils.system.errors import UserError, quoted, reason, some
 
-# Images without labels. paths: of the files; names: what their outputs are called, all different for different images,
-# with the sub-folder in front for those of a folder.
-Images = collections.namedtuple('Images', 'paths names')
 
-MAX_CHECKED = 2000
-# Folders of out_dir that predictions go to.
+class Images(NamedTuple):
+    """Images without labels."""
+    paths: List[str]  # of the files
+    names: List[str]  # of their outputs: different for different images; for images of a folder with its sub-folder
+
+
+MAX_CHECKED = 2000  # images of a list that are all read before the work begins
+# Folders of out_dir that predictions are written to.
 PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction', 'probabilities', 'logits')
 
-# flag: whether what it names needs labels
+# flag: whether the list that it names needs labels
 NEEDS_LABELS = {'data_list': True, 'valid_data_list': True, 'test_data_list': False}
 
 _VOC_ID = re.compile(r'\d{4}_\d{6}$')
 _VOID_NAMES = ('ignore', 'ignored', 'unlabeled', 'unlabelled', 'void')
 
 
-def open_source(conf, classes, flag, num_steps=None):
-    """The images and labels that a flag names; their files exist, and of up to MAX_CHECKED images all are read.
+# ---- what a run reads ----
+
+def labelled_list(conf, classes, flag, num_steps=None):
+    """Returns the images and labels of the list that a flag names.
+
+    All files are checked to exist. Where the list has at most MAX_CHECKED images, all of them are read and checked.
 
     Args:
       conf: an object with the flags data_dir, data_list, valid_data_list, num_threads and check_labels as attributes.
       classes: a Classes.
-      flag: data_list or valid_data_list.
-      num_steps: only the first that many lines, or None for all.
+      flag: 'data_list' or 'valid_data_list'.
+      num_steps: how many lines to use, from the first; None for all.
 
     Returns:
-      a Source.
+      a data_lists.Source.
 
     Raises:
       UserError: the list or one of its files is missing, broken or does not fit the flags.
     """
     source = data_lists.read_labeled_image_list(conf.data_dir, getattr(conf, flag))
-    _say_if_fewer(source.name, source.images, num_steps)
+    _report_if_fewer(source.name, source.images, num_steps)
     source = data_lists.first_lines(source, num_steps)
     data_lists.check_files_exist(source, need_labels=True)
     if conf.check_labels and len(source.images) <= MAX_CHECKED:
-        _raise_or_warn(_check(conf, classes, source), classes, source, whole=flag == 'data_list')
+        result = _check(conf, classes, source)
+        data_check.raise_on_problems(result, 'list ' + quoted(source.name, 40))
+        # Classes that do not occur say something about all training data, but not about a few validation images.
+        _print_warnings(source, (_unlikely_classes(classes, result) if flag == 'data_list' else []) + result.warnings)
     return source
 
 
-def open_images(conf):
-    """The images to predict: those of --image, of --image_dir or of --test_data_list, the first of these that is given.
+def images_to_predict(conf):
+    """Returns the images of --image, --image_dir or --test_data_list, the first of these that is given.
 
-    They are not read: one that is broken is reported when it is met.
+    The images are not read here: a broken one is reported when its turn comes.
 
     Args:
       conf: an object with the flags image, image_dir, out_dir, data_dir, test_data_list and test_num_steps as
@@ -61,49 +76,141 @@ def open_images(conf):
       an Images.
 
     Raises:
-      UserError: there are no such images, or not one of them is there.
+      UserError: no image is named, or none of them exists.
     """
     if conf.image_dir and not conf.image:
         written = [os.path.join(conf.out_dir, kind) for kind in ('', ) + PREDICTED]
-        relative = image_folders.images_below(conf.image_dir, written)
-        _say_if_fewer(conf.image_dir, relative, conf.test_num_steps)
+        relative = images_below(conf.image_dir, written)
+        _report_if_fewer(conf.image_dir, relative, conf.test_num_steps)
         images = Images([os.path.join(conf.image_dir, path) for path in relative], data_lists.folder_names(relative))
     else:
-        paths = image_folders.named_images(conf.image) if conf.image else _listed_images(conf)
+        paths = named_images(conf.image) if conf.image else _listed_images(conf)
         images = Images(paths, data_lists.output_names(paths))
     return Images(*(column[:conf.test_num_steps] for column in images))
 
 
 def _listed_images(conf):
-    """The images of --test_data_list; UserError if not one of them is there."""
+    """Returns the images of --test_data_list; UserError if none of them exists."""
     source = data_lists.read_labeled_image_list(conf.data_dir, conf.test_data_list)
-    _say_if_fewer(source.name, source.images, conf.test_num_steps)
+    _report_if_fewer(source.name, source.images, conf.test_num_steps)
     if len(find_missing(set(source.images))) == len(set(source.images)):
         data_lists.check_files_exist(source._replace(labels=[''] * len(source.images)), need_labels=False)
     return source.images
 
 
-def _say_if_fewer(name, images, num_steps):
-    """A line if a list or folder has fewer images than were asked for."""
+def named_images(names):
+    """Returns the paths that --image names; a value that is not itself a file's name is split at its commas.
+
+    Args:
+      names: a list of the flag's values.
+
+    Returns:
+      list of paths, without duplicates.
+
+    Raises:
+      UserError: one of them is a folder, or none of them exists.
+    """
+    paths = []
+    for name in names:
+        parts = [name] if os.path.lexists(name) else name.split(',')
+        paths += [os.path.expanduser(part) for part in parts if part]
+    paths = list(dict.fromkeys(paths))
+    folders = [path for path in paths if os.path.isdir(path)]
+    if folders:
+        raise UserError('--image=%s is a folder: give it with --image_dir.' % quoted(folders[0]))
+    if len(find_missing(paths)) == len(paths):
+        raise UserError('--image=%s: %s; check the name.' % (quoted(names[0]), (
+            'no such file' if len(paths) == 1 else 'none of the %d images is there' % len(paths))))
+    return paths
+
+
+def images_below(folder, left_out=()):
+    """Returns the images in a folder and in all folders below it, recognised by their suffix; no file is opened.
+
+    Names that start with a dot are skipped. Links to folders are followed, and each folder is listed once, however
+    many links lead to it. Folders that cannot be read are reported on stderr.
+
+    Args:
+      folder: the folder.
+      left_out: folders whose contents are skipped wherever they are found; they need not exist.
+
+    Returns:
+      sorted list of paths relative to the folder.
+
+    Raises:
+      UserError: there is no such folder, or it holds no image.
+    """
+    if not os.path.isdir(folder):
+        raise UserError('--image_dir=%s is %s.' % (quoted(folder), 'no folder: give an image with --image' if (
+            os.path.lexists(folder)) else 'not there: name the folder of the images'))
+    seen = {_identity(path) for path in left_out} - {_identity(folder), None}
+    found, waiting = [], collections.deque([''])
+    while waiting:
+        below = waiting.popleft()  # '' or a relative path that ends with a slash
+        path = os.path.join(folder, below)
+        identity = _identity(path)
+        if identity in seen:
+            continue
+        seen.update([identity] if identity else [])
+        for name, is_dir, is_link in _entries(path):
+            if is_dir:  # links come last, so that a folder is listed under its own name rather than a link's
+                (waiting.append if is_link else waiting.appendleft)(below + name + '/')
+            elif is_picture(name):
+                found.append(below + name)
+    if not found:
+        raise UserError('--image_dir=%s: there is no image in it; images are recognised by their suffix '
+                        '(.jpg, .png...).' % quoted(folder))
+    return sorted(found)
+
+
+def _identity(path):
+    """Returns what identifies a file or folder under all its names; None if there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder):
+    """Returns a sorted [(name, is a folder, is a link)] of what a folder holds, without hidden names."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries
+                          if not entry.name.startswith('.'))
+    except OSError as error:
+        print('warning: folder %s cannot be read (%s): its images are left out.' % (quoted(folder), reason(error)),
+              file=sys.stderr)
+        return []
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _report_if_fewer(name, images, num_steps):
+    """Prints a line if a list or folder has fewer images than requested."""
     if num_steps is not None and num_steps > len(images):
         print('%s has %d images only, so all of them are used once' % (quoted(name), len(images)), file=sys.stderr)
 
 
-def _raise_or_warn(result, classes, source, whole, shown=3):
-    """UserError for a CheckResult's problems; its warnings on stderr, those on classes too if it is of all data."""
-    data_check.raise_on_problems(result, 'list ' + quoted(source.name, 40))
-    warnings = (_unlikely_classes(classes, result) if whole else []) + result.warnings
+def _print_warnings(source, warnings, shown=3):
     for sentence in warnings[:shown]:
         print('warning: list %s: %s' % (quoted(source.name), sentence), file=sys.stderr)
     if warnings[shown:]:
         print('... and %d more warnings, which --option=check lists' % len(warnings[shown:]), file=sys.stderr)
 
 
+# ---- --option=check ----
+
 def check_lists(conf, classes):
     """Reads every file of the three lists and prints a report.
 
     Args:
-      conf, classes: as open_source.
+      conf, classes: as for labelled_list.
 
     Raises:
       UserError: training, testing or predicting would fail.
@@ -132,7 +239,7 @@ def check_lists(conf, classes):
 
 
 def _report(conf, classes, source, need_labels):
-    """Checks a list and prints what was found: a CheckResult with the list's own problems and warnings added."""
+    """Checks a list, prints the findings and returns the CheckResult, with problems of the list itself added."""
     result = _check(conf, classes, source)
     if need_labels:
         result.problems.extend('line %d: %s has no label in the list.' % (line, quoted(image)) for line, image, label
@@ -152,7 +259,7 @@ def _check(conf, classes, source):
 
 
 def _unlikely_classes(classes, result):
-    """Sentences on a histogram of classes that looks as if other flags were meant."""
+    """Returns a list of sentences on a class histogram that suggests other flags."""
     present, num_classes = result.histogram.nonzero()[0], classes.num_classes
     if not len(present):
         return ['no label has a pixel of any class.'] if result.num_labels else []
@@ -172,7 +279,7 @@ def _unlikely_classes(classes, result):
 
 
 def _shared_images(sources):
-    """A sentence on the images that both training and validation list have."""
+    """Returns a list with a sentence on the images that are in both the training and the validation list, if any."""
     if not {'data_list', 'valid_data_list'} <= set(sources):
         return []
     train, valid = ({os.path.realpath(path) for path in sources[flag].images}
@@ -185,7 +292,7 @@ def _shared_images(sources):
 
 
 def _assumed_names(classes, sources):
-    """A sentence if VOC's names are shown for what is not VOC's."""
+    """Returns a list with a sentence if VOC's class names are shown for images that are not VOC's."""
     images = [path for source in sources.values() for path in source.images]
     if classes.palette.named or not classes.palette.names:
         return []

@@ -56,7 +56,7 @@ def write(conf, network, prefix):
             raise UserError('cannot write to %s (%s): free space or give another folder with --export_dir.' % (
                 quoted(conf.export_dir), reason(error)))
         if conf.frozen:
-            with output_files.whole(os.path.join(folder, FROZEN)) as path, open(path, 'wb') as file:
+            with output_files.new_file(os.path.join(folder, FROZEN)) as path, open(path, 'wb') as file:
                 file.write(graph.as_graph_def().SerializeToString())
         if conf.tflite:
             save_tflite(folder)
@@ -102,7 +102,7 @@ def save_tflite(folder):
     """
     print('converting for TensorFlow Lite')
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_CPP_MIN_LOG_LEVEL='3')
-    with output_files.whole(os.path.join(folder, TFLITE)) as path:
+    with output_files.new_file(os.path.join(folder, TFLITE)) as path:
         done = subprocess.run([sys.executable, '-c', CONVERSION, folder, path], env=environment,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding='utf-8', errors='replace')
         if done.returncode:

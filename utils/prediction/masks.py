@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import label_utils
-from utils.data import cityscapes_labels, image_files, regular_files, sources
+from utils.data import image_files, sources
+from utils.data.palette import CITYSCAPES_CLASSES, benchmark_name, cityscapes_frame, train_ids_to_label_ids
 from utils.prediction import score_maps
 from utils.system import output_files
 from utils.system.errors import UserError, quoted
@@ -97,14 +98,14 @@ class MaskWriter(object):
 
     def _cityscapes_names(self, images):
         """(name that the benchmark wants, name that pictures start with) of each image, in its folder."""
-        if self._classes.num_classes != len(cityscapes_labels.CLASSES):
+        if self._classes.num_classes != len(CITYSCAPES_CLASSES):
             raise UserError("--id_format=labelIds is for Cityscapes' %d classes, not --num_classes=%d." % (
-                len(cityscapes_labels.CLASSES), self._classes.num_classes))
+                len(CITYSCAPES_CLASSES), self._classes.num_classes))
         names, image_of = [], {}
         for path, name in zip(*images):
             folder = os.path.dirname(name)
-            names.append((os.path.join(folder, cityscapes_labels.server_name(path)),
-                          os.path.join(folder, cityscapes_labels.frame_key(path))))
+            names.append((os.path.join(folder, benchmark_name(path)),
+                          os.path.join(folder, cityscapes_frame(path))))
             other = image_of.setdefault(names[-1], path)
             if os.path.normpath(other) != os.path.normpath(path):
                 raise UserError('--id_format=labelIds: %s and %s are of one frame and would get one mask: leave one of '
@@ -120,7 +121,7 @@ class MaskWriter(object):
 
     def _is_done(self, names):
         """Whether all outputs of an image are there."""
-        return all(map(regular_files.is_regular, self._outputs(names).values()))
+        return all(map(image_files.is_regular_file, self._outputs(names).values()))
 
     def _write(self, index, mask, scores):
         """Writes the mask, uint8 [H, W], of an image, its pictures and its scores, [H, W, num_classes] or None.
@@ -129,7 +130,7 @@ class MaskWriter(object):
           a sentence on why the image, which was read before, could not be read for its overlay; otherwise None.
         """
         outputs, (num_classes, _, palette) = self._outputs(self._names[index]), self._classes
-        ids = cityscapes_labels.train_ids_to_label_ids(mask) if self._label_ids else mask
+        ids = train_ids_to_label_ids(mask) if self._label_ids else mask
         self._save(ids, outputs['prediction'])
         if 'visual_prediction' in outputs:
             colours = label_utils.decode_labels(mask[np.newaxis], 1, num_classes, palette)[0]

@@ -98,7 +98,7 @@ class Report(object):
             images=self._images, counted=self._counted, left_out=self._left_out, worst=worst,
             best=[shown for shown in best[::-1] if shown.index not in twice],
             origin=[('checkpoint', prefix), ('list', conf.valid_data_list)], settings=settings))
-        with output_files.whole(self._path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        with output_files.new_file(self._path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
             file.write(page)
         print('report in %s' % self._path)
 

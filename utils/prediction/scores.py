@@ -168,7 +168,7 @@ class Images(object):
     def reading(self):
         """Gives a generator of the Reads; inside, exhausted memory, of the scoring too, is raised as a UserError."""
         with self._graph.as_default(), tf.Session(config=self._config) as sess, \
-                memory.enough_for('--window or --eval_scales'), self._reader.running(sess):
+                memory.report_exhaustion('--window or --eval_scales'), self._reader.running(sess):
             yield self._reads(sess)
 
     def _reads(self, sess):

@@ -1,28 +1,29 @@
-"""A mistake that the user can fix, and how text that is not ours appears in the sentence about it."""
+"""Errors that the user can fix, and how paths and other programs' messages are quoted in their sentence."""
 
 import os
 import re
 
-MOST_TOLD = 300
-MOST_QUOTED = 80
-MOST_LISTED = 90
-MOST_REASON = 120  # with a path of MOST_QUOTED and a remedy, below MOST_TOLD
-MOST_PATH = 30  # in a reason
+# Lengths in characters
+MOST_TOLD = 300  # of a message
+MOST_QUOTED = 80  # of a path in it
+MOST_LISTED = 90  # of a list in it
+MOST_REASON = 120  # of a reason, so that a path, a reason and a remedy are below MOST_TOLD
+MOST_PATH = 30  # of a path in a reason
 
 
 class UserError(ValueError):
-    """A bad input; its message is one sentence that names the file or flag and the remedy."""
+    """A mistake in the input; the message is one sentence that names the file or flag and the remedy."""
 
 
 def printable(text):
-    """The text with everything that a terminal would not show as a character escaped: \\x1b, \\n, \\udc80."""
+    """Returns the text with the characters escaped that a terminal does not show: \\x1b, \\n, \\udc80."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def quoted(path, most=MOST_QUOTED):
-    """A path, or other text from a file, in at most `most` printable characters.
+    """Returns a path, or other text from a file, in at most `most` printable characters.
 
-    What is too long keeps its end, which tells the files of one folder apart.
+    A text that is too long is cut at its start, as the end of a path distinguishes the files of a folder.
     """
     text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
     shown = printable(text[-most:])
@@ -31,7 +32,7 @@ def quoted(path, most=MOST_QUOTED):
 
 
 def some(items, limit=1, most=MOST_LISTED, show=str):
-    """'a, b and 5 more': up to `limit` of the first items, as many as fit in `most` characters but one at least."""
+    """Returns 'a, b and 5 more': at least one and at most `limit` items, as many as fit into `most` characters."""
     shown = [show(item) for item in items[:limit]]
     while len(shown) > 1 and len(', '.join(shown)) > most:
         shown.pop()
@@ -40,16 +41,16 @@ def some(items, limit=1, most=MOST_LISTED, show=str):
 
 
 def reason(error):
-    """Why an operation failed, in at most MOST_REASON printable characters.
+    """Returns why an operation failed, in at most MOST_REASON printable characters.
 
-    An OSError's own words; from TensorFlow's report, in which the op's name, the place that made it and hints
-    surround the reason, the reason alone.
+    This is an OSError's text, or the reason in TensorFlow's message without the op's name, its traceback and hints.
     """
     text = getattr(error, 'strerror', None) or getattr(error, 'message', None) or str(error) or type(error).__name__
     text = re.sub(r'(?s)^Graph execution error:.*?\nNode: [^\n]*\n', '', str(text))
     text = re.sub(r'(?s)^\d+ root error\(s\) found\.\s*\(0\) [^:]+: ', '', text)
     text = re.split(r'\s*\[\[|\nHint:|\n\nOriginal stack trace|\n\s*\(1\) ', text)[0]
     text = re.sub(r'^Graph execution error:\s*', '', text)
-    text = re.sub(r'^\S+\.tempstate\d+; ', '', text)  # a file that the user did not name
-    text = re.sub(r'/\S{%d,}' % MOST_PATH, lambda path: quoted(path.group(), MOST_PATH), text)  # or nothing else fits
+    text = re.sub(r'^\S+\.tempstate\d+; ', '', text)  # a temporary file of TensorFlow's
+    # Long paths are cut, or nothing else would fit.
+    text = re.sub(r'/\S{%d,}' % MOST_PATH, lambda path: quoted(path.group(), MOST_PATH), text)
     return printable(' '.join(text.split()).rstrip('.'))[:MOST_REASON]

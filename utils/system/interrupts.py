@@ -1,4 +1,4 @@
-"""Signals that stop a run: the first lets it finish what it does, the second ends it at once."""
+"""Signals that stop a run: after the first it finishes its current step, the second ends it immediately."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """A run that ended early but in good order; `number` is the signal that asked for it."""
+    """A run was stopped by the signal `number` after finishing its step."""
 
     def __init__(self, number):
         super(Interrupted, self).__init__('signal %d' % number)
@@ -18,7 +18,7 @@ class Interrupted(Exception):
 
 
 class Pending(object):
-    """The signal that came, None as long as none did."""
+    """The signal that was received: its `number`, None until there is one."""
 
     number = None
 
@@ -26,19 +26,22 @@ class Pending(object):
         self.number = self.number or number
 
     def watch(self, pipe):
-        """Acts on the numbers of signals that come through a pipe, until it is closed."""
+        """Reads the numbers of signals from a pipe and reacts to them, until the pipe is closed."""
         with os.fdopen(pipe, 'rb', 0) as stream:
             numbers = (byte[0] for byte in iter(lambda: stream.read(1), b'') if byte[0] in STOPPING)
-            for came, number in enumerate(numbers):
-                if came:
-                    os._exit(128 + number)  # TensorFlow's threads would hold up any other end
+            for count, number in enumerate(numbers):
+                if count:
+                    os._exit(128 + number)  # any other exit would wait for TensorFlow's threads
                 self.handle(number)
                 print('\nstopping after this step; a second signal stops at once', file=sys.stderr)
 
 
 @contextlib.contextmanager
 def at_once():
-    """Inside, Ctrl-C ends the process: an import drops what is raised in its callbacks, and the run would go on."""
+    """Makes Ctrl-C end the process immediately within a `with` block, such as one with imports.
+
+    Python's KeyboardInterrupt can be lost during an import, which ignores exceptions in its callbacks.
+    """
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(
         signal.SIGINT) is signal.default_int_handler
     if ours:
@@ -52,10 +55,10 @@ def at_once():
 
 @contextlib.contextmanager
 def deferred():
-    """Inside, SIGINT and SIGTERM only set the number of the Pending that this yields; a second one ends the process.
+    """Defers SIGINT and SIGTERM in a `with` block: the first sets the number of the Pending that this yields.
 
-    Python's handlers do not run while a step computes, so a thread waits for the signals. Outside the main thread,
-    where Python allows no handlers, signals act as before.
+    A second signal ends the process. Python's own handlers do not run while TensorFlow computes a step, so a thread
+    waits for the signals. Python allows handlers in the main thread only; in other threads signals are not changed.
     """
     pending = Pending()
     if threading.current_thread() is not threading.main_thread():

@@ -1,45 +1,54 @@
-"""Memory: how much this process may still take, and a report of its exhaustion that says what to lower."""
+"""Memory: how much this process may still allocate, and an error that says what to lower when none is left."""
 
 import contextlib
 import os
 import resource
+from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
 from utils.system import runtime
 from utils.system.errors import UserError, reason
 
-# Of a control group, by version: its folder below the mount, the files of its limit and of its use, and the name in
-# memory.stat of what it uses for files and would give back.
-GROUPS = (('', 'memory.max', 'memory.current', 'inactive_file'),
-          ('memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'))
+
+class CgroupFiles(NamedTuple):
+    """Where a version of cgroups keeps a group's memory figures."""
+    controller: str  # the folder in the mount; '' in version 2
+    limit: str  # the file that holds the limit
+    used: str  # the file that holds what is used
+    reclaimable: str  # the name in memory.stat of the part of it that caches files and is freed on demand
+
+
+CGROUP_VERSIONS = (CgroupFiles('', 'memory.max', 'memory.current', 'inactive_file'),
+                   CgroupFiles('memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'))
 
 
 @contextlib.contextmanager
-def enough_for(what):
-    """Turns TensorFlow's report of exhausted memory into a UserError; `what` are the settings to lower."""
+def report_exhaustion(settings):
+    """Turns TensorFlow's ResourceExhaustedError in a `with` block into a UserError that names the settings to lower."""
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        raise UserError('out of memory (%s): lower %s.' % (reason(error), what))
+        raise UserError('out of memory (%s): lower %s.' % (reason(error), settings))
 
 
 def free(proc='/proc', cgroup=runtime.CGROUP):
-    """Bytes of main memory that this process may still take; infinite where nothing tells.
+    """Returns how many bytes of main memory this process may still allocate; infinity if it cannot be found out.
 
-    It is the least of what the machine has available, what the limits of the process's control groups (a container's,
-    a batch job's) leave, and what its own limit of address space (`ulimit -v`) does.
+    It is the smallest of three: the machine's available memory, what the limits of the process's cgroups (those of a
+    container or a batch job) leave, and what its address space limit (`ulimit -v`) leaves.
     """
-    rooms = [1024 * _value(os.path.join(proc, 'meminfo'), 'MemAvailable:')]
-    rooms += [_group_room(folder, files) for files in GROUPS for folder in _group_folders(proc, cgroup, files[0])]
+    left = [1024 * _value(os.path.join(proc, 'meminfo'), 'MemAvailable:')]
+    left += [_left_in_cgroup(folder, files) for files in CGROUP_VERSIONS
+             for folder in _cgroup_folders(proc, cgroup, files.controller)]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
-        rooms.append(limit - 1024 * _value(os.path.join(proc, 'self', 'status'), 'VmSize:', unknown=0))
-    return max(0, min(rooms))
+        left.append(limit - 1024 * _value(os.path.join(proc, 'self', 'status'), 'VmSize:', unknown=0))
+    return max(0, min(left))
 
 
 def _value(path, name, unknown=float('inf')):
-    """The number after a name in a file of `name number` lines."""
+    """Returns the number after a name in a file with lines of the form `name number`."""
     with contextlib.suppress(OSError, ValueError), open(path) as file:
         for words in map(str.split, file):
             if len(words) > 1 and words[0] == name:
@@ -47,9 +56,9 @@ def _value(path, name, unknown=float('inf')):
     return unknown
 
 
-def _group_folders(proc, cgroup, controller):
-    """The folders of the process's control group and of all those above it, which limit it too."""
-    folders = [os.path.join(cgroup, controller)]  # in a container, its own group is all that is mounted
+def _cgroup_folders(proc, cgroup, controller):
+    """Returns the folders of the process's cgroup and of all cgroups above it, whose limits hold too."""
+    folders = [os.path.join(cgroup, controller)]  # in a container, only its own cgroup is mounted
     with contextlib.suppress(OSError, ValueError), open(os.path.join(proc, 'self', 'cgroup')) as file:
         for _, controllers, path in (line.rstrip('\n').split(':', 2) for line in file):
             if controller in controllers.split(','):
@@ -58,11 +67,10 @@ def _group_folders(proc, cgroup, controller):
     return folders
 
 
-def _group_room(folder, files):
-    """What a control group's limit leaves, counting files that are kept in memory as free; infinite without one."""
-    _, limit, used, reclaimable = files
+def _left_in_cgroup(folder, files):
+    """Returns the bytes that a cgroup's limit leaves, cached files counted as free; infinity without a limit."""
     try:
-        (most,), (now,) = runtime.words(folder, limit), runtime.words(folder, used)
-        return int(most) - int(now) + _value(os.path.join(folder, 'memory.stat'), reclaimable, unknown=0)
-    except (OSError, ValueError):  # 'max' is none
+        limit, used = runtime.read_words(folder, files.limit, files.used)
+        return int(limit) - int(used) + _value(os.path.join(folder, 'memory.stat'), files.reclaimable, unknown=0)
+    except (OSError, ValueError):  # 'max' means no limit
         return float('inf')

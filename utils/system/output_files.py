@@ -1,6 +1,6 @@
-"""Files and folders that a run writes: checked before the work, whole or absent after it.
+"""Files and folders that a run writes: checked before the work, complete or absent after it.
 
-A file is whole or absent however the process ends. Only what `sync` was called for also outlives a loss of power.
+This holds however the process ends. After a loss of power it holds for files that `sync` was called for.
 """
 
 import contextlib
@@ -14,12 +14,13 @@ import tempfile
 from utils.system.errors import UserError, quoted, reason
 
 FIGURE_FORMATS = ('eps', 'jpg', 'pdf', 'png', 'svg')
+# (test of a mode, what such a file is called)
 KINDS = [(stat.S_ISREG, 'a file'), (stat.S_ISDIR, 'a folder'), (stat.S_ISLNK, 'a symbolic link'),
          (stat.S_ISFIFO, 'a named pipe'), (stat.S_ISSOCK, 'a socket')]
 
 
 def kind_of(path):
-    """What is at path itself, no link followed: one of KINDS' names, 'a device', or None for nothing."""
+    """Returns what is at path, without following links: a name in KINDS, 'a device', or None for nothing."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -28,10 +29,11 @@ def kind_of(path):
 
 
 def check_file(path, flag):
-    """Checks that a file can be written at path, where there is nothing or a regular file; makes its folder.
+    """Checks that a file can be written at path and makes its folder; returns the path.
 
     Raises:
-      UserError: naming the flag; it is a folder, link, pipe, socket or device, or its folder cannot be written.
+      UserError: there is a folder, link, pipe, socket or device at path, or its folder cannot be written; it names the
+        flag.
     """
     make_dir(os.path.dirname(path) or '.', flag)
     kind = kind_of(path)
@@ -41,9 +43,15 @@ def check_file(path, flag):
 
 
 def make_dir(path, flag, follow=True):
-    """Makes a folder that can be written to; UserError naming the flag if that fails.
+    """Makes a folder unless it exists, checks that it can be written to, and returns its path.
 
-    A symbolic link to a folder is one, too, unless `follow` is False.
+    Args:
+      path: the folder.
+      flag: the flag that names it, for the message.
+      follow: whether a symbolic link to a folder is accepted.
+
+    Raises:
+      UserError: there is something else at path, or the folder cannot be written to.
     """
     if os.path.lexists(path) and not os.path.isdir(path) or not follow and os.path.islink(path):
         raise UserError('cannot write to %s (it is %s): give another folder with --%s.' % (
@@ -59,10 +67,10 @@ def make_dir(path, flag, follow=True):
 
 
 def set_aside(path, flag):
-    """Makes room for a new file at path: its folder exists, an older file is kept.
+    """Prepares path for a new file: makes its folder and renames an older file.
 
     Returns:
-      the older file's new name, the first free one of path.old, path.old2, path.old3...; None if there was none.
+      the older file's new name, the first unused one of path.old, path.old2, path.old3...; None if there was no file.
     """
     if kind_of(check_file(path, flag)) is None:
         return None
@@ -79,21 +87,21 @@ def set_aside(path, flag):
 
 
 def check_replaceable(path):
-    """UserError if what is at path is nothing that a new file could take the place of: a folder, pipe or device."""
+    """Raises UserError if there is something at path that a new file cannot replace: a folder, pipe or device."""
     kind = kind_of(path)
     if kind not in (None, 'a file', 'a symbolic link'):
         raise UserError("'%s' cannot be written (it is %s): give another name." % (quoted(path), kind))
 
 
 @contextlib.contextmanager
-def whole(path):
-    """Gives a temporary name to write to, beside path; the file gets its own name once it is whole.
+def new_file(path):
+    """Yields a temporary path beside `path` to write to; at the end of the `with` block the file is renamed to `path`.
 
     A link at path is replaced, not followed.
 
     Raises:
-      UserError: the file cannot be written, or path is a folder, pipe, socket or device; no part of the file
-        is left.
+      UserError: the file cannot be written, or path is a folder, pipe, socket or device; no part of a file is left
+        behind.
     """
     temporary = '%s.%d.tmp' % (path, os.getpid())
     try:
@@ -112,14 +120,16 @@ def whole(path):
 
 
 def check_new_folder(path, flag, least, most):
-    """Checks that new_folder can write path.
+    """Checks that new_folder can write path: there is nothing, an empty folder, or one that an earlier run wrote.
 
     Args:
-      path: where there is nothing, an empty folder, or one that was written before: it holds the names `least` and no
-        others than the names `most`.
+      path: the folder.
+      flag: the flag that names it, for the message.
+      least, most: sets of names. A folder was written by an earlier run if it holds all of `least` and nothing but
+        names of `most`.
 
     Raises:
-      UserError: naming the flag; anything else is there, or the folder around it cannot be written.
+      UserError: there is something else at path, or the folder around it cannot be written to.
     """
     path = os.path.abspath(path)
     make_dir(os.path.dirname(path), flag)
@@ -135,9 +145,10 @@ def check_new_folder(path, flag, least, most):
 
 @contextlib.contextmanager
 def new_folder(path, flag, least, most):
-    """Gives a temporary folder beside path, which gets that name once it is whole, in place of an earlier one.
+    """Yields a temporary folder beside `path`; at the end of the `with` block it replaces the folder at `path`.
 
-    Args and Raises: as check_new_folder. However it ends, a folder at path is whole: the earlier or the new one.
+    Args and Raises: as in check_new_folder. However the process ends, the folder at path is complete: the earlier one
+    or the new one.
     """
     check_new_folder(path, flag, least, most)
     path = os.path.abspath(path)
@@ -163,9 +174,9 @@ def new_folder(path, flag, least, most):
 
 
 def sync(paths):
-    """Waits until the contents and the names of files are on the disk."""
+    """Waits until the contents and the names of files are written to the disk."""
     for path in list(paths) + sorted({os.path.dirname(path) or '.' for path in paths}):
-        with contextlib.suppress(OSError):  # on file systems that cannot do it
+        with contextlib.suppress(OSError):  # some file systems cannot sync
             file = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(file)
@@ -177,7 +188,7 @@ def save_image(pixels, path):
     """Writes a uint8 array [h, w] or [h, w, 3] as PNG."""
     from PIL import Image
 
-    with whole(path) as temporary:
+    with new_file(path) as temporary:
         Image.fromarray(pixels).save(temporary, format='PNG')
 
 
@@ -185,26 +196,26 @@ def save_arrays(arrays, path):
     """Writes a dict of arrays as compressed .npz."""
     import numpy as np
 
-    packed = io.BytesIO()  # as a zip file that cannot be finished prints a traceback when it is collected
+    packed = io.BytesIO()  # a zip file that cannot be finished on disk would print a traceback when it is deleted
     np.savez_compressed(packed, **arrays)
-    with whole(path) as temporary, open(temporary, 'wb') as file:
+    with new_file(path) as temporary, open(temporary, 'wb') as file:
         file.write(packed.getbuffer())
 
 
 def save_json(values, path):
     """Writes a dict as JSON."""
-    with whole(path) as temporary, open(temporary, 'w') as file:
+    with new_file(path) as temporary, open(temporary, 'w') as file:
         json.dump(values, file, indent=1, sort_keys=True)
 
 
 def check_figure(path, flag):
-    """check_file for a figure, whose suffix names one of FIGURE_FORMATS."""
+    """Checks that a figure can be written at path, as check_file does, and that its suffix is in FIGURE_FORMATS."""
     figure_format(path)
     return check_file(path, flag)
 
 
 def figure_format(path):
-    """The format that a figure's suffix names; UserError if it is none of FIGURE_FORMATS."""
+    """Returns the format that a figure's suffix names; UserError if it is not in FIGURE_FORMATS."""
     suffix = os.path.splitext(path)[1].lstrip('.').lower()
     if suffix not in FIGURE_FORMATS:
         raise UserError("figure '%s' must end in one of %s." % (
@@ -216,10 +227,10 @@ def save_figure(figure, path):
     """Writes a matplotlib Figure in the format that the path's suffix names.
 
     Raises:
-      UserError: the suffix is none of FIGURE_FORMATS, or the file cannot be written.
+      UserError: the suffix is not in FIGURE_FORMATS, or the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     suffix = figure_format(path)
-    with whole(path) as temporary:
+    with new_file(path) as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, format=suffix, dpi=150)

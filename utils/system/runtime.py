@@ -1,4 +1,7 @@
-"""Settings of the process that must be made before TensorFlow is first used, and the devices that it then has."""
+"""The process: environment and import of TensorFlow, the devices that it sees, sessions and their precision.
+
+This module can be imported before TensorFlow: its functions import TensorFlow when they need it.
+"""
 
 import contextlib
 import faulthandler
@@ -11,80 +14,90 @@ import tempfile
 import warnings
 
 CGROUP = '/sys/fs/cgroup'
-FROZEN_WEIGHTS = 'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'
-DRIVER = '/proc/driver/nvidia/version'
+FROZEN_WEIGHTS = 'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'  # the environment variable of this name
+DRIVER = '/proc/driver/nvidia/version'  # exists where NVIDIA's driver is loaded
 
+BFLOAT16_FLAGS = ('amx_bf16', 'avx512_bf16')  # processor flags, in Linux' spelling
+REWRITER_ON = 1  # RewriterConfig.ON, which tensorflow.compat.v1 does not export
+# precision: the field of RewriterConfig that enables it
+PRECISION_REWRITES = {'float16': 'auto_mixed_precision', 'bfloat16': 'auto_mixed_precision_onednn_bfloat16'}
+
+
+# ---- cores ----
 
 def usable_cores(cgroup=CGROUP):
-    """How many cores this process may use: by its processor set and by its container's quota, at least 1."""
+    """Returns how many cores this process may use, at least 1: the lower of its CPU affinity and its cgroup's quota."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         cores = os.cpu_count() or 1
-    for name in ('cpu.max', 'cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us'):  # version 2 and version 1
+    for names in (('cpu.max',), ('cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us')):  # cgroup versions 2 and 1
         try:
-            quota, period = words(cgroup, name)
-            if int(quota) > 0:  # 'max' or -1 is none
+            quota, period = read_words(cgroup, *names)
+            if int(quota) > 0:  # 'max' and -1 mean no quota
                 cores = min(cores, -(-int(quota) // int(period)))
         except (OSError, ValueError, ZeroDivisionError):
             continue
     return max(1, cores)
 
 
-def words(folder, names):
-    """The words of some files of a folder, such as a control group's, one after another."""
-    found = []
-    for name in names.split():
+def read_words(folder, *names):
+    """Returns a list of the words in the files of these names in a folder, such as a cgroup's."""
+    words = []
+    for name in names:
         with open(os.path.join(folder, name)) as file:
-            found += file.read().split()
-    return found
+            words += file.read().split()
+    return words
 
 
-def prepare(xla=False, deterministic=False, frozen_weights=False):
-    """Sets up the environment, imports TensorFlow in graph mode and returns it.
+# ---- import of TensorFlow ----
 
-    oneDNN is quicker in training and, as batch norm is folded, in prediction too; TensorFlow 2 leaves it off on some
-    processors. A setting of the user's own is never overridden.
+def import_tensorflow(xla=False, deterministic=False, frozen_weights=False):
+    """Sets up the environment, imports TensorFlow in graph mode and returns tensorflow.compat.v1.
 
-    TensorFlow's own lines appear only if its start fails or if TF_CPP_MIN_LOG_LEVEL is set below 3: what fails comes as
-    an exception, `devices` says whether a GPU is used, and lines marked as errors are written where nothing fails, as
-    when an op falls back to another kernel. Some come before that variable is read, so they are held back.
+    It enables oneDNN, which TensorFlow 2 leaves off on some processors: training is faster with it and so, with folded
+    batch norm, is prediction. Variables that the user has set are not changed.
+
+    TensorFlow's own lines are shown only if its import fails or TF_CPP_MIN_LOG_LEVEL is set below 3. Users do not need
+    them: failures are exceptions, describe_devices reports the GPUs, and some lines are marked as errors although
+    nothing fails, for instance where an op falls back to another kernel. Some are written before TensorFlow reads
+    TF_CPP_MIN_LOG_LEVEL, so stderr is held back during the import.
 
     Args:
-      xla: let XLA's clusters run on the CPU too.
-      deterministic: ask for ops that give the same bits on every run, which those of GPUs do not by default. This one
-        does override the environment: it is a promise.
-      frozen_weights: whether no weight changes after its first use. oneDNN then brings each into the order that it
-        wants once, not in every run, as it does with constants. It holds for the process, later calls change nothing.
+      xla: compile XLA's clusters on the CPU too.
+      deterministic: use ops that give the same bits in every run, which those of GPUs do not by default. This is the
+        one setting that overrides the user's environment, as --deterministic promises it.
+      frozen_weights: whether no weight changes after its first use. oneDNN then reorders each one once instead of in
+        every run, as it does with constants. It holds for the whole process; later calls do not change it.
     """
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
     if 'tensorflow' not in sys.modules and not (frozen_weights and FROZEN_WEIGHTS in os.environ):
-        os.environ[FROZEN_WEIGHTS] = str(int(frozen_weights))  # a training with it would be wrong, whoever set it
+        os.environ[FROZEN_WEIGHTS] = str(int(frozen_weights))  # training with 1 would be wrong, also if the user set it
     if xla:
         os.environ.setdefault('TF_XLA_FLAGS', '--tf_xla_cpu_global_jit')
     if deterministic:
-        os.environ.update(TF_DETERMINISTIC_OPS='1', TF_CUDNN_DETERMINISTIC='1')  # what TensorFlow 1.15 goes by
+        os.environ.update(TF_DETERMINISTIC_OPS='1', TF_CUDNN_DETERMINISTIC='1')  # read by TensorFlow 1.15
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     logging.getLogger('tensorflow').setLevel(logging.ERROR)
     with held_stderr() as held, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # TensorFlow 1.15's own numpy warnings
+        warnings.simplefilter('ignore')  # numpy's about TensorFlow 1.15
         with lean_import():
             import tensorflow.compat.v1 as tf
         tf.disable_v2_behavior()
-        tf.logging.set_verbosity(tf.logging.ERROR)  # queue runners are deprecated and work on both versions
+        tf.logging.set_verbosity(tf.logging.ERROR)  # queue runners are deprecated but work on both versions
         if deterministic:
             _enable_determinism()
-        gpus()  # which loads CUDA
+        gpus()  # loads CUDA, whose lines are held back too
         held.drop = os.environ['TF_CPP_MIN_LOG_LEVEL'] >= '3'
     return tf
 
 
 @contextlib.contextmanager
 def lean_import():
-    """Inside, nothing looks for garbage, of which imports leave none, and Keras cannot be imported.
+    """Turns off garbage collection and the import of Keras within a `with` block.
 
-    TensorFlow 2 imports it at its start, for the sake of those who save Keras models, and does without it if it is
-    missing: a third of the time of the start and 100 MB. Afterwards tf.keras loads it when it is used.
+    Imports leave no garbage. TensorFlow 2 imports Keras only for users who save Keras models and starts without it if
+    it is missing, which saves a third of the time and 100 MB. After the block tf.keras loads Keras when it is used.
     """
     collects, blocked = gc.isenabled(), 'keras' not in sys.modules
     gc.disable()
@@ -100,7 +113,7 @@ def lean_import():
 
 
 def _enable_determinism():
-    """TensorFlow 2's own switch, which its compat.v1 lacks; 1.15 has none."""
+    """Turns on TensorFlow 2's op determinism, which compat.v1 does not have; TensorFlow 1.15 has no such function."""
     import tensorflow
     enable = getattr(tensorflow.config.experimental, 'enable_op_determinism', None)
     if enable:
@@ -108,20 +121,20 @@ def _enable_determinism():
 
 
 class Held(object):
-    """Lines that were held back: `text`, once that has ended. They are written then unless `drop` is set."""
-
-    drop, text = False, ''
+    """What held_stderr yields."""
 
     def __init__(self, stderr):
-        """stderr: a file, not held back."""
-        self.stderr = stderr
+        self.stderr = stderr  # a file that writes to the real stderr meanwhile
+        self.drop = False  # set it to discard the text at the end
+        self.text = ''  # what was held back, available after the end
 
 
 @contextlib.contextmanager
 def held_stderr():
-    """Holds back what is written to file descriptor 2, native code's lines too, and writes it afterwards.
+    """Holds back what is written to file descriptor 2, by native code too, and writes it at the end.
 
-    Yields a Held. A process that native code aborts, as TensorFlow does on processors without AVX, says where.
+    Yields a Held. If native code aborts the process, as TensorFlow does on processors without AVX, the Python traceback
+    is printed.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -149,30 +162,32 @@ def held_stderr():
                 sys.stderr.write(held.text)
 
 
+# ---- devices ----
+
 def gpus():
-    """The GPUs that TensorFlow sees, a list of its PhysicalDevices."""
+    """Returns the GPUs that TensorFlow sees, a list of PhysicalDevices."""
     import tensorflow.compat.v1 as tf
     return tf.config.experimental.list_physical_devices('GPU')
 
 
 def on_gpu():
-    """Whether TensorFlow sees a GPU."""
+    """Returns whether TensorFlow sees a GPU."""
     return bool(gpus())
 
 
 def device_kind():
-    """'GPU' where TensorFlow sees one, otherwise 'CPU'."""
+    """Returns 'GPU' if TensorFlow sees one, otherwise 'CPU'."""
     return 'GPU' if on_gpu() else 'CPU'
 
 
 def has_driver():
-    """Whether there is an NVIDIA driver whose GPUs were not hidden by CUDA_VISIBLE_DEVICES."""
+    """Returns whether there is an NVIDIA driver and CUDA_VISIBLE_DEVICES does not hide its GPUs."""
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES', '0').strip() in ('', '-1')
     return not hidden and bool(os.path.exists(DRIVER) or shutil.which('nvidia-smi'))
 
 
-def devices():
-    """The devices that the run uses, as one line, with a remedy if TensorFlow sees no GPU of an NVIDIA driver."""
+def describe_devices():
+    """Returns a line on the devices that the run uses, with a remedy if there is an NVIDIA driver but no GPU."""
     import tensorflow.compat.v1 as tf
     cores = usable_cores()
     found = ['%d CPU core%s' % (cores, '' if cores == 1 else 's')]
@@ -190,10 +205,16 @@ def devices():
     return line
 
 
-def session_config(xla=False, num_cpus=1):
-    """GPU memory is taken as it is needed; ops without a GPU kernel run on the CPU; xla compiles clusters of ops.
+# ---- sessions and their precision ----
 
-    num_cpus is the number of logical devices that the processor stands for.
+def session_config(xla=False, num_cpus=1):
+    """Returns the tf.ConfigProto of a session.
+
+    GPU memory is allocated as it is needed, and ops without a GPU kernel run on the CPU.
+
+    Args:
+      xla: compile clusters of ops with XLA.
+      num_cpus: number of logical devices that the processor is divided into.
     """
     import tensorflow.compat.v1 as tf
     config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
@@ -201,4 +222,54 @@ def session_config(xla=False, num_cpus=1):
         config.device_count['CPU'] = num_cpus
     if xla:
         config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
+    return config
+
+
+def precision_from_flag(mixed_precision):
+    """Returns the precision for --mixed_precision, as available_precision does; None without the flag.
+
+    With the flag it prints the precision, also if that stays float32.
+    """
+    if not mixed_precision:
+        return None
+    precision = available_precision()
+    print('precision: ' + ('%s where TensorFlow deems it safe' % precision if precision else (
+        'float32; --mixed_precision needs a GPU, or TensorFlow 2 with oneDNN on a processor with AMX or AVX512-BF16')))
+    return precision
+
+
+def available_precision():
+    """Returns 'float16' on GPUs, 'bfloat16' on processors that have it, and None where 16 bits would not be faster."""
+    if on_gpu():
+        return 'float16'
+    return 'bfloat16' if has_bfloat16() else None
+
+
+def has_bfloat16(cpuinfo='/proc/cpuinfo'):
+    """Returns whether the processor computes in bfloat16 and this TensorFlow has oneDNN's kernels for it."""
+    return not why_no_bfloat16(cpuinfo)
+
+
+def why_no_bfloat16(cpuinfo='/proc/cpuinfo'):
+    """Returns a clause that says why has_bfloat16 is false; '' if it is true."""
+    import tensorflow.compat.v1 as tf
+    if tf.__version__.startswith('1.'):
+        return 'TensorFlow %s has no bfloat16 kernels for processors' % tf.__version__
+    if os.environ.get('TF_ENABLE_ONEDNN_OPTS') == '0':
+        return 'oneDNN is off (TF_ENABLE_ONEDNN_OPTS=0)'
+    try:
+        with open(cpuinfo) as file:
+            words = next((line.split() for line in file if line.startswith('flags')), [])
+    except OSError:
+        words = []
+    return '' if any(flag in words for flag in BFLOAT16_FLAGS) else 'the processor has neither AMX nor AVX512-BF16'
+
+
+def set_precision(config, precision):
+    """Sets the precision of a session's tf.ConfigProto, one that available_precision returns, and returns the config.
+
+    TensorFlow decides which ops it computes with 16 bits.
+    """
+    if precision:
+        setattr(config.graph_options.rewrite_options, PRECISION_REWRITES[precision], REWRITER_ON)
     return config

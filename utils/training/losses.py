@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.data import data_check
-from utils.data.regular_files import read_file
+from utils.data.image_files import read_file
 from utils.net import layers
 from utils.system.errors import UserError, quoted, reason
 

@@ -149,7 +149,7 @@ class Records(object):
                     return
         output_files.set_aside(self.logfile, 'logfile')
         if rows:
-            with output_files.whole(self.logfile) as temporary, open(temporary, 'wb') as file:
+            with output_files.new_file(self.logfile) as temporary, open(temporary, 'wb') as file:
                 file.write(expected)
 
     def _append(self, row, replaced=False):

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-from utils.data.regular_files import read_file
+from utils.data.image_files import read_file
 from utils.system import interrupts, memory, output_files
 from utils.system.errors import UserError, quoted, reason, some
 from utils.training import records
@@ -185,7 +185,7 @@ class Run(object):
             self._records.open(self.first_step, sess.graph, list(graph.losses))
             self._bar = tqdm(range(self.first_step, self.conf.num_steps + 1), desc='train', unit='step',
                              mininterval=1.0, initial=self.first_step, total=self.conf.num_steps + 1)
-            with memory.enough_for('--batch_size, --input_height or --input_width'), self._bar, \
+            with memory.report_exhaustion('--batch_size, --input_height or --input_width'), self._bar, \
                     interrupts.deferred() as self.signal:
                 yield sess
 

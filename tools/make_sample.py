@@ -1,7 +1,9 @@
-"""Paints the embedded sample data set: small still lifes of five classes, laid out as PASCAL VOC 2012 is.
+"""Paints the sample data set in dataset/sample: small still lifes of five classes, in PASCAL VOC 2012's layout.
 
-Every picture is painted at three times its size in float RGB and averaged down; objects are drawn far to near
-in their own coordinates, u to the right and v downwards, where the object fills about [-1, 1] x [-1, 1].
+    python tools/make_sample.py [--out_dir=FOLDER] [--seed=SEED]
+
+Every picture is painted in float RGB at three times its size and averaged down. Objects are painted from far to near,
+each in its own coordinates, u to the right and v downwards, in which it fills about [-1, 1] x [-1, 1].
 """
 
 import os
@@ -14,8 +16,8 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(HERE))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
 
 from utils.data import data_lists, palette  # noqa: E402
 from utils.system import command_line  # noqa: E402
@@ -34,7 +36,7 @@ BACKGROUND_SHARE = (0.38, 0.58)
 # ---- paint and light ----
 
 def value_noise(rng, x, y):
-    """Smooth noise in [-1, 1] with one bump per unit of x and y, arrays of one shape."""
+    """Returns smooth noise in [-1, 1] at x and y, two arrays of one shape, with about one bump per unit."""
     table = rng.uniform(-1, 1, (64, 64))
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
     fx, fy = x - x0, y - y0
@@ -46,34 +48,34 @@ def value_noise(rng, x, y):
 
 
 def smooth_step(low, high, x):
-    """0 below low, 1 above high, and a cubic in between."""
+    """Returns 0 below low, 1 above high, and a cubic between them."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def jitter(rng, colour, amount=0.05):
-    """The RGB colour in [0, 1], a little changed in each channel and in brightness."""
+    """Returns an RGB colour in [0, 1] with small random changes of its channels and brightness."""
     return np.clip(np.asarray(colour) * (1 + rng.uniform(-amount, amount))
                    + rng.uniform(-amount, amount, 3) / 2, 0, 1)
 
 
 def blend(first, second, weight):
-    """Mixes two colours (or colour images) by a weight image: [h, w, 3]."""
+    """Mixes two colours or colour images by weights [h, w]; returns [h, w, 3]."""
     return first + (second - first) * weight[..., None]
 
 
 def dot(first, second):
-    """Scalar product of two vectors given by their components, numbers or arrays."""
+    """Returns the dot product of two vectors, given as components that are numbers or arrays."""
     return sum(a * b for a, b in zip(first, second))
 
 
 def diffuse(normal, light, ambient=0.5):
-    """Lambert's law plus ambient light, for a normal given as a tuple of three arrays: [h, w]."""
+    """Returns the brightness [h, w] by Lambert's law plus ambient light; normal is a tuple of three arrays."""
     return ambient + (1.15 - ambient) * np.maximum(dot(normal, light), 0)
 
 
 def highlight(normal, light, sharpness):
-    """Phong's highlight in [0, 1] for a viewer along z: [h, w]."""
+    """Returns Phong's highlight in [0, 1] for a viewer along z, [h, w]."""
     facing = dot(normal, light)
     return np.maximum(2 * facing * normal[2] - light[2], 0) ** sharpness
 
@@ -81,7 +83,7 @@ def highlight(normal, light, sharpness):
 # ---- objects: (u, v, light, rng) -> mask [h, w], colour [h, w, 3] ----
 
 def paint_orange(u, v, light, rng, skin=(0.99, 0.53, 0.04)):
-    """A ball with pores, a soft highlight and a navel."""
+    """Paints a ball with pores, a soft highlight and a navel."""
     inside = u * u + v * v
     normal = (u, v, np.sqrt(np.maximum(1 - inside, 0)))
     pores = value_noise(rng, u * 17, v * 17) * 0.07 + value_noise(rng, u * 4, v * 4) * 0.05
@@ -93,7 +95,7 @@ def paint_orange(u, v, light, rng, skin=(0.99, 0.53, 0.04)):
 
 
 def leaf(u, v, angle, length, width):
-    """One leaf that grows from the origin: mask, position across in [-1, 1], position along in [0, 1]."""
+    """Returns a leaf that starts at the origin: mask, position across in [-1, 1], position along in [0, 1]."""
     along = (u * np.cos(angle) + v * np.sin(angle)) / length
     across = (-u * np.sin(angle) + v * np.cos(angle)) / width
     outline = np.sqrt(np.maximum(along * (1 - along), 0)) * 2 * (1.15 - 0.4 * along)
@@ -101,7 +103,7 @@ def leaf(u, v, angle, length, width):
 
 
 def paint_plant(u, v, light, rng, green=(0.27, 0.62, 0.16)):
-    """A bush of overlapping leaves, dark inside and bright outside, in a glazed green pot or without one."""
+    """Paints a bush of overlapping leaves, dark inside and bright outside, with or without a glazed green pot."""
     potted = rng.uniform() < 0.6
     centre_v = -0.22 if potted else 0.08
     colour = np.ones(u.shape + (3,)) * [0.06, 0.20, 0.05]
@@ -133,7 +135,7 @@ def paint_plant(u, v, light, rng, green=(0.27, 0.62, 0.16)):
 
 
 def paint_fish(u, v, light, rng, pink=(0.93, 0.30, 0.60), purple=(0.42, 0.10, 0.47)):
-    """A striped fish with scales, fins and an eye, its head to the left or to the right."""
+    """Paints a striped fish with scales, fins and an eye, its head to the left or to the right."""
     tilt = rng.uniform(-0.25, 0.25)
     side = rng.choice([-1, 1])
     u, v = side * (u * np.cos(tilt) + v * np.sin(tilt)), v * np.cos(tilt) - u * np.sin(tilt)
@@ -158,7 +160,7 @@ def paint_fish(u, v, light, rng, pink=(0.93, 0.30, 0.60), purple=(0.42, 0.10, 0.
 
 
 def masonry(a, b, rng, clay, mortar):
-    """Courses of bricks on a face, a along and b up in units of a brick's length: [h, w, 3]."""
+    """Returns rows of bricks, [h, w, 3], at positions a along and b up a wall in units of a brick's length."""
     row = np.floor(b * 2.2)
     x = a + 0.5 * (row % 2)
     column = np.floor(x)
@@ -170,7 +172,7 @@ def masonry(a, b, rng, clay, mortar):
 
 
 def paint_brick(u, v, light, rng, clay=(0.70, 0.20, 0.13), mortar=(0.66, 0.42, 0.36)):
-    """A block of masonry seen from above one of its corners: two walls and the top."""
+    """Paints a block of masonry seen from above one of its corners: two walls and the top."""
     clay, mortar = jitter(rng, clay), np.asarray(mortar)
     corner, height = rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.2)
     edge_left, edge_right = (-0.96 - corner, -0.30), (0.96 - corner, -0.30)
@@ -194,7 +196,7 @@ def paint_brick(u, v, light, rng, clay=(0.70, 0.20, 0.13), mortar=(0.66, 0.42, 0
 
 
 def paint_mug(u, v, light, rng, glaze=(0.13, 0.33, 0.80)):
-    """A glazed mug with paler bands, a thick handle and an open top."""
+    """Paints a glazed mug with paler bands, a thick handle and an open top."""
     side, radius, top, rim = rng.choice([-1, 1]), 0.66, -0.66, 0.22
     u = u + side * 0.26
     across = np.clip(u / radius, -1, 1)
@@ -220,7 +222,7 @@ def paint_mug(u, v, light, rng, glaze=(0.13, 0.33, 0.80)):
 
 
 def paint_stone(u, v, light, rng):
-    """A grey pebble, part of the background's clutter."""
+    """Paints a grey pebble, part of the background's clutter."""
     wobble = 1 + 0.12 * value_noise(rng, 5 + 2 * u, 5 + 2 * v)
     v = v * 1.3 - 0.25
     grey = rng.uniform(0.35, 0.75) * jitter(rng, (1, 0.98, 0.94), 0.03)
@@ -230,7 +232,7 @@ def paint_stone(u, v, light, rng):
 
 
 def paint_carton(u, v, light, rng):
-    """A cream or grey box, part of the background's clutter."""
+    """Paints a cream or grey box, part of the background's clutter."""
     paper = rng.uniform(0.5, 0.85) * jitter(rng, (1, 0.96, 0.9), 0.03)
     return paint_brick(u, v, light, rng, paper, paper * 0.85)
 
@@ -245,7 +247,7 @@ CLUTTER = (paint_stone, paint_carton)
 # ---- backgrounds: (x, y, rng) -> grey pattern [h, w] around 1 ----
 
 def planks(x, y, rng):
-    """Boards with grain and dark joints."""
+    """Returns boards with grain and dark joints."""
     board = np.floor(x / 14)
     tint = rng.uniform(0.86, 1.1, 64)[board.astype(int) % 64]
     joint = np.minimum(x / 14 - board, 1 - x / 14 + board)
@@ -254,20 +256,20 @@ def planks(x, y, rng):
 
 
 def fabric(x, y, rng):
-    """A checked cloth."""
+    """Returns a checked cloth."""
     period = rng.uniform(10, 18)
     checks = 0.07 * (np.sin(x * 2 * np.pi / period) > 0) + 0.07 * (np.sin(y * 2 * np.pi / period) > 0)
     return 0.93 + checks + 0.03 * np.sin(x * 3) * np.sin(y * 3) + 0.04 * value_noise(rng, x / 9, y / 9)
 
 
 def plaster(x, y, rng):
-    """Rough plaster or stone: noise of three sizes."""
+    """Returns rough plaster or stone: noise of three sizes."""
     return (1 + 0.08 * value_noise(rng, x / 22, y / 22) + 0.05 * value_noise(rng, x / 6, y / 6)
             + 0.05 * value_noise(rng, x / 1.5, y / 1.5))
 
 
 def wallpaper(x, y, rng):
-    """Vertical stripes with a small ornament."""
+    """Returns vertical stripes with a small ornament."""
     period = rng.uniform(12, 24)
     dots = np.exp(-4 * (np.sin(x * np.pi / period) ** 2 + np.sin(y * np.pi / period) ** 2))
     stripes = 0.08 * (np.sin(x * 2 * np.pi / period) > 0.2)
@@ -275,7 +277,7 @@ def wallpaper(x, y, rng):
 
 
 def tiles(x, y, rng):
-    """Square tiles with pale joints."""
+    """Returns square tiles with pale joints."""
     size = rng.uniform(16, 24)
     column, row = np.floor(x / size), np.floor(y / size)
     tint = rng.uniform(0.88, 1.04, (64, 64))[row.astype(int) % 64, column.astype(int) % 64]
@@ -291,7 +293,7 @@ NEUTRALS = ((0.78, 0.75, 0.70), (0.62, 0.60, 0.58), (0.86, 0.82, 0.73), (0.55, 0
 
 
 def paint_background(x, y, horizon, rng):
-    """A lit wall above the horizon and a table in perspective below it: [h, w, 3]."""
+    """Returns a lit wall above the horizon and a table in perspective below it, [h, w, 3]."""
     width = x.max()
     first, second = rng.permutation(len(NEUTRALS))[:2]
     wall = WALLS[rng.randint(len(WALLS))](x + rng.uniform(0, 50), y, rng)
@@ -308,7 +310,7 @@ def paint_background(x, y, horizon, rng):
 # ---- scenes ----
 
 def draw(canvas, labels, instances, thing, light, rng):
-    """Casts the thing's shadow on what is there, then paints it; for thing see layout()."""
+    """Paints a thing, one of layout's, and before it the thing's shadow on the canvas."""
     radius, scale = thing['radius'], SUPERSAMPLING
     reach = 2.2 * radius
     top, left = (max(int((thing[k] - reach) * scale), 0) for k in 'yx')
@@ -326,11 +328,11 @@ def draw(canvas, labels, instances, thing, light, rng):
 
 
 def layout(width, height, horizon, names, rng):
-    """Places the named objects side by side with some overlap, and clutter among them.
+    """Places the named objects side by side with some overlap, and clutter between them.
 
     Returns:
-      dicts, far to near, of paint (the painter), label, instance (0 for clutter), x, y, radius (in pixels),
-      sole (the v at which it stands) and foot (the y at which it stands).
+      list of dicts, from far to near, with paint (the painter), label, instance (0 for clutter), x, y, radius (in
+      pixels), sole (the v at which it stands) and foot (the y at which it stands).
     """
     things = []
     for _ in range(rng.randint(1, 4)):
@@ -353,7 +355,7 @@ def layout(width, height, horizon, names, rng):
 
 
 def add_border(labels, instances):
-    """Labels with BORDER on both sides of every edge between two objects, one pixel each: uint8 [h, w]."""
+    """Returns the labels, uint8 [h, w], with a pixel of BORDER on both sides of each edge between two objects."""
     edge = np.zeros(labels.shape, bool)
     across, down = instances[:, 1:] != instances[:, :-1], instances[1:] != instances[:-1]
     edge[:, 1:] |= across
@@ -364,7 +366,7 @@ def add_border(labels, instances):
 
 
 def paint_scene(width, height, names, rng):
-    """One still life: uint8 image [height, width, 3] and uint8 labels [height, width]."""
+    """Returns a still life: image, uint8 [height, width, 3], and labels, uint8 [height, width]."""
     scale = SUPERSAMPLING
     y, x = (np.mgrid[:height * scale, :width * scale] + 0.5) / scale
     light = np.array([rng.choice([-1, 1]) * rng.uniform(0.3, 0.6), rng.uniform(-0.65, -0.45), 0])
@@ -382,18 +384,18 @@ def paint_scene(width, height, names, rng):
 
 
 def well_composed(labels, names):
-    """Whether the background's share is as wanted and no class is nearly hidden."""
+    """Returns whether the background's share is within BACKGROUND_SHARE and no class is nearly hidden."""
     low, high = BACKGROUND_SHARE
     visible = [(labels == CLASSES.index(name)).mean() for name in set(names)]
     return low <= (labels == 0).mean() <= high and min(visible) > 0.2 / len(names)
 
 
 def scenes(seed):
-    """Yields (name, image, labels) of the whole sample; a badly composed scene is painted again."""
+    """Yields (name, image, labels) of the whole sample; a scene that is not well composed is painted again."""
     order, queue = np.random.RandomState(seed), []
     for index in range(NUM_TRAIN + NUM_VAL):
         count = (3, 2, 3, 4)[index % 4]
-        while len(queue) < count:  # classes are dealt like cards, so that they stay balanced
+        while len(queue) < count:  # classes are dealt like cards, which keeps them balanced
             queue += [list(PAINTERS)[k] for k in order.permutation(len(PAINTERS))]
         names, queue = queue[:count], queue[count:]
         width, height = SIZES[order.randint(len(SIZES))]
@@ -408,7 +410,7 @@ def scenes(seed):
 # ---- files ----
 
 def write_sample(folder, seed):
-    """Writes images, labels, lists and class names into an existing, empty folder."""
+    """Writes images, labels, lists and the palette file into an existing, empty folder."""
     for sub in ('JPEGImages', 'SegmentationClassAug'):
         os.mkdir(os.path.join(folder, sub))
     colours, lines = palette.voc_colours(), []
@@ -427,7 +429,7 @@ def write_sample(folder, seed):
 
 
 def move_files(source, target):
-    """Moves every file below source to its place below target, the lists (at the top) last."""
+    """Moves every file below source to its place below target; the lists, at the top, are moved last."""
     for folder, _, files in sorted(os.walk(source), reverse=True):
         place = os.path.join(target, os.path.relpath(folder, source))
         os.makedirs(place, exist_ok=True)
@@ -453,7 +455,7 @@ def main():
 
 
 if __name__ == '__main__':
-    command_line.DEFINE_path('out_dir', os.path.join(HERE, 'sample'), 'Folder to write the sample data set into.',
-                             output=True)
+    command_line.DEFINE_path('out_dir', os.path.join(ROOT, 'dataset', 'sample'),
+                             'Folder to write the sample data set into.', output=True)
     flags.DEFINE_integer('seed', 0, 'Seed of the random scenes.', lower_bound=0, upper_bound=2 ** 32 - 1)
     sys.exit(command_line.run(main))
