@@ -12,12 +12,12 @@ from utils.data.palette import load_classes
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
 from utils.prediction import crf, devices, export, masks, metrics, passes, report, score_files, scores
-from utils.system import memory, output_files, precision, runtime
+from utils.system import memory, output_files, precision, run_settings, runtime
 from utils.system.cluster import Cluster
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
 from utils.training.start import Start, trains_bn
 from utils.training.towers import Loss, Towers
-from utils.weights import checkpoints, run_settings
+from utils.weights import checkpoints
 
 FLOAT16_LOSS_SCALE = 128.0
 
@@ -53,7 +53,8 @@ class Model(object):
         """Trains up to step num_steps, whose rate is 0, from the newest checkpoint or from step 0."""
         conf = self.conf
         self.towers.check_batch(conf.batch_size)
-        settings = run_folder.deciding(conf, type(self).__name__, len(self.towers.devices) if self.train_bn else 1)
+        settings = run_settings.settings_from_flags(
+            conf, model=type(self).__name__, towers=len(self.towers.devices) if self.train_bn else 1)
         folder = run_folder.RunFolder(conf.modeldir, settings)
         with folder.locked():
             output_files.make_dir(conf.logdir, 'logdir')
@@ -199,7 +200,7 @@ class Model(object):
         conf = self.conf
         trained = run_settings.read(conf.modeldir)
         if trained:
-            run_settings.compare(conf.modeldir, trained['flags'], run_folder.values(conf, run_settings.COMPARED))
+            run_settings.check_trained(conf.modeldir, trained['flags'], conf)
         return self._input(trained.get('input'))
 
     def _reader(self, flag, net_input, num_steps=None):
