@@ -380,7 +380,7 @@ def refuse_unread(args):
                    if record.counterpart and option in RECORDS[record.counterpart].options]
         raise UserError('--option=%s does not read %s: %s.' % (
             option, some(['--' + record.name for record in unread], len(unread), MOST_UNREAD),
-            _remedy(unread, 'give %s, ' % some(instead, len(instead)) if instead else '')))
+            _remedy(unread, 'give %s, ' % ' and '.join(instead) if instead else '')))
     idle = [record for record in given if record.needs and not _is_met(record.needs)]
     if idle:
         needed = ['--%s needs --%s' % (record.name, record.needs.replace('|', ' or ')) for record in idle]
