@@ -158,6 +158,23 @@ def test_a_training_of_before_a_flag_had_what_its_record_says(monkeypatch):
     assert run_settings.changed_settings(known, now) == [('loss', 'ohem', 'ce')]
 
 
+def test_settings_of_the_commit_before_records_are_still_known(settings):
+    """Names and defaults as commit e6b5847 wrote them, its paths as they were given."""
+    known = {
+        'batch_size': 10, 'bn_decay': 0.9, 'channel_order': None, 'class_weights': '', 'compat': 'original',
+        'data_dir': '', 'data_list': 'none.txt', 'decoder_rate': [10.0, 20.0], 'dilated_type': 'regular',
+        'encoder_name': 'deeplab', 'freeze_encoder': False, 'grad_update_every': 1, 'ignore_label': 255,
+        'img_mean': None, 'input_height': 321, 'input_width': 321, 'learning_rate': 2.5e-4, 'loss': 'ce',
+        'mixed_precision': False, 'model': 'Model', 'momentum': 0.9, 'num_classes': 21, 'num_steps': 20000,
+        'ohem_fraction': 0.25, 'palette': '', 'power': 0.9, 'pretrain_file': '', 'random_mirror': True,
+        'random_scale': True, 'random_scale_range': None, 'random_seed': 1234, 'restore_decoder': False, 'towers': 1,
+        'train_bn': None, 'weight_decay': 0.0005}
+    now = run_settings.settings_from_flags(settings(data_list='none.txt'), model='Model', towers=1)
+    assert run_settings.changed_settings(known, now) == [] and set(known) <= set(now)
+    for name in set(known) - {'model', 'towers'}:  # each still counts
+        assert [change.name for change in run_settings.changed_settings(dict(known, **{name: 'x'}), now)] == [name]
+
+
 def test_what_another_version_has_is_a_change():
     known = {'num_steps': 20, 'sharpness': 3, 'save_interval': 5, 'towers': 1, 'model': 'Model'}
     assert run_settings.changed_settings(known, {'num_steps': 20}) == [('sharpness', 3, 'unknown')]
