@@ -17,11 +17,11 @@ from utils.distributed.cluster import Cluster
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
 from utils.prediction import crf, devices, export, masks, metrics, passes, report, score_files, scores
-from utils.system import memory, output_files, runtime
+from utils.system import memory, output_files, run_settings, runtime
 from utils.system.errors import UserError
 from utils.training import losses, optimizer
-from utils.training.run import Run, TrainingGraph, all_finite, deciding, trains_batch_norm, values
-from utils.weights import checkpoints, run_settings
+from utils.training.run import Run, TrainingGraph, all_finite, trains_batch_norm
+from utils.weights import checkpoints
 
 FLOAT16_LOSS_SCALE = 128.0
 # What a session raises when the threads of its reader have ended, since a file cannot be read.
@@ -59,7 +59,8 @@ class Model(object):
         """Trains to step num_steps, from the newest checkpoint of modeldir, pre-trained weights or random ones."""
         conf = self.conf
         self.towers.check_batch(conf.batch_size)
-        settings = deciding(conf, type(self).__name__, len(self.towers.devices) if self.train_bn else 1)
+        settings = run_settings.settings_from_flags(
+            conf, model=type(self).__name__, towers=len(self.towers.devices) if self.train_bn else 1)
         with Run(conf, settings, self.classes, self.towers) as run:
             if run.finished():
                 return
@@ -261,7 +262,7 @@ class Model(object):
         conf = self.conf
         trained = run_settings.read(conf.modeldir)
         if trained:
-            run_settings.compare(conf.modeldir, trained['flags'], values(conf, run_settings.COMPARED))
+            run_settings.check_trained(conf.modeldir, trained['flags'], conf)
         return self._input(trained.get('input'))
 
     def _reader(self, flag, net_input, num_steps=None):

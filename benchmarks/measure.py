@@ -342,7 +342,7 @@ def startup(tf, speeds, job):
         log = os.path.join(folder, 'log.txt')
         command = [sys.executable, 'main.py', '--flagfile=dataset/sample.flags', '--option=train', '--num_steps=1',
                    '--logfile=' + log] + ['--%s=%s' % (flag, os.path.join(folder, flag))
-                                          for flag in ('modeldir', 'logdir', 'out_dir')] + job.arguments
+                                          for flag in ('modeldir', 'logdir')] + job.arguments
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:

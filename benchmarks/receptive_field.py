@@ -32,7 +32,8 @@ Trained = collections.namedtuple('Trained', 'label prefix flags input')
 def find(modeldir, label, step):
     """The Trained of a modeldir; UserError if it holds no checkpoint or no settings that make a network."""
     from utils.net import blocks, compat, dilated
-    from utils.weights import checkpoints, run_settings
+    from utils.system import run_settings
+    from utils.weights import checkpoints
 
     prefix = checkpoints.find_checkpoint(modeldir, step, 'step')
     settings = run_settings.read(modeldir)

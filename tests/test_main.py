@@ -25,8 +25,7 @@ from utils.system import command_line
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
-SMALL = ['--flagfile=dataset/sample.flags', '--batch_size=2', '--input_height=33', '--input_width=33',
-         '--check_labels=false', '--valid_interval=0']
+SMALL = ['--flagfile=' + os.path.join(ROOT, 'tests', 'small.flags')]
 
 
 def run_process(program, *args, **settings):
@@ -58,9 +57,16 @@ def small(narrow):
     narrow({'res50': UNITS})
 
 
+def flag_file(path, flags):
+    """Writes flags to a file, so that options that do not read all of them take it; returns the flag that names it."""
+    with open(str(path), 'w') as file:
+        file.write('\n'.join(flags) + '\n')
+    return '--flagfile=%s' % path
+
+
 def places(folder):
-    return ['--%s=%s' % (flag, os.path.join(str(folder), name)) for flag, name in [
-        ('modeldir', 'model'), ('logdir', 'log'), ('logfile', 'log.txt'), ('out_dir', 'output')]]
+    return [flag_file(str(folder) + '.flags', ['--%s=%s' % (flag, os.path.join(str(folder), name)) for flag, name in [
+        ('modeldir', 'model'), ('logdir', 'log'), ('logfile', 'log.txt'), ('out_dir', 'output')]])]
 
 
 def refused(*args):
@@ -228,9 +234,10 @@ def test_overlays_and_cityscapes_ids(tmp_path, small):
     name = sorted(os.listdir(os.path.join(SAMPLE, 'JPEGImages')))[0]
     shutil.copy(os.path.join(SAMPLE, 'JPEGImages', name), str(tmp_path / 'ulm_000001_000019_leftImg8bit.jpg'))
     (tmp_path / 'list.txt').write_text('ulm_000001_000019_leftImg8bit.jpg\n')
-    flags = ['--flagfile=dataset/sample.flags', '--data_dir=%s' % tmp_path, '--test_data_list=%s' % (
-        tmp_path / 'list.txt'), '--data_list=%s' % (tmp_path / 'train.txt'), '--num_classes=19',
-        '--palette=cityscapes', '--id_format=labelIds', '--overlay'] + places(tmp_path)
+    flags = [flag_file(tmp_path / 'my.flags', [
+        '--flagfile=dataset/sample.flags', '--data_dir=%s' % tmp_path, '--test_data_list=%s' % (tmp_path / 'list.txt'),
+        '--data_list=%s' % (tmp_path / 'train.txt'), '--num_classes=19', '--palette=cityscapes', '--id_format=labelIds',
+        '--overlay'])] + places(tmp_path)
     (tmp_path / 'train.txt').write_text('ulm_000001_000019_leftImg8bit.jpg label.png\n')
     size = Image.open(os.path.join(SAMPLE, 'JPEGImages', name)).size
     Image.fromarray(np.full(size[::-1], 3, np.uint8)).save(str(tmp_path / 'label.png'))
@@ -318,8 +325,8 @@ def copy_of_the_sample(folder):
     shutil.copy(os.path.join(SAMPLE, 'SegmentationClassAug', name.replace('.jpg', '.png')), label)
     (folder / 'list.txt').write_text('image.jpg label.png\n')
     lists = ['--%s=%s' % (flag, folder / 'list.txt') for flag in ('data_list', 'valid_data_list', 'test_data_list')]
-    return image, label, SMALL + ['--check_labels=true', '--data_dir=%s' % folder, '--num_steps=1'] + lists + places(
-        folder)
+    return image, label, SMALL + [flag_file(folder / 'my.flags', [
+        '--check_labels=true', '--data_dir=%s' % folder, '--num_steps=1'] + lists)] + places(folder)
 
 
 def truncate(image, label, flags):

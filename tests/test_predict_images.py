@@ -7,7 +7,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from narrow_main import UNITS
 from PIL import Image
-from test_main import places, refused, run
+from test_main import refused, run
 
 from utils.data import image_files, palette, sources
 from utils.image_reader import ImageReader
@@ -26,7 +26,9 @@ def trained(tmp_path_factory):
     patch.setitem(BLOCKS, 'res50', resnet_blocks(UNITS, depth=16))
     patch.chdir(ROOT)
     code, _, stderr = run('--option=train', '--num_steps=1', '--batch_size=1', '--input_height=33', '--input_width=33',
-                          '--valid_interval=0', '--check_labels=false', *places(folder))
+                          '--valid_interval=0', '--check_labels=false', *[
+                              '--%s=%s' % (flag, folder / name) for flag, name in (
+                                  ('modeldir', 'model'), ('logdir', 'log'), ('logfile', 'log.txt'))])
     assert code == 0, stderr
     yield str(folder / 'model')
     patch.undo()

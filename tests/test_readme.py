@@ -2,17 +2,15 @@
 
 import os
 import re
+import subprocess
+import sys
 
 from absl import flags
 
 import main  # noqa: F401  defines the flags
-from utils.system import runtime
+from utils.system.command_line import RECORDS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORDS = {'true': True, 'false': False, 'the cores': runtime.usable_cores(), 'newest': None, 'whole list': None,
-         'only without pretrain_file': None, "VOC's colours": '', '': '',
-         'whole image': None, '1.0': [1.0], "the weights'": None, "the mode's": None, 'that of TF_CONFIG': None,
-         '10,20': [10.0, 20.0], 'the list': None, 'none': None}
 
 
 def readme():
@@ -28,14 +26,23 @@ def table(title):
     return rows[2:]
 
 
-def test_every_flag_and_its_default_is_listed():
+def test_every_flag_is_a_record_and_stands_with_its_default_on_the_page_of_flags():
+    assert '](docs/flags.md)' in readme()
+    with open(os.path.join(ROOT, 'docs', 'flags.md'), encoding='utf-8') as file:
+        page = file.read()
+    made = subprocess.run([sys.executable, os.path.join('tools', 'make_flags_page.py')], cwd=ROOT,
+                          stdout=subprocess.PIPE, check=True).stdout.decode('utf-8')
+    assert page == made, 'make it anew: python tools/make_flags_page.py > docs/flags.md'
     defined = {flag.name: flag.default for flag in flags.FLAGS.flags_by_module_dict()['main']}
-    listed = {}
-    for names, default, _ in table('Flags'):
-        default = re.sub(r' \(main_msc.*\)', '', default)
-        for name in names.split(', '):
-            listed[name] = WORDS[default] if default in WORDS else type(defined[name])(default)
-    assert listed == defined
+    assert defined == {name: record.default for name, record in RECORDS.items()}
+    rows = [re.split(r' (?<!\\)\| ', line[2:-2]) for line in page.splitlines() if line.startswith('| ')]
+    listed = {cells[0]: re.sub(r' \(main_msc.*\)', '', cells[1]) for cells in rows if cells[0] != 'flag'}
+    assert sorted(listed) == sorted(defined)
+    for name, told in listed.items():
+        if told:
+            assert flags.FLAGS[name].parser.parse(told) == defined[name]
+        else:  # the text says what it is
+            assert defined[name] == '' or 'by default' in RECORDS[name].help
 
 
 def test_every_source_file_is_listed():

@@ -8,10 +8,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from utils.net.compat import Input
+from utils.system import run_settings
 from utils.system.errors import UserError
-from utils.training import run
 from utils.training.run import RunFolder
-from utils.weights import checkpoints, run_settings, weight_files
+from utils.weights import checkpoints, weight_files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BGR = Input('bgr', (1.0, 2.5, 3.0))
@@ -114,10 +114,11 @@ def test_an_older_run_is_kept_when_another_begins(tmp_path):
 def test_paths_that_mean_the_same_file_are_the_same_setting(tmp_path, settings, monkeypatch):
     (tmp_path / 'list.txt').write_text('')
     monkeypatch.chdir(tmp_path)
-    one, other = [run.deciding(settings(data_list=path), 'Model') for path in (
+    one, other = [run_settings.settings_from_flags(settings(data_list=path), model='Model') for path in (
         './list.txt', str(tmp_path / 'list.txt'))]
     assert one == other and one['model'] == 'Model'
-    assert run.deciding(settings(), 'Model') != run.deciding(settings(), 'Model_msc')
+    assert (run_settings.settings_from_flags(settings(), model='Model')
+            != run_settings.settings_from_flags(settings(), model='Model_msc'))
 
 
 def test_only_one_training_at_a_time_and_a_dead_one_holds_nothing(tmp_path):

@@ -51,12 +51,10 @@ def as_reader(read, names):
 
 def as_program(case, option, names, *more):
     """What program.verdict says of a run with an option, whose right result was looked at."""
-    args = ['--option=' + option] + world.flags(case.folder)
-    if any(arg.startswith('--image') for arg in more):  # instead of a list
-        args = [arg for arg in args if not arg.startswith('--test_data_list')]
     where = case.shared if option in ('test', 'predict', 'export') else case.folder
-    args += ['--modeldir=' + os.path.join(where, 'model'), '--export_dir=' + os.path.join(case.folder, 'export')]
-    ended = program.run(case.folder, args + list(more))
+    args = ['--modeldir=' + os.path.join(where, 'model'), '--export_dir=' + os.path.join(case.folder, 'export')]
+    args = [arg for arg in args + list(more) if reads(option, arg)]
+    ended = program.run(case.folder, ['--option=' + option] + world.flags(case.folder) + args)
     kind = program.verdict(ended, names)
     if kind == stress.RIGHT:
         expected = {'train': ('model/model.ckpt-1.index', 'log.txt'), 'test': ('out/metrics.json',), 'check': (),
@@ -66,6 +64,13 @@ def as_program(case, option, names, *more):
             if not any('--' + flag in given for flag in ('modeldir', 'out_dir', 'logfile', 'export_dir')):
                 assert os.path.exists(os.path.join(case.folder, path)), 'no %s' % path
     return kind
+
+
+def reads(option, argument):
+    """Whether an option reads the flag of an argument; it refuses what it does not read."""
+    name = command_line.flag_name(argument)
+    records = command_line.RECORDS
+    return option in (records[name] if name in records else records[name[2:]]).options  # --nooverlay
 
 
 def some(rng, items):
@@ -323,9 +328,10 @@ def extreme_flags(case):
     """A whole run with values at their bounds."""
     rng = case.rng
     world.copy(case.shared, case.folder)
-    names = rng.choice(sorted(values.EXTREMES), rng.randint(1, 5), replace=False)
-    args = ['--%s=%s' % (name, some(rng, values.EXTREMES[name])) for name in names]
     option = some(rng, OPTIONS + ('export',))
+    names = [name for name in sorted(values.EXTREMES) if reads(option, '--' + name)]
+    names = rng.choice(names, rng.randint(1, 5), replace=False)
+    args = ['--%s=%s' % (name, some(rng, values.EXTREMES[name])) for name in names]
     named = ['--' + name for name in names] + ['--', 'model', 'label', 'palette', 'list.txt']
     return as_program(case, option, named, *args)
 

@@ -14,7 +14,7 @@ import tensorflow.compat.v1 as tf
 from PIL import Image
 
 from tests.machine import free_ports
-from tests.stress import program
+from tests.stress import program, world
 from utils.weights import checkpoints
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -35,7 +35,7 @@ class Run(object):
         Args:
           folder: that exists, for what is written; program: main or main_msc.
           tasks: processes, a cluster on loopback if more than one.
-          flags: of the command line; by default outputs go to the folder.
+          flags: for its flag file; by default outputs go to the folder.
         """
         self.folder, self.tasks, self.processes = folder, tasks, {}
         self.flags = dict(SMALL, **{name: os.path.join(folder, name) for name in OUTPUTS})
@@ -46,8 +46,9 @@ class Run(object):
     def start(self, task=0, python=None, script=None):
         """Starts the process of a task that is not running."""
         script = script or os.path.join(ROOT, 'tests', 'narrow_main.py')
-        command = [python or self._python, script, self._program, '--flagfile=' + SAMPLE]
-        command += ['--%s=%s' % item for item in sorted(self.flags.items())]
+        flags = ['--%s=%s' % item for item in sorted(self.flags.items())]
+        command = [python or self._python, script, self._program, '--flagfile=' + SAMPLE,
+                   world.flag_file(os.path.join(self.folder, 'task%d.flags' % task), flags)]
         if self.addresses:
             command += ['--cluster=' + ','.join(self.addresses), '--task_index=%d' % task]
         with open(self.output_path(task), 'ab') as output:

@@ -85,8 +85,17 @@ def copy(shared, folder):
 
 
 def flags(folder):
-    """Flags of a short run on the data in a folder that writes beside them."""
+    """Flags of a short run on the data in a folder that writes beside them: a file, so that every option takes them."""
     data = os.path.join(folder, 'data')
-    return list(SAFE) + ['--data_dir=' + data] + ['--%s=%s' % (flag, os.path.join(data, 'list.txt')) for flag in (
-        'data_list', 'valid_data_list', 'test_data_list')] + ['--%s=%s' % (flag, os.path.join(folder, name))
-            for flag, name in (('logdir', 'log'), ('logfile', 'log.txt'), ('out_dir', 'out'))]
+    lists = ['--%s=%s' % (flag, os.path.join(data, 'list.txt')) for flag in (
+        'data_list', 'valid_data_list', 'test_data_list')]
+    outputs = ['--%s=%s' % (flag, os.path.join(folder, name)) for flag, name in (
+        ('logdir', 'log'), ('logfile', 'log.txt'), ('out_dir', 'out'))]
+    return [flag_file(os.path.join(folder, 'world.flags'), list(SAFE) + ['--data_dir=' + data] + lists + outputs)]
+
+
+def flag_file(path, flags):
+    """Writes flags to a file; returns the flag that names it."""
+    with open(path, 'w') as file:
+        file.write('\n'.join(flags) + '\n')
+    return '--flagfile=' + path

@@ -1,5 +1,7 @@
 """The command line: flags parsed, their paths found, and a mistake turned into one sentence and an exit code."""
 
+import collections
+import dataclasses
 import difflib
 import math
 import os
@@ -8,7 +10,7 @@ import sys
 
 from absl import app, flags
 
-from utils.system.errors import UserError, quoted, reason
+from utils.system.errors import UserError, quoted, reason, some
 from utils.system.interrupts import Interrupted
 
 flags.disclaim_key_flags()  # a flag belongs to the module that calls DEFINE_path or DEFINE_number
@@ -19,10 +21,34 @@ PICTURES = ('.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.
             '.tga', '.tif', '.tiff', '.webp')
 NOT_A_LIST = 'this is an image, not a list: predict images with --image, or write their paths into a text file'
 LONGEST_NAME = 100
+MOST_UNREAD = 130  # characters that name flags which are not read
 MOST_SCALES = 16
 NO_THREAD = "can't start new thread"  # Python's words
 MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
 MOST_NUMBER = 3.4e38  # TensorFlow's float32
+NOTHING, RESULT, NETWORK = 'nothing', 'the result', 'the network'  # what a flag decides
+THE_DEFAULT = object()
+RECORDS = collections.OrderedDict()  # {name: FlagRecord} in the order of definition
+_topics = []  # titles in the order of definition; the last one is that of the next flag
+
+
+@dataclasses.dataclass(frozen=True)
+class FlagRecord:
+    """All that is known of a flag of main.py."""
+
+    name: str
+    default: object     # of main.py; main_msc.py changes some
+    help: str
+    bounds: str         # the valid values, in words
+    topic: str          # title of the flags that it is listed with
+    options: tuple      # values of --option for which it has an effect
+    decides: str        # NOTHING, the RESULT of a training, or the NETWORK, whose weights need this value everywhere
+    before: object      # the value that describes a training by a version that did not have the flag yet
+    needs: str = ''     # 'flag', which must be on, or 'flag=value' or 'flag=one|other', for this one to have an effect
+    counterpart: str = ''         # the flag that does the same for other options
+    same_network: tuple = ()      # values, of one that decides the NETWORK, between which weights are exchanged
+    is_path: bool = False
+    content_counts: bool = False  # of a path: whether its file must hold the same for the value to be the same
 
 
 def file_name(text):
@@ -97,69 +123,130 @@ class StepParser(flags.IntegerParser):
         return value != 'best' and super(StepParser, self).is_outside_bounds(value)
 
 
-def DEFINE_path(name, default, help, output=False):
+def topic(title):
+    """Begins a topic of flags: from now on each flag is recorded in RECORDS below it and must say what it does.
+
+    A program that never calls this, such as convert_voc.py, defines plain flags.
+    """
+    _topics.append(title)
+
+
+def DEFINE_path(name, default, help, output=False, content_counts=False, **record):
     """Defines a flag whose value is a path.
 
     ~ and ~user are expanded. A path that is read (not `output`), named in a flag file of this repo's dataset/, is found
     in the repo if it does not exist in the working folder. An empty value is taken if the default is empty.
+
+    Args:
+      output: whether the path is written to.
+      content_counts: whether two runs are the same only if the file holds the same in both.
+      record: further fields of the flag's FlagRecord; this holds for all DEFINE_ functions.
     """
     flags.DEFINE(PathParser(optional=not default, output=output, written=output), name, default, help)
+    _record(name, help, 'a path', is_path=True, content_counts=content_counts, **record)
 
 
-def DEFINE_paths(name, help):
+def DEFINE_paths(name, help, **record):
     """Defines a flag that may be given several times, each time with a path that is read; None without any."""
     flags.DEFINE_multi(PathParser(optional=False, output=True), flags.ArgumentSerializer(), name, None, help)
+    _record(name, help, 'a path, several times', **record)
 
 
-def DEFINE_whole(name, default, help, lower_bound=0, upper_bound=MOST_WHOLE):
+def DEFINE_list(name, default, help, **record):
+    """Defines a path flag whose file is a list of images; an image itself is refused."""
+    DEFINE_path(name, default, help, **record)
+    flags.register_validator(name, lambda path: not is_picture(path), NOT_A_LIST)
+
+
+def DEFINE_words(name, help, **record):
+    """Defines a flag whose value is a list of words with commas between them; None by default."""
+    flags.DEFINE_list(name, None, help)
+    _record(name, help, 'words with commas between them', **record)
+
+
+def DEFINE_choice(name, default, choices, help, **record):
+    """Defines a flag whose value is one of several words."""
+    flags.DEFINE_enum(name, default, choices, help)
+    _record(name, help, ', '.join(choices), **record)
+
+
+def DEFINE_switch(name, default, help, **record):
+    """Defines a flag that is on or off."""
+    flags.DEFINE_boolean(name, default, help)
+    _record(name, help, 'true, false', **record)
+
+
+def DEFINE_whole(name, default, help, lower_bound=0, upper_bound=MOST_WHOLE, **record):
     """Defines a flag whose value is an integer that TensorFlow takes."""
     flags.DEFINE_integer(name, default, help, lower_bound=lower_bound, upper_bound=upper_bound)
+    _record(name, help, _bounds(lower_bound, None if upper_bound == MOST_WHOLE else upper_bound), **record)
 
 
-def DEFINE_number(name, default, help, lower_bound=0, upper_bound=None):
+def DEFINE_number(name, default, help, lower_bound=0, upper_bound=None, **record):
     """Defines a flag whose value is a finite number."""
     flags.DEFINE(FiniteParser(lower_bound, upper_bound), name, default, help)
+    _record(name, help, _bounds(lower_bound, upper_bound), **record)
 
 
-def DEFINE_step(name, default, help):
+def DEFINE_step(name, default, help, **record):
     """Defines a flag whose value is a step of a training or 'best'."""
     flags.DEFINE(StepParser(0, MOST_WHOLE), name, default, help)
+    _record(name, help, 'a step or best', **record)
 
 
-def DEFINE_pair(name, default, help):
+def DEFINE_pair(name, default, help, **record):
     """Defines a flag whose value is a list of two positive numbers."""
     _define_numbers(name, default, help, float, lambda pair: len(pair) == 2 and all(0 < n < MOST_NUMBER for n in pair),
                     'give two positive numbers, such as 0.5,1.5')
+    _record(name, help, 'two positive numbers', **record)
 
 
-def DEFINE_scales(name, default, help, most=8):
+def DEFINE_scales(name, default, help, most=8, **record):
     """Defines a flag whose value is a list of numbers above 0 and up to `most`."""
     _define_numbers(name, default, help, float,
                     lambda scales: 1 <= len(scales) <= MOST_SCALES and all(0 < scale <= most for scale in scales),
                     'give numbers above 0 and up to %g, at most %d, such as 0.75,1.0' % (most, MOST_SCALES))
+    _record(name, help, 'up to %d numbers above 0 and up to %g' % (MOST_SCALES, most), **record)
 
 
-def DEFINE_fractions(name, default, help, count):
+def DEFINE_fractions(name, default, help, count, **record):
     """Defines a flag whose value is a list of `count` numbers from 0 to 1."""
     _define_numbers(name, default, help, float, lambda numbers: len(numbers) == count and all(
         0 <= number <= 1 for number in numbers), 'give %d numbers from 0 to 1, such as %s' % (
             count, ','.join(['0.2'] * count)))
+    _record(name, help, '%d numbers from 0 to 1' % count, **record)
 
 
-def DEFINE_size(name, default, help, least, most):
+def DEFINE_size(name, default, help, least, most, **record):
     """Defines a flag whose value is a height and a width in pixels, a list."""
     _define_numbers(name, default, help, int, lambda size: len(size) == 2 and all(least <= n <= most for n in size),
                     'give a height and a width of %d to %d pixels, such as 513,513' % (least, most))
+    _record(name, help, 'two integers, %d to %d' % (least, most), **record)
 
 
 def _define_numbers(name, default, help, *parser):
     flags.DEFINE(NumbersParser(*parser), name, default, help, serializer=flags.ListSerializer(','))
 
 
-def DEFINE_list(name, default, help):
-    """Defines a path flag whose file is a list of images; an image itself is refused."""
-    DEFINE_path(name, default, help)
-    flags.register_validator(name, lambda path: not is_picture(path), NOT_A_LIST)
+def _bounds(lower, upper):
+    """The bounds of a number in words."""
+    return '%s or more' % lower if upper is None else '%s to %s' % (lower, upper)
+
+
+def _record(name, help, bounds, options=None, decides=None, before=THE_DEFAULT, **more):
+    """Adds the FlagRecord of a defined flag, if topics are told.
+
+    Raises:
+      TypeError: the definition does not say which options read the flag or what it decides.
+    """
+    if not _topics:
+        return
+    if not options or decides not in (NOTHING, RESULT, NETWORK):
+        raise TypeError("flag '%s': say which values of --option read it (options=) and whether it decides NOTHING, "
+                        'the RESULT of a training or the NETWORK (decides=).' % name)
+    default = flags.FLAGS[name].default
+    RECORDS[name] = FlagRecord(name, default, help, bounds, _topics[-1], tuple(options), decides,
+                               default if before is THE_DEFAULT else before, **more)
 
 
 def is_picture(path):
@@ -297,6 +384,55 @@ def escape_what_cannot_be_shown():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):  # not a stream of a test, nor None, which is a closed one
             stream.reconfigure(errors='backslashreplace')
+def refuse_unread(args):
+    """Refuses flags on the command line that would be ignored.
+
+    What a flag file gives is not refused: it may serve several options.
+
+    Args:
+      args: the command line without the program's name, after it was parsed.
+
+    Raises:
+      UserError: --option does not read some of the flags, or they need another value of another flag.
+    """
+    option = flags.FLAGS.option if RECORDS else None
+    given = [record for record in RECORDS.values() if record.name in _named(args) and not _is_left_off(record)]
+    unread = [record for record in given if option not in record.options]
+    if unread:
+        instead = ['--' + record.counterpart for record in unread
+                   if record.counterpart and option in RECORDS[record.counterpart].options]
+        raise UserError('--option=%s does not read %s: %s.' % (
+            option, some(['--' + record.name for record in unread], len(unread), MOST_UNREAD),
+            _remedy(unread, 'give %s, ' % ' and '.join(instead) if instead else '')))
+    idle = [record for record in given if record.needs and not _is_met(record.needs)]
+    if idle:
+        needed = ['--%s needs --%s' % (record.name, record.needs.replace('|', ' or ')) for record in idle]
+        raise UserError('%s: %s.' % (some(needed, len(idle), MOST_UNREAD), _remedy(idle, 'give that too, ')))
+
+
+def _remedy(records, first):
+    """What to do about some flags: `first`, a clause, or what helps in any case."""
+    return first + ('leave it out or put it into a flag file' if len(records) == 1
+                    else 'leave them out or put them into a flag file')
+
+
+def _named(args):
+    """The names of the flags that arguments give; --novisual gives visual."""
+    names = set(map(flag_name, args))
+    return names | {name[2:] for name in names if name.startswith('no') and name not in flags.FLAGS}
+
+
+def _is_left_off(record):
+    """Whether a flag is a switch that is off, as it is by default."""
+    flag = flags.FLAGS[record.name]
+    return flag.boolean and not flag.value and flag.value == record.default
+
+
+def _is_met(needs):
+    """Whether flags have the value that the `needs` of a FlagRecord tells."""
+    name, _, values = needs.partition('=')
+    value = flags.FLAGS[name].value
+    return str(value) in values.split('|') if values else bool(value)
 
 
 def run(main, argv=None, default_args=lambda args: []):
@@ -320,6 +456,7 @@ def run(main, argv=None, default_args=lambda args: []):
         defaults = default_args(argv[1:])
         if defaults:
             parse_flags(argv[:1] + defaults + argv[1:])
+        refuse_unread(argv[1:])
         main()
         return 0
     except UserError as error:

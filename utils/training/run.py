@@ -6,7 +6,6 @@ import dataclasses
 import fcntl
 import glob
 import itertools
-import json
 import os
 import re
 import shutil
@@ -14,60 +13,21 @@ import socket
 import sys
 import typing
 import uuid
-import zlib
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-from utils.data.image_files import read_file
-from utils.system import interrupts, memory, output_files
+from utils.system import interrupts, memory, output_files, run_settings
 from utils.system.errors import UserError, quoted, reason, some
 from utils.training import records
-from utils.weights import checkpoints, pretrained, run_settings, weight_files
+from utils.weights import checkpoints, pretrained, weight_files
 
 LOCK = '.lock'
 OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...
 MOST_DIR, MOST_VALUE, MOST_CHANGED = 44, 32, 86  # characters in the sentence about changed settings
 # What TensorFlow's saver and our own files are called until they are whole.
 LEFTOVERS = ('*.ckpt-*.tempstate*', '*.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
-# The flags that decide what a training computes; all others only where it writes, how often, how fast and, as another
-# machine would too, how it rounds (xla, deterministic).
-DECIDING = (
-    'num_steps', 'random_seed', 'weight_decay', 'learning_rate', 'power', 'momentum', 'grad_update_every',
-    'encoder_name', 'dilated_type', 'compat', 'pretrain_file', 'restore_decoder', 'train_bn', 'bn_decay', 'data_list',
-    'data_dir', 'batch_size', 'input_height', 'input_width', 'num_classes', 'ignore_label', 'random_scale',
-    'random_mirror', 'random_scale_range', 'decoder_rate', 'freeze_encoder', 'loss', 'ohem_fraction', 'class_weights',
-    'channel_order', 'img_mean', 'palette', 'mixed_precision', 'random_flip_vertical', 'random_rotation',
-    'random_colour')
-PATHS = ('data_list', 'data_dir', 'pretrain_file', 'palette', 'class_weights')
-READ_WHOLE = ('data_list', 'palette', 'class_weights')  # whose contents count as well as their names
-
-
-def deciding(conf, model_name, towers=1):
-    """{name: value} of the settings that decide what a training computes.
-
-    Args:
-      conf: the flags as attributes.
-      model_name: the class that trains, which multi-scale changes.
-      towers: parts of the batch with batch norm's statistics of their own.
-    """
-    return dict(values(conf, DECIDING), model=model_name, towers=towers)
-
-
-def values(conf, names):
-    """{name: value} of some of DECIDING, so that what means the same is the same, and other contents are not."""
-    settings = {name: getattr(conf, name) for name in names}
-    if 'img_mean' in settings:
-        settings['img_mean'] = conf.img_mean or None  # --img_mean= is none
-    for name in settings.keys() & set(PATHS):  # however the path is written
-        settings[name] = os.path.realpath(settings[name]) if os.path.exists(settings[name]) else settings[name]
-    for name in settings.keys() & set(READ_WHOLE):
-        if os.path.isfile(settings[name]):
-            with contextlib.suppress(OSError):  # reported by what reads it
-                settings[name] += ' (crc32 %08x)' % zlib.crc32(read_file(settings[name], 1 << 31))
-    return settings
-
 
 @dataclasses.dataclass
 class TrainingGraph:
@@ -105,7 +65,7 @@ class Run(object):
         """
         Args:
           conf: the flags as attributes.
-          settings: {name: value} of everything that decides the result, see settings_from_flags.
+          settings: {name: value} of everything that decides the result, see run_settings.settings_from_flags.
           classes: a Classes.
           towers: the Towers of the training.
         """
@@ -313,7 +273,7 @@ class RunFolder(object):
         """
         Args:
           modeldir: the folder; it is made if there is none.
-          flags: the settings that decide the result, as `deciding` gives them.
+          flags: the settings that decide the result, as run_settings.settings_from_flags gives them.
         """
         self.path = output_files.make_dir(modeldir, 'modeldir')
         self._flags, self._started = flags, False
@@ -390,14 +350,12 @@ class RunFolder(object):
                 raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: go on with '
                                 '--resume=must, %s.' % (quoted(self.path), newest, ways))
             return
-        now = json.loads(json.dumps(self._flags))  # as they are in the file
-        known = dict({'towers': 1}, **known)  # which files of before there were towers lack
-        changed = [name for name in sorted(now) if known.get(name) != now[name]]
-        longer = changed == ['num_steps'] and newest == known.get('num_steps') < now['num_steps']
-        if not changed:
+        changes = run_settings.changed_settings(known, self._flags)
+        if not changes:
             return
-        listed = some(['%s=%s (now %s)' % (name, quoted(known.get(name), MOST_VALUE), quoted(now[name], MOST_VALUE))
-                       for name in changed], 3, MOST_CHANGED)
+        longer = [change.name for change in changes] == ['num_steps'] and newest == changes[0].known < changes[0].now
+        listed = some(['%s=%s (now %s)' % (name, quoted(known, MOST_VALUE), quoted(now, MOST_VALUE))
+                       for name, known, now in changes], 3, MOST_CHANGED)
         if mode == 'auto' and not longer:
             raise UserError('%s holds a run of other settings: %s; go on with --resume=must, %s.' % (
                 quoted(self.path, MOST_DIR), listed, ways))

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.net.compat import COMPAT, Input
+from utils.system import run_settings
 from utils.system.errors import UserError, quoted, reason
-from utils.weights import caffe_weights, keras_weights, made_for, run_settings
+from utils.weights import caffe_weights, keras_weights, made_for
 
 ACCEPTED = ('a TensorFlow checkpoint (its full prefix such as model/model.ckpt-20000, or its directory), '
             "a Caffe .caffemodel or Keras' ResNet50 or ResNet101 .h5")

@@ -1,0 +1,230 @@
+"""Flags as records: what they must say, which options read them, and what changes of them mean."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import types
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from narrow_main import UNITS
+
+import main
+from utils.net.blocks import BLOCKS, resnet_blocks
+from utils.system import command_line, run_settings
+from utils.system.command_line import NETWORK, NOTHING, RECORDS, RESULT
+from utils.system.errors import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ALL = RECORDS['option'].options
+SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
+# What main.py and Model.__init__ read for all options, though it has an effect for fewer.
+READ_FOR_ALL = {'xla', 'deterministic', 'num_gpus', 'mixed_precision', 'compat', 'eval_scales', 'eval_flip',
+                'eval_merge', 'train_bn', 'freeze_encoder', 'pretrain_file', 'variables_on'}
+READ_FOR_NOTHING = READ_FOR_ALL | {'random_seed'}  # which every list's reader gets
+
+
+class Noted(object):
+    """Flags as attributes, and the names of those that were read."""
+
+    def __init__(self, values):
+        self.__dict__['values'], self.__dict__['read'] = values, set()
+
+    def __getattr__(self, name):
+        if name not in self.values:
+            raise AttributeError(name)
+        self.read.add(name)
+        return self.values[name]
+
+
+@pytest.fixture(scope='module')
+def read_by(tmp_path_factory):
+    """{option: names of the flags that it read}, each run once with all that flags switch on."""
+    folder, found = tmp_path_factory.mktemp('flags'), {}
+    values = {flag.name: flag.default for flag in flags.FLAGS.flags_by_module_dict()['main']}
+    values.update({'%sdata_list' % kind: os.path.join(SAMPLE, name) for kind, name in (
+        ('', 'train.txt'), ('valid_', 'val.txt'), ('test_', 'val.txt'))})
+    values.update({name: str(folder / name) for name in ('modeldir', 'logdir', 'logfile', 'out_dir', 'export_dir')})
+    values.update(data_dir=SAMPLE, num_classes=6, encoder_name='res50', input_height=33, input_width=33, batch_size=2,
+                  num_steps=1, learning_rate=1e-4, valid_interval=1, valid_num_steps=1, test_num_steps=1, loss='ohem',
+                  random_scale_range=[0.5, 1.0], num_threads=2, report=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_line, 'own_flags', list)  # or metrics.json lists all of them
+        patch.setitem(BLOCKS, 'res50', resnet_blocks(UNITS, depth=16))
+        for option in ALL:
+            noted = Noted(dict(values, option=option))
+            patch.setattr(main, 'FLAGS', noted)
+            main.main()
+            found[option] = noted.read
+    return found
+
+
+@pytest.mark.parametrize('option', ALL)
+def test_an_option_reads_the_flags_that_say_so_and_no_others(read_by, option):
+    declared = {name for name, record in RECORDS.items() if option in record.options}
+    assert read_by[option] - declared - READ_FOR_NOTHING == set()
+    assert {name for name in declared - read_by[option] if RECORDS[name].needs != 'crf'} == set()
+
+
+@pytest.mark.parametrize('record', [{}, {'options': ('train',)}, {'decides': NOTHING},
+                                    {'options': ('train',), 'decides': 'something'}])
+def test_a_flag_that_does_not_say_what_it_does_fails(record):
+    with pytest.raises(TypeError, match='new_flag.*options=.*decides='):
+        command_line.DEFINE_whole('new_flag', 3, 'new', **record)
+    flags.FLAGS.__delattr__('new_flag')
+
+
+def test_a_program_without_topics_has_plain_flags(monkeypatch):
+    monkeypatch.setattr(command_line, '_topics', [])
+    command_line.DEFINE_whole('plain_flag', 3, 'plain')
+    flags.FLAGS.__delattr__('plain_flag')
+    assert 'plain_flag' not in RECORDS
+
+
+# what a command line may give --------------------------------------------------------------------------------------
+
+def ended(*args):
+    """(exit code, stderr) of a main.py that does nothing."""
+    with flagsaver.flagsaver(), contextlib.redirect_stderr(io.StringIO()) as stderr:
+        return command_line.run(lambda: None, ['main.py'] + list(args), main.sample_args), stderr.getvalue()
+
+
+LEAVE = ', leave it out or put it into a flag file.\n'
+
+
+@pytest.mark.parametrize('args, told', [
+    (['--option=test', '--test_step=3'], '--option=test does not read --test_step: give --valid_step' + LEAVE),
+    (['--option=export', '--valid_step', 'best'], 'does not read --valid_step: give --test_step' + LEAVE),
+    (['--option=predict', '--valid_data_list=x'], 'does not read --valid_data_list: give --test_data_list' + LEAVE),
+    (['--option=test', '--test_num_steps=1'], 'does not read --test_num_steps: give --valid_num_steps' + LEAVE),
+    (['--option=predict', '--pretrain_file=x'], 'does not read --pretrain_file: give --modeldir' + LEAVE),
+    (['--test_step=3'], '--option=train does not read --test_step: leave it out or put it into a flag file.\n'),
+    (['--option=check', '--norandom_mirror'], '--option=check does not read --random_mirror: leave it out'),
+    (['--option=test', '--test_step=3', '--power=1', '--test_num_steps=3'], '--option=test does not read --power, '
+     '--test_step, --test_num_steps: give --valid_step and --valid_num_steps, leave them out or put them into a flag '
+     'file.'),
+    (['--ohem_fraction=0.5'], '--ohem_fraction needs --loss=ohem: give that too' + LEAVE),
+    (['--restore_decoder'], '--restore_decoder needs --pretrain_file: give that too' + LEAVE),
+    (['--option=test', '--crf_iterations=3', '--crf_gaussian_sxy=2'], '--crf_iterations needs --crf, '
+     '--crf_gaussian_sxy needs --crf: give that too, leave them out or put them into a flag file.'),
+    (['--norandom_scale', '--random_scale_range=1,2'], '--random_scale_range needs --random_scale'),
+    (['--option=export', '--image=x.jpg'], '--image is for --option=predict, not --option=export.'),
+])
+def test_a_flag_that_would_be_ignored_is_refused(args, told):
+    code, stderr = ended(*args)
+    assert code == 1 and told in stderr and stderr.startswith('error: ') and stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('option', ALL)
+def test_all_flags_at_once_are_refused_in_one_sentence(option):
+    valid = {'decoder_rate': '1,1', 'random_scale_range': '1,1', 'window': '99,99', 'eval_scales': '1'}
+    words = {'a path': 'x', 'true, false': 'true', 'a step or best': 'best'}  # of the bounds
+    args = ['--%s=%s' % (name, valid.get(name) or words.get(record.bounds) or re.split('[ ,]', record.bounds)[0])
+            for name, record in RECORDS.items() if name not in ('option', 'image', 'image_dir')]
+    code, stderr = ended('--option=' + option, *args)
+    assert code == 1 and 'more: ' in stderr and len(stderr) <= 300, stderr
+
+
+@pytest.mark.parametrize('args', [
+    ['--norestore_decoder'], ['--option=test', '--noreport', '--norestore_decoder', '--skip_existing=false'],
+    ['--loss=ohem', '--ohem_fraction=0.5'], ['--option=predict', '--test_step=3', '--crf', '--crf_iterations=2']])
+def test_a_flag_that_is_read_or_off_anyway_is_taken(args):
+    assert ended(*args) == (0, '')
+
+
+def test_flag_files_serve_all_options(tmp_path):
+    path = tmp_path / 'all.flags'
+    path.write_text('--test_step=3\n--power=1\n--ohem_fraction=0.5\n--option=test\n')
+    assert ended('--flagfile=%s' % path) == (0, '')
+    assert ended('--flagfile=%s' % path, '--valid_step=3') == (0, '')
+    code, stderr = ended('--test_step=4', '--flagfile', str(path))
+    assert code == 1 and '--option=test does not read --test_step:' in stderr
+    path.write_text('--loss=ohem\n')
+    assert ended('--ohem_fraction=0.5', '--flagfile=%s' % path) == (0, '')
+
+
+# what has changed since a training -----------------------------------------------------------------------------------
+
+def test_a_training_of_before_a_flag_had_what_its_record_says(monkeypatch):
+    known = {'model': 'Model', 'num_steps': 20, 'decoder_rate': [10.0, 20.0]}
+    now = {'model': 'Model', 'num_steps': 20, 'decoder_rate': (10.0, 20.0), 'towers': 1, 'loss': 'ce'}
+    assert run_settings.changed_settings(known, now) == []
+    assert run_settings.changed_settings(known, dict(now, loss='ohem', towers=2)) == [
+        ('loss', 'ce', 'ohem'), ('towers', 1, 2)]
+    monkeypatch.setitem(RECORDS, 'loss', dataclasses.replace(RECORDS['loss'], before='ohem'))
+    assert run_settings.changed_settings(known, now) == [('loss', 'ohem', 'ce')]
+
+
+def test_settings_of_the_commit_before_records_are_still_known(settings):
+    """Names and defaults as commit e6b5847 wrote them, its paths as they were given."""
+    known = {
+        'batch_size': 10, 'bn_decay': 0.9, 'channel_order': None, 'class_weights': '', 'compat': 'original',
+        'data_dir': '', 'data_list': 'none.txt', 'decoder_rate': [10.0, 20.0], 'dilated_type': 'regular',
+        'encoder_name': 'deeplab', 'freeze_encoder': False, 'grad_update_every': 1, 'ignore_label': 255,
+        'img_mean': None, 'input_height': 321, 'input_width': 321, 'learning_rate': 2.5e-4, 'loss': 'ce',
+        'mixed_precision': False, 'model': 'Model', 'momentum': 0.9, 'num_classes': 21, 'num_steps': 20000,
+        'ohem_fraction': 0.25, 'palette': '', 'power': 0.9, 'pretrain_file': '', 'random_mirror': True,
+        'random_scale': True, 'random_scale_range': None, 'random_seed': 1234, 'restore_decoder': False, 'towers': 1,
+        'train_bn': None, 'weight_decay': 0.0005}
+    now = run_settings.settings_from_flags(settings(data_list='none.txt'), model='Model', towers=1)
+    assert run_settings.changed_settings(known, now) == [] and set(known) <= set(now)
+    for name in set(known) - {'model', 'towers'}:  # each still counts
+        assert [change.name for change in run_settings.changed_settings(dict(known, **{name: 'x'}), now)] == [name]
+
+
+def test_what_another_version_has_is_a_change():
+    known = {'num_steps': 20, 'sharpness': 3, 'save_interval': 5, 'towers': 1, 'model': 'Model'}
+    assert run_settings.changed_settings(known, {'num_steps': 20}) == [('sharpness', 3, 'unknown')]
+
+
+def test_settings_of_an_object_that_lacks_newer_flags():
+    conf = types.SimpleNamespace(num_classes=5, img_mean=[])
+    settings = run_settings.settings_from_flags(conf, model='Model', towers=2)
+    assert (settings['num_classes'], settings['img_mean'], settings['loss']) == (5, None, 'ce')
+    assert (settings['model'], settings['towers']) == ('Model', 2)
+    assert set(settings) == {'model', 'towers'} | {
+        name for name, record in RECORDS.items() if record.decides in (RESULT, NETWORK)}
+    assert run_settings.network_settings(conf) == {'encoder_name': 'deeplab', 'num_classes': 5,
+                                                   'dilated_type': 'regular'}
+
+
+def test_the_content_of_a_file_counts(tmp_path, settings):
+    (tmp_path / 'list.txt').write_text('a')
+    conf = settings(data_list=str(tmp_path / 'list.txt'))
+    before = run_settings.settings_from_flags(conf)
+    (tmp_path / 'list.txt').write_text('b')
+    change, = run_settings.changed_settings(before, run_settings.settings_from_flags(conf))
+    assert change.name == 'data_list' and change.known != change.now
+
+
+def test_settings_need_the_records(monkeypatch, settings):
+    conf = settings()
+    monkeypatch.setattr(run_settings, 'RECORDS', {})
+    with pytest.raises(RuntimeError, match='import main'):
+        run_settings.settings_from_flags(conf)
+
+
+@pytest.mark.parametrize('trained, flag', [('smooth_GI', 'regular'), ('regular', 'smooth_SSC')])
+def test_the_network_must_be_that_of_the_training(settings, trained, flag, capsys):
+    known = run_settings.settings_from_flags(settings(dilated_type=trained))
+    with pytest.raises(UserError) as error:
+        run_settings.check_trained('model', known, settings(dilated_type=flag))
+    assert str(error.value) == ('model was trained with --dilated_type=%s, this run has --dilated_type=%s: give the '
+                                'flags of that training.' % (trained, flag))
+    run_settings.check_trained('model', known, settings(dilated_type=trained))
+    assert capsys.readouterr().out == ''
+
+
+def test_regular_and_decompose_are_one_network(settings, capsys):
+    run_settings.check_trained('model', {'dilated_type': 'decompose'}, settings())
+    assert capsys.readouterr().out == ''
+
+
+def test_a_damaged_name_of_a_network_is_no_traceback(settings):
+    hostile = {'encoder_name': ['x' * 500], 'num_classes': {'a': 1}, 'dilated_type': 'y' * 500}
+    with pytest.raises(UserError) as error:
+        run_settings.check_trained('m' * 500, hostile, settings())
+    assert len(str(error.value)) <= 300

@@ -1,0 +1,148 @@
+"""The settings of a training, which settings.json keeps beside its checkpoints: what they were and what has changed.
+
+Which flags count and how follows from their records, which main.py makes: see command_line.FlagRecord.
+"""
+
+import contextlib
+import json
+import os
+import typing
+import zlib
+
+from utils.data.image_files import read_file
+from utils.net import compat
+from utils.system import output_files
+from utils.system.command_line import NETWORK, NOTHING, RECORDS
+from utils.system.errors import UserError, quoted, reason
+
+FILE = 'settings.json'
+# What decides a training's result and is no flag, with the value that older files without it stand for: parts of the
+# batch with statistics of their own for batch norm, and the class that trains, which multi-scale changes.
+NO_FLAGS = {'towers': 1, 'model': None}
+# Flags of which test, predict and export say that they differ from the training's, and what that means.
+NOTED = (('compat', ''), ('palette', '; its names and colours are shown'))
+UNKNOWN = 'unknown'  # the value now of a setting that only another version has
+MOST_DIR, MOST_VALUE, MOST_UNLIKE = 60, 12, 3  # characters and flags in the sentence about another network
+
+
+class Change(typing.NamedTuple):
+    """A setting that is not as it was."""
+
+    name: str
+    known: object  # as settings.json has it
+    now: object
+
+
+def settings_from_flags(conf, names=None, **others):
+    """Returns {name: value} of flags, written so that equal values mean the same and other contents of a file do not.
+
+    Args:
+      conf: the flags as attributes; one that it lacks has its default.
+      names: of the flags; by default all that decide the result of a training.
+      others: settings that are no flags, see NO_FLAGS.
+
+    Raises:
+      RuntimeError: no flags are recorded, because main.py was not imported.
+    """
+    if not RECORDS:
+        raise RuntimeError('import main before you train or predict: it says which flags decide the result')
+    if names is None:
+        names = [name for name, record in RECORDS.items() if record.decides != NOTHING]
+    settings = {name: _comparable(RECORDS[name], getattr(conf, name, RECORDS[name].default)) for name in names}
+    return dict(settings, **others)
+
+
+def network_settings(conf):
+    """Returns {name: value} of the flags that decide the network: the arguments that select it."""
+    return {name: getattr(conf, name, record.default) for name, record in RECORDS.items() if record.decides == NETWORK}
+
+
+def _comparable(record, value):
+    """Returns a flag's value; a path is made absolute and, where the content counts, followed by its checksum."""
+    if value == []:  # as --img_mean= gives it
+        return None
+    if record.is_path and os.path.exists(value):
+        value = os.path.realpath(value)
+        if record.content_counts and os.path.isfile(value):
+            with contextlib.suppress(OSError):  # which is reported by what reads the file
+                value += ' (crc32 %08x)' % zlib.crc32(read_file(value, 1 << 31))
+    return value
+
+
+def changed_settings(known, now):
+    """Returns the Changes between the settings of a run and those of this one, by name.
+
+    Args:
+      known: {name: value} from settings.json. What is missing was not yet a flag and had its record's `before`.
+      now: {name: value} from settings_from_flags.
+    """
+    now = json.loads(json.dumps(now))  # as in the file: lists, no tuples
+    changes = [Change(name, _known(known, name), now[name]) for name in now if _known(known, name) != now[name]]
+    changes += [Change(name, known[name], UNKNOWN) for name in known
+                if name not in now and name not in RECORDS and name not in NO_FLAGS]
+    return sorted(changes)
+
+
+def _known(known, name):
+    """Returns the value of a setting in a run, also of one that did not have it yet."""
+    if name in known:
+        return known[name]
+    before = RECORDS[name].before if name in RECORDS else NO_FLAGS.get(name)
+    return json.loads(json.dumps(before))
+
+
+def check_trained(modeldir, trained, conf):
+    """Compares the network of this run with that of the training whose weights it takes, and prints notes.
+
+    Args:
+      modeldir: the training's folder.
+      trained: {name: value} of its flags from settings.json.
+      conf: the flags of this run as attributes.
+
+    Raises:
+      UserError: a flag that decides the network has another value.
+    """
+    network = list(network_settings(conf))
+    now = settings_from_flags(conf, network + [name for name, _ in NOTED])
+    known = {name: _known(trained, name) for name in now}
+    unlike = [name for name in network if known[name] != now[name]
+              and not all(value in RECORDS[name].same_network for value in (known[name], now[name]))][:MOST_UNLIKE]
+    if unlike:
+        was, has = (' '.join('--%s=%s' % (name, quoted(flags[name], MOST_VALUE)) for name in unlike)
+                    for flags in (known, now))
+        raise UserError('%s was trained with %s, this run has %s: give the flags of that training.' % (
+            quoted(modeldir, MOST_DIR), was, has))
+    for name, meaning in NOTED:
+        if _content(known[name]) != _content(now[name]):
+            print('note: %s was trained with --%s=%s, this run has --%s=%s%s' % (
+                modeldir, name, quoted(known[name]), name, quoted(now[name]), meaning))
+
+
+def _content(value):
+    """Returns what tells values of a flag apart: of a file its checksum, wherever it is."""
+    return str(value or 'voc').rpartition('(crc32')[2]
+
+
+def write(modeldir, settings, net_input, run_id):
+    """Writes {name: value} of the settings, the compat.Input and the name that the run's event files end with."""
+    output_files.save_json({'flags': settings, 'input': net_input._asdict(), 'run': run_id},
+                           os.path.join(modeldir, FILE))
+
+
+def read(modeldir):
+    """Returns what `write` wrote, {'flags': {name: value}, 'input': Input, 'run': run_id}; {} for an unknown run.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = os.path.join(modeldir, FILE)
+    if not os.path.isfile(path):
+        return {}
+    try:
+        with open(path, encoding='utf-8') as file:
+            settings = json.load(file)
+        known = compat.Input(settings['input']['channel_order'], tuple(map(float, settings['input']['img_mean'])))
+        return {'flags': dict(settings['flags']), 'input': known, 'run': str(settings.get('run', ''))}
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise UserError('%s is damaged (%s): to train, give another --modeldir; to test or predict, remove it and set '
+                        '--channel_order, --img_mean and --compat as in that training.' % (quoted(path), reason(error)))
