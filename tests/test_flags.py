@@ -120,7 +120,8 @@ def test_a_flag_that_would_be_ignored_is_refused(args, told):
 
 @pytest.mark.parametrize('option', ALL)
 def test_all_flags_at_once_are_refused_in_one_sentence(option):
-    valid = {'decoder_rate': '1,1', 'random_scale_range': '1,1', 'window': '99,99', 'eval_scales': '1'}
+    valid = {'decoder_rate': '1,1', 'random_scale_range': '1,1', 'window': '99,99', 'eval_scales': '1',
+                 'random_colour': '0,0,0'}
     words = {'a path': 'x', 'true, false': 'true', 'a step or best': 'best'}  # of the bounds
     args = ['--%s=%s' % (name, valid.get(name) or words.get(record.bounds) or re.split('[ ,]', record.bounds)[0])
             for name, record in RECORDS.items() if name not in ('option', 'image', 'image_dir')]
