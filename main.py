@@ -11,6 +11,7 @@ from absl import flags
 
 from utils.data.palette import IGNORE_LABEL
 from utils.net import compat
+from utils.net.blocks import ENCODERS
 from utils.system import command_line, interrupts, runtime
 from utils.system.command_line import (
     DEFINE_list,
@@ -53,8 +54,10 @@ DEFINE_path('class_weights', '', "how much each class counts in the loss: 'balan
 DEFINE_number('power', 0.9, 'of the poly learning rate')
 DEFINE_number('momentum', 0.9, 'of SGD', upper_bound=1)
 DEFINE_whole('grad_update_every', 1, 'iterations whose gradients are averaged for one update', lower_bound=1)
-flags.DEFINE_enum('encoder_name', 'deeplab', ['deeplab', 'res101', 'res50'],
-                  'ResNet-101 under Caffe names, or ResNet-101 or -50 under slim names')
+flags.DEFINE_enum('encoder_name', 'deeplab', list(ENCODERS),
+                  'ResNet-101 under Caffe names, or ResNet-152, -101 or -50 under slim names')
+flags.DEFINE_enum('decoder', 'aspp', ['aspp', 'aspp_pooling'],
+                  'atrous spatial pyramid pooling, or with a branch that pools the whole image')
 flags.DEFINE_enum('dilated_type', 'regular', ['regular', 'decompose', 'smooth_GI', 'smooth_SSC'],
                   'dilated convolution of the last two blocks')
 flags.DEFINE_enum('compat', 'original', sorted(compat.COMPAT), 'whose numerics: padding, epsilon, resizing, mean')

@@ -140,7 +140,8 @@ class Model(object):
         """The network of encoder_name on images [N, H, W, 3]; batch_norm is one of layers.BATCH_NORM."""
         conf = self.conf
         return network.build(conf.encoder_name, images, num_classes=conf.num_classes, phase=phase,
-                             dilated_type=conf.dilated_type, compat=conf.compat, batch_norm=batch_norm)
+                             decoder=conf.decoder, dilated_type=conf.dilated_type, compat=conf.compat,
+                             batch_norm=batch_norm)
 
     def training_graph(self, images, labels, weights_of_classes=None):
         """The loop.TrainingGraph on images [N, H, W, 3] and labels [N, H, W, 1]; weights [num_classes] of the loss."""

@@ -5,7 +5,7 @@
 A column of the figure is a checkpoint, built by the settings.json beside it, all on the same images. Its first row is
 the field of the winning class's logit at the centre on the image. The others are the fields of the centre of each
 dilated block's output (the sum of its channels, none of which is negative) on that block's input, at 1/8 of the
-image's size, and the score of gridding at the block's rate (utils/prediction/receptive_field.py). A field is the mean
+image's size, and the score of gridding at the block's rate (see `gridding`). A field is the mean
 over the images, which are cropped or padded about their centres. What main_msc.py trained is looked at on one scale.
 """
 
@@ -24,6 +24,9 @@ from utils.system.errors import UserError, printable, quoted  # noqa: E402
 
 FLAGS = flags.FLAGS
 SAMPLE = os.path.join(command_line.REPO, 'dataset', 'sample')
+NEAR = 0.0455  # of the greatest gradient: Luo et al. (2016), section 4, count what is within two deviations of a Gauss
+FAINTEST = 1e-4  # of the greatest gradient, in the figure
+PANEL, GAP = 3.0, 0.5  # inches
 
 # A trained network: how it is called, the prefix of its checkpoint, the flags of its training and its compat.Input.
 Trained = collections.namedtuple('Trained', 'label prefix flags input')

@@ -9,6 +9,7 @@ import pytest
 
 from utils.net.blocks import BLOCKS, convolutions, resnet_blocks
 from utils.net.compat import COMPAT
+from utils.net.decoders import ASPP
 from utils.system.errors import UserError, quoted
 from utils.weights import caffe_weights, pretrained, weight_files, weight_names
 
@@ -54,7 +55,7 @@ def network_layers(rng, units=(3, 4, 23, 3), factor=2.0):
                    (batch_norm, 'BatchNorm', [rng.randn(outputs), rng.rand(outputs), [factor]]),
                    (batch_norm.replace('bn', 'scale', 1), 'Scale', [rng.randn(outputs), rng.randn(outputs)]),
                    (conv + '_relu', 'ReLU', [])]
-    for scope in weight_names.decoder_scopes('deeplab'):
+    for scope in ASPP.SCOPES['caffe']:
         layers.append((scope, 'Convolution', [rng.randn(NUM_CLASSES, BLOCKS['deeplab'][3].depth, 3, 3),
                                               rng.randn(NUM_CLASSES)]))
     return layers
@@ -171,7 +172,7 @@ def test_wrong_and_damaged_models_are_reported(tmpdir):
     tmpdir.join('cut').write_binary(content[:len(content) // 2])
     tmpdir.join('long').write_binary(content + b'\x04\x04\x04')
     cut_layer = layers[:4] + [('res2a_branch1', 'Convolution', [np.ones((4, 4, 1, 1))])] + layers[8:]
-    deeper = network_layers(np.random.RandomState(0), units=(3, 8, 36, 3))
+    deeper = network_layers(np.random.RandomState(0), units=(3, 10, 23, 14))  # as no encoder has
     cases = [
         (str(tmpdir.join('cut')), 'known kind, or is damaged'),
         (str(tmpdir.join('long')), 'known kind, or is damaged'),

@@ -11,26 +11,26 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from utils import checkpoint
-from utils.net.blocks import BLOCKS
+from utils.net.blocks import BLOCKS, ENCODERS
 from utils.net.compat import COMPAT, Input
+from utils.net.decoders import ASPP
 from utils.system.command_line import run
 from utils.system.errors import UserError, quoted
-from utils.weights import checkpoints, made_for, pretrained, weight_files, weight_names
+from utils.weights import checkpoints, pretrained, weight_files, weight_names
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ENCODERS = ['deeplab', 'res101', 'res50']
 
 
 @pytest.fixture
 def small(narrow):
     """Fewer units and a 16th of the channels: 145 variables for the encoders deeplab and res101, 100 for res50."""
-    narrow({'deeplab': (1, 2, 3, 2), 'res101': (1, 2, 3, 2), 'res50': (1, 1, 2, 1)})
+    narrow({'deeplab': (1, 2, 3, 2), 'res152': (1, 3, 3, 2), 'res101': (1, 2, 3, 2), 'res50': (1, 1, 2, 1)})
 
 
 def model_shapes(encoder_name, num_classes=3, fix_w=None):
     """{name: shape} of a network; fix_w is the shape of one for each 3x3 convolution of the last block."""
     shapes = dict(weight_names.encoder_shapes(encoder_name))
-    for scope in weight_names.decoder_scopes(encoder_name):
+    for scope in ASPP.SCOPES[ENCODERS[encoder_name].family]:
         shapes[scope + '/weights'] = (3, 3, BLOCKS[encoder_name][3].depth, num_classes)
         shapes[scope + '/biases'] = (num_classes,)
     if fix_w:
@@ -105,7 +105,7 @@ def assert_sentence(error, *words):
 
 # Names.
 
-@pytest.mark.parametrize('encoder_name', ENCODERS)
+@pytest.mark.parametrize('encoder_name', ['deeplab', 'res101', 'res50'])
 def test_names_and_shapes_are_the_originals(encoder_name):
     path = os.path.join(ROOT, 'tests', 'golden', 'original_%s_variables.json' % encoder_name)
     with open(path) as file:
@@ -250,7 +250,7 @@ def test_damaged_checkpoints_are_named(small, tmpdir, how, why):
 # Starting from pre-trained weights.
 
 @pytest.mark.parametrize('use_resource', [False, True])
-@pytest.mark.parametrize('encoder_name', ENCODERS)
+@pytest.mark.parametrize('encoder_name', list(ENCODERS))
 def test_pretrained_takes_the_encoder_only(small, tmpdir, encoder_name, use_resource):
     shapes = model_shapes(encoder_name)
     values = random_values(shapes)
@@ -421,7 +421,7 @@ def test_weights_that_do_not_tell_what_they_were_made_for(small, tmpdir):
 @pytest.mark.parametrize('compat, network_input', [
     (None, None), ('caffe', None), (None, Input('bgr', (103.939, 116.779, 123.68))), ('slim', COMPAT['slim'].input)])
 def test_entry_round_trip(compat, network_input):
-    assert made_for.decode(made_for.encode(compat, network_input)) == (compat, network_input)
+    assert weight_files.decode_origin(weight_files.encode_origin(compat, network_input)) == (compat, network_input)
 
 
 @pytest.mark.parametrize('entry', [
@@ -434,7 +434,7 @@ def test_entry_round_trip(compat, network_input):
     b'{"compat": "caffe", "channel_order": "bgr", "img_mean": [1, 2, 1%s]}' % (b'0' * 400),
     b'{"compat": "caffe", "channel_order": "cmyk", "img_mean": [1, 2, 3]}', np.float32(1)])
 def test_damaged_entry(tmpdir, entry):
-    prefix = write_checkpoint(tmpdir.join('x'), {made_for.NAME: entry})
+    prefix = write_checkpoint(tmpdir.join('x'), {weight_files.MADE_FOR: entry})
     with pytest.raises(UserError) as info:
         weight_files.open_weights(prefix)
     assert_sentence(info.value, prefix, 'damaged or incomplete')
@@ -476,7 +476,7 @@ def test_description_of_other_files(small, tmpdir):
     """Names that no network has are shown printable, and in order of their numbers."""
     values = {'tower%d/w' % i: np.float32(i) for i in (10, 9, 1)}
     shown = checkpoint.describe(weight_files.open_weights(write_checkpoint(tmpdir.join('x'), values)))
-    assert '--encoder_name: none (the file fits no encoder_name (deeplab, res101, res50))' in shown
+    assert '--encoder_name: none (the file fits no encoder_name (deeplab, res152, res101, res50))' in shown
     assert shown.endswith('tower1/w   scalar\ntower9/w   scalar\ntower10/w  scalar')
     longest = 'resnet_v1_50/block4/unit_3/bottleneck_v1/shortcut/BatchNorm/moving_variance'
     assert longest in '\n'.join(checkpoint.table({longest: (2048,)}))

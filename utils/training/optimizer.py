@@ -28,12 +28,9 @@ def poly(learning_rate, step, num_steps, power):
 
 def rate_groups(net, decoder_rates=DECODER_RATES, freeze_encoder=False):
     """[(variables, multiplier of the rate)]: encoder, unless it is frozen, decoder weights, decoder biases."""
-    weights, biases = zip(*net.decoder_variables)
-    decoder = {v.op.name for v in weights + biases}
-    trainable = {v.op.name for v in tf.trainable_variables()}
-    encoder = [v for v in net.variables if v.op.name in trainable and v.op.name not in decoder]
-    decoder_groups = [(list(weights), decoder_rates[0]), (list(biases), decoder_rates[1])]
-    return decoder_groups if freeze_encoder else [(encoder, 1.0)] + decoder_groups
+    groups = net.rate_groups()
+    decoder = [(groups['decoder_weights'], decoder_rates[0]), (groups['decoder_biases'], decoder_rates[1])]
+    return decoder if freeze_encoder else [(groups['encoder'], 1.0)] + decoder
 
 
 def build_update(loss, groups, learning_rate, settings, statistics=(), decayed=()):

@@ -29,8 +29,8 @@ LEFTOVERS = ('*.ckpt-*.tempstate*', '*.ckpt-*_temp*', 'checkpoint.tmp*', run_set
 # machine would too, how it rounds (xla, deterministic).
 DECIDING = (
     'num_steps', 'random_seed', 'weight_decay', 'learning_rate', 'power', 'momentum', 'grad_update_every',
-    'encoder_name', 'dilated_type', 'compat', 'pretrain_file', 'restore_decoder', 'train_bn', 'bn_decay', 'data_list',
-    'data_dir', 'batch_size', 'input_height', 'input_width', 'num_classes', 'ignore_label', 'random_scale',
+    'encoder_name', 'decoder', 'dilated_type', 'compat', 'pretrain_file', 'restore_decoder', 'train_bn', 'bn_decay',
+    'data_list', 'data_dir', 'batch_size', 'input_height', 'input_width', 'num_classes', 'ignore_label', 'random_scale',
     'random_mirror', 'random_scale_range', 'decoder_rate', 'freeze_encoder', 'loss', 'ohem_fraction', 'class_weights',
     'channel_order', 'img_mean', 'palette', 'mixed_precision')
 PATHS = ('data_list', 'data_dir', 'pretrain_file', 'palette', 'class_weights')
@@ -144,7 +144,7 @@ class RunFolder(object):
                                 '--resume=must, %s.' % (quoted(self.path), newest, ways))
             return
         now = json.loads(json.dumps(self._flags))  # as they are in the file
-        known = dict({'towers': 1}, **known)  # which files of before there were towers lack
+        known = dict({'towers': 1, 'decoder': 'aspp'}, **known)  # which files of before there were such settings lack
         changed = [name for name in sorted(now) if known.get(name) != now[name]]
         longer = changed == ['num_steps'] and newest == known.get('num_steps') < now['num_steps']
         if not changed:
