@@ -63,6 +63,9 @@ def describe(weights):
              '--num_classes:  %s' % (weight_names.num_classes_of(shapes) or 'no decoder'),
              '--dilated_type: ' + (weight_names.dilated_type_of(shapes).replace('regular', 'regular or decompose')),
              '--compat:       ' + describe_origin(weights), '']
+    decoder = weight_names.decoder_of(shapes)[0]
+    if decoder not in (None, 'aspp'):
+        lines.insert(2, '--decoder:      ' + decoder)
     lines += table({name: shape for name, shape in shapes.items() if name not in slots})
     if slots:
         lines.append('and %d slots of an optimizer' % len(slots))

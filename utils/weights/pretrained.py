@@ -83,6 +83,11 @@ def choose_pretrained(wanted, weights, encoder_name, restore_decoder=False):
         phrase += '; the file has %s' % ('a decoder of %d classes' % classes if classes else 'no decoder')
     if any(name.endswith('/fix_w') and name not in taken for name in found):
         phrase += '; its fix_w, of --dilated_type=%s, are left out' % weight_names.dilated_type_of(found)
+    known = set(wanted) if restore_decoder else set(wanted) | weight_names.decoder_names(encoder_name)
+    unknown = [name for name in found if weight_names.is_model(name) and not name.endswith('/fix_w')
+               and name not in known]
+    if unknown:
+        phrase += '; it holds further weights, which are left out (%s)' % some(sorted(unknown), show=quoted)
     return taken, phrase
 
 

@@ -52,6 +52,11 @@ def _decoder_shapes(family, depth, decoder, num_classes):
         return variable_shapes(decoders.lookup(decoder)(family, depth, num_classes, COMPAT['original']).variables)
 
 
+def decoder_names(encoder_name):
+    """The names that variables of any decoder have behind an encoder."""
+    return {name for decoder in decoders.DECODERS for name in decoder_shapes(encoder_name, decoder)}
+
+
 def variable_shapes(variables):
     """Ordered {name as in a checkpoint: shape tuple} of TensorFlow variables."""
     return OrderedDict((variable.op.name, tuple(variable.shape.as_list())) for variable in variables)
