@@ -45,9 +45,9 @@ class DilatedResNet(object):
             raise ValueError("batch_norm '%s' is not one of %s" % (batch_norm, ', '.join(layers.BATCH_NORM)))
         batch_norm = 'frozen' if batch_norm == 'trained' and not phase else batch_norm
         self.num_classes, self.encoder_name = num_classes, encoder_name
+        decoder_class, family = decoders.lookup(decoder), ENCODERS[encoder_name].family
         self.encoder = ResNet(encoder_name, numerics(compat), dilated_type, batch_norm, blocks)
-        self.decoder = decoders.lookup(decoder)(
-            ENCODERS[encoder_name].family, self.encoder.depth, num_classes, numerics(compat), batch_norm)
+        self.decoder = decoder_class(family, self.encoder.depth, num_classes, numerics(compat), batch_norm)
         self._compute(inputs)
 
     def _compute(self, inputs):

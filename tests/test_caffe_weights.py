@@ -290,3 +290,25 @@ def test_random_damage(tmpdir):
     path = tmpdir.join('x.caffemodel')
     write_layers(path, he_resnet_50(np.random.RandomState(0))[0])
     assert damage.count_reported(path, seeds=60, stride=7, reach=8) > 5
+
+
+def test_kaiming_hes_resnet_152(tmpdir):
+    layers = network_layers(np.random.RandomState(0), units=(3, 8, 36, 3))[:-4]
+    assert {'res3b7_branch2c', 'res4b35_branch2c'} <= {name for name, _, _ in layers}
+    classifier = [('fc1000', 'InnerProduct', [np.ones((10, 128))])]
+    path = write_layers(tmpdir.join('ResNet-152-model.caffemodel'), layers + classifier)
+    weights = pretrained.open_pretrained(path, 'res152')
+    assert weight_names.fits(weights.shapes, 'res152') and weights.input == weight_files.IMAGENET_INPUT
+    assert_under_slims_names(weights, expected_weights(layers), 'res152')
+    for encoder_name in ('res101', 'deeplab', 'res50'):
+        with pytest.raises(UserError, match='the file fits --encoder_name=res152.'):
+            pretrained.open_pretrained(path, encoder_name)
+
+
+@pytest.mark.parametrize('encoder_name', ['deeplab', 'res101'])
+def test_the_decoder_of_image_pooling_from_caffe(tmpdir, encoder_name):
+    layers = network_layers(np.random.RandomState(0)) + [
+        ('fc1_voc12_pool', 'Convolution', [np.ones((NUM_CLASSES, BLOCKS['deeplab'][3].depth, 1, 1)), np.ones(3)])]
+    weights = weight_files.open_weights(write_layers(tmpdir.join('x'), layers), encoder_name)
+    assert weight_names.decoder_of(weights.shapes) == ('aspp_pooling', NUM_CLASSES)
+    assert weight_names.decoder_shapes(encoder_name, 'aspp_pooling', NUM_CLASSES).items() <= weights.shapes.items()
