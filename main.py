@@ -11,6 +11,7 @@ from absl import flags
 
 from utils.data.palette import IGNORE_LABEL
 from utils.net import compat
+from utils.net.blocks import ENCODERS
 from utils.system import command_line, interrupts, runtime
 from utils.system.command_line import (
     NETWORK,
@@ -54,8 +55,10 @@ DEFINE_choice('option', 'train', ALL, 'what to do; check reads every file of the
               options=ALL, decides=NOTHING)
 
 topic('Network')
-DEFINE_choice('encoder_name', 'deeplab', ['deeplab', 'res101', 'res50'],
-              'ResNet-101 under Caffe names, or ResNet-101 or -50 under slim names', options=NETWORKS, decides=NETWORK)
+DEFINE_choice('encoder_name', 'deeplab', list(ENCODERS), 'ResNet-101 under Caffe names, or ResNet-152, -101 or -50 '
+              'under slim names', options=NETWORKS, decides=NETWORK)
+DEFINE_choice('decoder', 'aspp', ['aspp', 'aspp_pooling'], 'atrous spatial pyramid pooling, alone or with a branch '
+              'that pools the whole image', options=NETWORKS, decides=NETWORK)
 DEFINE_whole('num_classes', 21, 'classes', lower_bound=2, upper_bound=256, options=ALL, decides=NETWORK)
 DEFINE_choice('dilated_type', 'regular', ['regular', 'decompose', 'smooth_GI', 'smooth_SSC'],
               'dilated convolution of the last two blocks', options=NETWORKS, decides=NETWORK,

@@ -233,10 +233,9 @@ class Model(object):
     # graphs ------------------------------------------------------------------------------------------------------
 
     def network(self, images, phase, batch_norm):
-        """The network of encoder_name on images [N, H, W, 3]; batch_norm is one of layers.BATCH_NORM."""
-        conf = self.conf
-        return network.build(conf.encoder_name, images, num_classes=conf.num_classes, phase=phase,
-                             dilated_type=conf.dilated_type, compat=conf.compat, batch_norm=batch_norm)
+        """Builds the network that the flags choose on images [N, H, W, 3]; batch_norm is one of layers.BATCH_NORM."""
+        return network.build(images=images, phase=phase, compat=self.conf.compat, batch_norm=batch_norm,
+                             **run_settings.network_settings(self.conf))
 
     def scores(self, images):
         """A network for prediction and the scores of images: [N, H, W, 3] -> (net, float32 [N, H, W, num_classes]).

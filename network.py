@@ -1,166 +1,106 @@
-"""Dilated ResNet encoders with an ASPP decoder: one builder, two families of variable names.
+"""The network: a dilated ResNet as encoder and atrous spatial pyramid pooling as decoder.
 
-    net = Deeplab_v2(images, num_classes=21, phase=True)
-    net.encoding  # [N, h/8, w/8, 2048]
-    net.outputs   # [N, h/8, w/8, num_classes], logits
+    net = build('res50', images, num_classes=21, phase=True)
+    net.encoding   # [N, H/8, W/8, 2048], of images [N, H, W, 3]
+    net.outputs    # [N, H/8, W/8, num_classes], logits
+    net.variables  # under the names that weights files of this encoder have
+
+utils/net/encoders.py has the ResNet, utils/net/decoders.py the ASPP, utils/net/blocks.py the table of encoders.
 """
 
-import collections
 import copy
-import functools
 
 import tensorflow.compat.v1 as tf
 
-from utils.net import dilated, layers
-from utils.net.blocks import BLOCKS, convolutions
+from utils.net import decoders, layers
+from utils.net.blocks import ENCODERS
 from utils.net.compat import numerics
-from utils.weights import weight_names
-
-ASPP_RATES = (6, 12, 18, 24)
+from utils.net.encoders import ResNet
 
 
 class DilatedResNet(object):
-    """ResNet bottleneck v1 at output stride 8 and atrous spatial pyramid pooling.
+    """An encoder and a decoder: `outputs` are decoder(encoder(inputs))."""
 
-    A subclass supplies the encoder_name, by which weight_names spells the variables.
-    """
-
-    def __init__(self, inputs, num_classes, phase, encoder_name, **settings):
+    def __init__(self, inputs, num_classes, phase, encoder_name, decoder='aspp', dilated_type='regular',
+                 compat='original', batch_norm='frozen', blocks=None):
         """Builds the network on `inputs`.
 
         Args:
           inputs: float32 [N, H, W, 3], minus the mean; BGR unless compat is 'slim'.
           num_classes: channels of the logits.
           phase: True in training. It concerns batch_norm 'trained' only, which in False is 'frozen'.
-          encoder_name: a key of BLOCKS.
-          settings: see _configure.
-
-        Raises:
-          ValueError: unknown encoder_name, dilated_type, compat or batch_norm.
-        """
-        self.num_classes = num_classes
-        self.encoder_name = encoder_name
-        self._configure(phase, **settings)
-        self.variables = []
-        self.decoder_variables = []  # (weights, biases) of each branch of the ASPP
-        self._pyramid = None  # its convolution and bias [num_classes], on this network's device for every apply()
-        self._layers = collections.OrderedDict()  # name -> layer, so that every apply() shares the weights
-        self.encoding, self.outputs = self.apply(inputs)
-
-    def _configure(self, phase, dilated_type='regular', compat='original', batch_norm='frozen', blocks=None):
-        """Checks and keeps the settings.
-
-        Args:
+          encoder_name: a key of ENCODERS.
+          decoder: a key of DECODERS.
           dilated_type: of the 3x3 convolutions of block3 and block4, a key of dilated.DILATED_TYPES.
           compat: whose padding, epsilon and initial values, a key of compat.COMPAT.
           batch_norm: one of layers.BATCH_NORM.
           blocks: a list of Block instead of the encoder's own.
+
+        Raises:
+          ValueError: unknown encoder_name, decoder, dilated_type, compat or batch_norm.
         """
+        if encoder_name not in ENCODERS:
+            raise ValueError("encoder_name '%s' is not one of %s" % (encoder_name, ', '.join(ENCODERS)))
         if batch_norm not in layers.BATCH_NORM:
             raise ValueError("batch_norm '%s' is not one of %s" % (batch_norm, ', '.join(layers.BATCH_NORM)))
-        self.batch_norm = 'frozen' if batch_norm == 'trained' and not phase else batch_norm
-        self.dilated_type = dilated_type
-        self.numerics = numerics(compat)
-        self.blocks = blocks or BLOCKS[self.encoder_name]
-        self._shapes = {(stage, unit, index): shape for stage, unit, index, shape in convolutions(self.blocks)}
+        batch_norm = 'frozen' if batch_norm == 'trained' and not phase else batch_norm
+        self.num_classes, self.encoder_name = num_classes, encoder_name
+        decoder_class, family = decoders.lookup(decoder), ENCODERS[encoder_name].family
+        self.encoder = ResNet(encoder_name, numerics(compat), dilated_type, batch_norm, blocks)
+        self.decoder = decoder_class(family, self.encoder.depth, num_classes, numerics(compat), batch_norm)
+        self._compute(inputs)
+
+    def _compute(self, inputs):
+        self.maps = self.encoder.maps(inputs)       # after pool1 and after each block, block k at [k]
+        self.encoding = self.maps[-1]               # [N, H/8, W/8, 2048]
+        self.outputs = self.decoder(self.encoding)  # [N, H/8, W/8, num_classes]
 
     def apply(self, inputs):
-        """Encoding and logits of `inputs` [N, H, W, 3]; the first call builds the weights, all share them."""
-        encoding = self._encode(inputs)  # [N, H/8, W/8, 2048]
-        return encoding, self._decode(encoding)  # [N, H/8, W/8, num_classes]
+        """Returns encoding and logits of other inputs [N, H, W, 3] by the same weights."""
+        encoding = self.encoder(inputs)
+        return encoding, self.decoder(encoding)
 
     def on(self, inputs):
-        """The same network, with its weights, on other inputs [N, H, W, 3]: encoding and outputs are theirs."""
+        """Returns the same network, with its weights, on other inputs [N, H, W, 3] and perhaps another device."""
         other = copy.copy(self)
-        other._pyramid = None
-        other.encoding, other.outputs = other.apply(inputs)
+        other.decoder = self.decoder.on_another_device()
+        other._compute(inputs)
         return other
 
+    @property
+    def encoder_variables(self):
+        return self.encoder.variables
+
+    @property
+    def decoder_variables(self):
+        return self.decoder.variables
+
+    @property
+    def variables(self):
+        """All variables of the network, trained or not; the encoder's first."""
+        return self.encoder.variables + self.decoder.variables
+
     def rate_groups(self):
-        weights, biases = map(list, zip(*self.decoder_variables))
-        decoder = {v.op.name for v in weights + biases}
-        trainable = {v.op.name for v in tf.trainable_variables()}
-        encoder = [v for v in self.variables if v.op.name in trainable and v.op.name not in decoder]
-        return {'encoder': encoder, 'decoder_weights': weights, 'decoder_biases': biases}
+        """Returns the trainable variables by the learning rate that they have, {group: list}.
+
+        The groups are 'encoder', 'decoder_weights' and 'decoder_biases' (DeepLab v2 trains the last two faster);
+        variables of a decoder that are no biases, such as a batch norm's, are among its weights.
+        """
+        decoder = [v for v in self.decoder.variables if v.trainable]
+        biases = [v for v in decoder if v.op.name.endswith('/biases')]
+        return {'encoder': [v for v in self.encoder.variables if v.trainable],
+                'decoder_weights': [v for v in decoder if not v.op.name.endswith('/biases')],
+                'decoder_biases': biases}
 
     def statistics(self):
-        """[(variable of batch norm's moving average, what every apply() saw on average)]; [] unless it is trained."""
-        return [pair for layer in self._layers.values() for pair in layer.statistics()]
+        """[(variable of batch norm's moving average, what every call saw on average)]; [] unless it is trained."""
+        return self.encoder.statistics() + self.decoder.statistics()
 
     def fold_ops(self):
-        """Ops that fold batch norm into the variables for good, for batch_norm 'folded'.
-
-        One layer after the other, or for a moment there would be two of each weight.
-        """
-        ops = []
-        for layer in self._layers.values():
-            with tf.control_dependencies(ops[-2:]):
-                ops.extend(layer.fold_ops())
-        return ops
-
-    def _encode(self, inputs):
-        net = self._conv_bn(inputs, (1, 1, 1), stride=2)  # [N, H/2, W/2, 64]
-        net = layers.max_pool(tf.nn.relu(net), pad=self.numerics.pool1_pad)  # [N, H/4, W/4, 64]
-        for stage, block in enumerate(self.blocks, 2):
-            for unit in range(1, block.units + 1):
-                net = self._bottleneck(net, block, stage, unit)
-        return net  # [N, H/8, W/8, 2048]
-
-    def _bottleneck(self, inputs, block, stage, unit):
-        """1x1 down to depth / 4, 3x3, 1x1 up to depth, added to the input or, in a block's first unit, to its 1x1."""
-        stride = block.stride if unit == 1 else 1
-        shortcut = self._conv_bn(inputs, (stage, unit, 0), stride) if unit == 1 else inputs
-        net = tf.nn.relu(self._conv_bn(inputs, (stage, unit, 1), stride))
-        net = tf.nn.relu(self._conv_bn(net, (stage, unit, 2), rate=block.rate))
-        net = self._conv_bn(net, (stage, unit, 3))
-        return tf.nn.relu(net + shortcut)
-
-    def _conv_bn(self, inputs, place, stride=1, rate=1):
-        """Convolution and batch norm at place = (stage, unit, index) of blocks.convolutions."""
-        scopes = weight_names.conv_scopes(self.encoder_name, *place)
-        if scopes not in self._layers:
-            if rate == 1:
-                pad = self.numerics.conv1_pad if place == (1, 1, 1) else None
-                convolve = functools.partial(layers.conv2d, stride=stride, pad=pad)
-            else:
-                convolve = self._dilated(scopes[0], rate)
-            # Training from random weights starts every residual branch at zero (Goyal et al. 2017, section 5.1).
-            zero_gamma = self.batch_norm == 'trained' and place[2] == 3
-            self._layers[scopes] = layers.ConvBN(
-                scopes, self._shapes[place], convolve, self.batch_norm, self.numerics.epsilon, zero_gamma)
-            self.variables.extend(self._layers[scopes].variables)
-        return self._layers[scopes](inputs)
-
-    def _dilated(self, name, rate):
-        """The convolution of dilated_type, with its fix_w where the type has one."""
-        convolve, fix_w_shape, fix_w_start = dilated.lookup(self.dilated_type)
-        if fix_w_shape is None:
-            return functools.partial(convolve, rate=rate)
-        fix_w = layers.variable(name + '/fix_w', fix_w_shape(rate), fix_w_start)
-        self.variables.append(fix_w)
-        return functools.partial(convolve, rate=rate, fix_w=layers.read(fix_w))
-
-    def _decode(self, encoding):
-        """Four dilated 3x3 convolutions with biases, summed; regular ones whatever dilated_type says."""
-        if not self.decoder_variables:
-            self.decoder_variables = [self._aspp_branch(scope, encoding.shape[3])
-                                      for scope in weight_names.decoder_scopes(self.encoder_name)]
-            self.variables.extend(v for branch in self.decoder_variables for v in branch)
-            self._branches = [tuple(map(layers.read, branch)) for branch in self.decoder_variables]
-        if self._pyramid is None:
-            weights, biases = zip(*self._branches)
-            self._pyramid = dilated.pyramid(weights, ASPP_RATES), layers.ordered_sum(biases)
-        convolve, bias = self._pyramid
-        return tf.nn.bias_add(convolve(encoding), bias)
-
-    def _aspp_branch(self, scope, depth_in):
-        """Weights [3, 3, depth_in, num_classes] and biases [num_classes]."""
-        weights_start, biases_start = None, None
-        if self.numerics.gaussian_aspp:
-            weights_start = tf.initializers.random_normal(stddev=0.01, seed=layers.seed_of(scope))
-            biases_start = tf.initializers.zeros()
-        return (layers.variable(scope + '/weights', [3, 3, depth_in, self.num_classes], weights_start),
-                layers.variable(scope + '/biases', [self.num_classes], biases_start))
+        """Ops that fold batch norm into the variables for good, for batch_norm 'folded'."""
+        ops = self.encoder.fold_ops()
+        with tf.control_dependencies(ops[-1:]):
+            return ops + self.decoder.fold_ops()
 
 
 class Deeplab_v2(DilatedResNet):
@@ -171,17 +111,17 @@ class Deeplab_v2(DilatedResNet):
 
 
 class ResNet_segmentation(DilatedResNet):
-    """ResNet-101 or ResNet-50 under slim's names: resnet_v1_50/block3/unit_2/bottleneck_v1/conv2."""
+    """ResNet-152, -101 or -50 under slim's names: resnet_v1_50/block3/unit_2/bottleneck_v1/conv2."""
 
     def __init__(self, inputs, num_classes, phase, encoder_name, **settings):
-        if encoder_name not in weight_names.SLIM_SCOPES:
-            raise ValueError("encoder_name '%s' is not one of %s" % (
-                encoder_name, ', '.join(sorted(weight_names.SLIM_SCOPES))))
+        known = [name for name, encoder in ENCODERS.items() if encoder.family == 'slim']
+        if encoder_name not in known:
+            raise ValueError("encoder_name '%s' is not one of %s" % (encoder_name, ', '.join(known)))
         super(ResNet_segmentation, self).__init__(inputs, num_classes, phase, encoder_name, **settings)
 
 
-def build(encoder_name, images, **settings):
-    """The network of an encoder_name on images [N, H, W, 3]; settings are those of the class."""
+def build(encoder_name, images, num_classes, phase, **settings):
+    """Returns the network of an encoder_name on images [N, H, W, 3]; settings are those of DilatedResNet."""
     if encoder_name == 'deeplab':
-        return Deeplab_v2(images, **settings)
-    return ResNet_segmentation(images, encoder_name=encoder_name, **settings)
+        return Deeplab_v2(images, num_classes, phase, **settings)
+    return ResNet_segmentation(images, num_classes, phase, encoder_name, **settings)

@@ -5,43 +5,129 @@
 A column of the figure is a checkpoint, built by the settings.json beside it, all on the same images. Its first row is
 the field of the winning class's logit at the centre on the image. The others are the fields of the centre of each
 dilated block's output (the sum of its channels, none of which is negative) on that block's input, at 1/8 of the
-image's size, and the score of gridding at the block's rate (utils/prediction/receptive_field.py). A field is the mean
+image's size, and the score of gridding at the block's rate (see `gridding`). A field is the mean
 over the images, which are cropped or padded about their centres. What main_msc.py trained is looked at on one scale.
 """
 
-import collections
 import os
 import sys
+import typing
 
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(HERE))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from utils.system import command_line, output_files, runtime  # noqa: E402
 from utils.system.errors import UserError, printable, quoted  # noqa: E402
 
+tf = runtime.import_tensorflow()  # before others import TensorFlow, whose own lines it keeps off the screen
+
+import network  # noqa: E402
+from utils.data import data_lists, image_files  # noqa: E402
+from utils.label_utils import preprocess  # noqa: E402
+from utils.net import blocks, compat, decoders, dilated  # noqa: E402
+from utils.system import memory, run_settings  # noqa: E402
+from utils.weights import checkpoints  # noqa: E402
+
 FLAGS = flags.FLAGS
 SAMPLE = os.path.join(command_line.REPO, 'dataset', 'sample')
+NEAR = 0.0455  # of the greatest gradient: Luo et al. (2016), section 4, count what is within two deviations of a Gauss
+FAINTEST = 1e-4  # of the greatest gradient, in the figure
+PANEL, GAP = 3.0, 0.5  # inches
 
-# A trained network: how it is called, the prefix of its checkpoint, the flags of its training and its compat.Input.
-Trained = collections.namedtuple('Trained', 'label prefix flags input')
+
+# ---- fields ----
+
+def centre(maps):
+    """The pixel in the middle of the first map: [N, h, w, C] -> [C]."""
+    shape = tf.shape(maps)
+    return maps[0, shape[1] // 2, shape[2] // 2]
+
+
+def field(target, source):
+    """The field of a number: how much it changes with each pixel of what it is computed from.
+
+    Luo, Li, Urtasun and Zemel, Understanding the Effective Receptive Field (2016), take the gradient of a central
+    unit, too; here its absolute values are summed over the channels, so that no sign hides another.
+
+    Args:
+      target: a scalar tensor.
+      source: a tensor [1, h, w, C] that it is computed from.
+
+    Returns:
+      float32 [h, w], sum over c of |d target / d source[0, y, x, c]|.
+    """
+    return tf.reduce_sum(tf.abs(tf.gradients(target, source)[0][0]), axis=2)
+
+
+def extent(values):
+    """The side in pixels of a square as large as the area where a field [h, w] is above NEAR of its greatest value."""
+    return float(np.sqrt(np.sum(values > NEAR * values.max())))
+
+
+def gridding(values, rate):
+    """How much a field is a grid of period `rate`, what dilated convolutions of that rate in a row make of it.
+
+    Such convolutions reach every rate-th pixel of a row and column only. In the spectrum of the field,
+
+        F(u, v) = sum over y, x of values[y, x] * exp(-2 pi i (u y + v x)),
+
+    a grid has peaks at the frequencies (a / rate, b / rate), a smooth field has none there, and one that is all in few
+    pixels is high at them but as high beside them. So the score is
+
+        mean over (a, b) != (0, 0) of (|F| at (a / rate, b / rate) - mean of |F| at its eight neighbours) / F(0, 0),
+
+    a and b from 0 to rate - 1, the neighbours half a period, 1 / (2 rate), away along one axis or both:
+    1 for a wide grid, near 0 for a field that is smooth, too narrow to tell or a grid of twice the period, at most 1
+    and hardly ever below 0. At multiples of 1 / (2 rate), F is the discrete transform of the field folded to
+    2 rate x 2 rate pixels. The central pixel is left out: the shortcuts of a ResNet reach it whatever its convolutions
+    do.
+
+    Args:
+      values: [h, w], not negative; the central pixel is [h // 2, w // 2].
+      rate: 2 or more.
+
+    Returns:
+      a float; nan if the field is zero outside the centre.
+    """
+    around = np.array(values, np.float64)
+    height, width = around.shape
+    around[height // 2, width // 2] = 0
+    if not around.sum() > 0:
+        return float('nan')
+    period = 2 * rate
+    padded = np.pad(around, [(0, -height % period), (0, -width % period)], 'constant')
+    folded = padded.reshape(len(padded) // period, period, -1, period).sum(axis=(0, 2))  # [2 * rate, 2 * rate]
+    spectrum = np.abs(np.fft.fft2(folded)) / around.sum()
+    neighbours = sum(np.roll(spectrum, (rows, columns), (0, 1)) for rows in (-1, 0, 1) for columns in (-1, 0, 1)
+                     if rows or columns) / 8
+    peaks = (spectrum - neighbours)[::2, ::2].ravel()[1:]  # without (0, 0)
+    return float(peaks.mean())
+
+
+# ---- of trained networks ----
+
+class Trained(typing.NamedTuple):
+    """A trained network."""
+
+    label: str           # what it is called in the figure
+    prefix: str          # of its checkpoint
+    flags: dict          # {name: value} of its training
+    input: compat.Input  # of its training
 
 
 def find(modeldir, label, step):
     """The Trained of a modeldir; UserError if it holds no checkpoint or no settings that make a network."""
-    from utils.net import blocks, compat, dilated
-    from utils.system import run_settings
-    from utils.weights import checkpoints
-
     prefix = checkpoints.find_checkpoint(modeldir, step, 'step')
     settings = run_settings.read(modeldir)
     if not settings:
         raise UserError('%s has no %s, which says what network its checkpoints are of: train with this version of '
                         'main.py.' % (quoted(modeldir), run_settings.FILE))
-    known = {'encoder_name': blocks.BLOCKS, 'dilated_type': dilated.DILATED_TYPES, 'compat': compat.COMPAT,
-             'num_classes': range(2, 257)}
+    settings['flags'].setdefault('decoder', 'aspp')  # which older trainings had
+    known = {'encoder_name': blocks.ENCODERS, 'decoder': decoders.DECODERS, 'dilated_type': dilated.DILATED_TYPES,
+             'compat': compat.COMPAT, 'num_classes': range(2, 257)}
     wrong = [name for name in sorted(known) if settings['flags'].get(name) not in known[name]]
     if wrong:
         raise UserError('%s is damaged (%s=%s): give a --modeldir that main.py trained.' % (
@@ -49,8 +135,8 @@ def find(modeldir, label, step):
     return Trained(label, prefix, settings['flags'], settings['input'])
 
 
-def build(tf, trained, picture, size):
-    """The fields of a network.
+def build(trained, picture, size):
+    """Builds a network and its fields.
 
     Args:
       trained: a Trained.
@@ -60,44 +146,24 @@ def build(tf, trained, picture, size):
     Returns:
       (the network, a list of (name, dilation rate or None, field [h, w] as a tensor)).
     """
-    import network
-    from utils.label_utils import preprocess
-    from utils.prediction import receptive_field
-
-    class Watched(network.DilatedResNet):
-        """Keeps each block's (Block, input, output), by its stage."""
-
-        def _bottleneck(self, inputs, block, stage, unit):
-            outputs = super(Watched, self)._bottleneck(inputs, block, stage, unit)
-            first = inputs if unit == 1 else ends[stage][1]
-            ends[stage] = (block, first, outputs)
-            return outputs
-
-    ends, settings = collections.OrderedDict(), trained.flags
+    settings = trained.flags
     image = tf.image.resize_image_with_crop_or_pad(preprocess(picture, trained.input), size, size)[tf.newaxis]
-    net = Watched(image, settings['num_classes'], False, settings['encoder_name'],
-                  dilated_type=settings['dilated_type'], compat=settings['compat'])
-    winner = tf.reduce_max(receptive_field.centre(net.outputs))
-    fields = [('image', None, receptive_field.field(winner, image))]
-    for stage, (block, first, last) in ends.items():
-        if block.rate > 1:
-            target = tf.reduce_sum(receptive_field.centre(last))
-            fields.append(('block%d, rate %d' % (stage - 1, block.rate), block.rate,
-                           receptive_field.field(target, first)))
+    net = network.build(settings['encoder_name'], image, num_classes=settings['num_classes'], phase=False,
+                        decoder=settings['decoder'], dilated_type=settings['dilated_type'], compat=settings['compat'])
+    winner = tf.reduce_max(centre(net.outputs))
+    fields = [('image', None, field(winner, image))]
+    for number, block in enumerate(net.encoder.blocks, 1):
+        if block.rate > 1 and block.units:
+            target = tf.reduce_sum(centre(net.maps[number]))
+            fields.append(('block%d, rate %d' % (number, block.rate), block.rate, field(target, net.maps[number - 1])))
     return net, fields
 
 
-def measure(tf, trained, images, size):
+def measure(trained, images, size):
     """The mean fields of a Trained over the images of paths, a list of (name, rate or None, float64 [h, w])."""
-    from tqdm import tqdm
-
-    from utils.data import image_files
-    from utils.system import memory
-    from utils.weights import checkpoints
-
     with tf.Graph().as_default():
         picture = tf.placeholder(tf.uint8, [None, None, 3])
-        net, fields = build(tf, trained, picture, size)
+        net, fields = build(trained, picture, size)
         names, rates, tensors = zip(*fields)
         sums = [0.0] * len(tensors)
         with tf.Session(config=runtime.session_config()) as sess, memory.report_exhaustion('--size'):
@@ -112,19 +178,45 @@ def measure(tf, trained, images, size):
     return list(zip(names, rates, means))
 
 
+def draw(columns):
+    """A matplotlib Figure of fields: a column for each network, a row for each kind of field.
+
+    Args:
+      columns: a list of (title, list of (title, field [h, w])), the fields in the same order in each.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    rows = max(len(fields) for _, fields in columns)
+    width, height = (PANEL + GAP) * len(columns) + 1.1, (PANEL + GAP) * rows + 0.4
+    figure = Figure(figsize=(width, height))
+    panels = figure.subplots(rows, len(columns), squeeze=False, gridspec_kw={
+        'left': GAP / width, 'right': 1 - 1.1 / width, 'bottom': 0.3 / height, 'top': 1 - (GAP + 0.1) / height,
+        'wspace': GAP / PANEL, 'hspace': GAP / PANEL})
+    for number, (name, fields) in enumerate(columns):
+        for row, (title, values) in enumerate(fields):
+            axes, (tall, wide) = panels[row, number], values.shape
+            image = axes.imshow(np.maximum(values / (values.max() or 1), FAINTEST), cmap='magma',
+                                norm=LogNorm(FAINTEST, 1), extent=(-wide / 2, wide / 2, tall / 2, -tall / 2))
+            axes.set_title(('' if row else plain(name) + '\n') + title, fontsize='small')
+            axes.tick_params(labelsize='x-small')
+    bar = figure.add_axes([1 - 0.9 / width, 0.2, 0.13 / width, 0.6])
+    figure.colorbar(image, cax=bar, label='mean absolute gradient / its greatest')
+    return figure
+
+
+def plain(name, longest=40):
+    """A name of at most `longest` characters as matplotlib shows it, no formula."""
+    return (name if len(name) <= longest else '...' + name[3 - longest:]).replace('$', r'\$')
+
+
 def described(name, rate, values):
     """What the figure and the terminal say of a field."""
-    from utils.prediction import receptive_field
-
-    text = '%s: extent %.0f' % (name, receptive_field.extent(values))
-    return text if rate is None else text + ', gridding %.3f' % receptive_field.gridding(values, rate)
+    text = '%s: extent %.0f' % (name, extent(values))
+    return text if rate is None else text + ', gridding %.3f' % gridding(values, rate)
 
 
 def main():
-    tf = runtime.import_tensorflow()
-    from utils.data import data_lists
-    from utils.prediction import receptive_field
-
     folders = FLAGS.modeldir or ['model']
     labels = folders if FLAGS.labels is None else FLAGS.labels
     if len(labels) != len(folders):
@@ -139,11 +231,11 @@ def main():
     data_lists.check_files_exist(source, need_labels=False)
     columns = []
     for trained in all_trained:
-        fields = measure(tf, trained, source.images, FLAGS.size)
+        fields = measure(trained, source.images, FLAGS.size)
         columns.append((trained.label, [(described(*one), one[2]) for one in fields]))
         print('%s (%s, %s)' % (printable(trained.label), trained.flags['dilated_type'], trained.prefix))
         print('\n'.join('  ' + title for title, _ in columns[-1][1]))
-    output_files.save_figure(receptive_field.draw(columns), FLAGS.output)
+    output_files.save_figure(draw(columns), FLAGS.output)
     print('receptive fields over %d images of %s in %s' % (len(source.images), quoted(own), FLAGS.output))
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
-from utils.net.blocks import BLOCKS, convolutions
+from utils.net.blocks import BLOCKS, ENCODERS, convolutions
+from utils.net.decoders import ASPP
 from utils.weights import weight_names
 
 EPSILON = 1e-3
@@ -58,7 +59,7 @@ def encode(images, encoder_name):
 def decode(encoding, encoder_name, num_classes):
     """The sum of four dilated convolutions with biases: [N, h, w, 2048] -> [N, h, w, num_classes]."""
     branches = []
-    for scope, rate in zip(weight_names.decoder_scopes(encoder_name), ASPP_RATES):
+    for scope, rate in zip(ASPP.SCOPES[ENCODERS[encoder_name].family], ASPP_RATES):
         outputs = conv2d(encoding, scope, [3, 3, encoding.shape[3], num_classes], rate=rate)
         biases = tf.get_variable(scope + '/biases', [num_classes], initializer=tf.initializers.zeros())
         branches.append(tf.nn.bias_add(outputs, biases))
@@ -125,7 +126,7 @@ def training(images, labels, encoder_name, num_classes=21, multi_scale=False, gr
                 for v in variables]
         accumulate = tf.group(*[tf.assign_add(s, g) for s, g in zip(sums, gradients)])
         gradients = [s / grad_update_every for s in sums]
-    apply = momentum_update(variables, gradients, rate, weight_names.decoder_scopes(encoder_name))
+    apply = momentum_update(variables, gradients, rate, ASPP.SCOPES[ENCODERS[encoder_name].family])
     if accumulate is not None:
         with tf.control_dependencies([apply]):
             zero = tf.group(*[tf.assign(s, tf.zeros(s.shape)) for s in sums])

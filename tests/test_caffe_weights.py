@@ -9,6 +9,7 @@ import pytest
 
 from utils.net.blocks import BLOCKS, convolutions, resnet_blocks
 from utils.net.compat import COMPAT
+from utils.net.decoders import ASPP
 from utils.system.errors import UserError, quoted
 from utils.weights import caffe_weights, pretrained, weight_files, weight_names
 
@@ -54,7 +55,7 @@ def network_layers(rng, units=(3, 4, 23, 3), factor=2.0):
                    (batch_norm, 'BatchNorm', [rng.randn(outputs), rng.rand(outputs), [factor]]),
                    (batch_norm.replace('bn', 'scale', 1), 'Scale', [rng.randn(outputs), rng.randn(outputs)]),
                    (conv + '_relu', 'ReLU', [])]
-    for scope in weight_names.decoder_scopes('deeplab'):
+    for scope in ASPP.SCOPES['caffe']:
         layers.append((scope, 'Convolution', [rng.randn(NUM_CLASSES, BLOCKS['deeplab'][3].depth, 3, 3),
                                               rng.randn(NUM_CLASSES)]))
     return layers
@@ -171,7 +172,7 @@ def test_wrong_and_damaged_models_are_reported(tmpdir):
     tmpdir.join('cut').write_binary(content[:len(content) // 2])
     tmpdir.join('long').write_binary(content + b'\x04\x04\x04')
     cut_layer = layers[:4] + [('res2a_branch1', 'Convolution', [np.ones((4, 4, 1, 1))])] + layers[8:]
-    deeper = network_layers(np.random.RandomState(0), units=(3, 8, 36, 3))
+    deeper = network_layers(np.random.RandomState(0), units=(3, 10, 23, 14))  # as no encoder has
     cases = [
         (str(tmpdir.join('cut')), 'known kind, or is damaged'),
         (str(tmpdir.join('long')), 'known kind, or is damaged'),
@@ -289,3 +290,25 @@ def test_random_damage(tmpdir):
     path = tmpdir.join('x.caffemodel')
     write_layers(path, he_resnet_50(np.random.RandomState(0))[0])
     assert damage.count_reported(path, seeds=60, stride=7, reach=8) > 5
+
+
+def test_kaiming_hes_resnet_152(tmpdir):
+    layers = network_layers(np.random.RandomState(0), units=(3, 8, 36, 3))[:-4]
+    assert {'res3b7_branch2c', 'res4b35_branch2c'} <= {name for name, _, _ in layers}
+    classifier = [('fc1000', 'InnerProduct', [np.ones((10, 128))])]
+    path = write_layers(tmpdir.join('ResNet-152-model.caffemodel'), layers + classifier)
+    weights = pretrained.open_pretrained(path, 'res152')
+    assert weight_names.fits(weights.shapes, 'res152') and weights.input == weight_files.IMAGENET_INPUT
+    assert_under_slims_names(weights, expected_weights(layers), 'res152')
+    for encoder_name in ('res101', 'deeplab', 'res50'):
+        with pytest.raises(UserError, match='the file fits --encoder_name=res152.'):
+            pretrained.open_pretrained(path, encoder_name)
+
+
+@pytest.mark.parametrize('encoder_name', ['deeplab', 'res101'])
+def test_the_decoder_of_image_pooling_from_caffe(tmpdir, encoder_name):
+    layers = network_layers(np.random.RandomState(0)) + [
+        ('fc1_voc12_pool', 'Convolution', [np.ones((NUM_CLASSES, BLOCKS['deeplab'][3].depth, 1, 1)), np.ones(3)])]
+    weights = weight_files.open_weights(write_layers(tmpdir.join('x'), layers), encoder_name)
+    assert weight_names.decoder_of(weights.shapes) == ('aspp_pooling', NUM_CLASSES)
+    assert weight_names.decoder_shapes(encoder_name, 'aspp_pooling', NUM_CLASSES).items() <= weights.shapes.items()

@@ -10,27 +10,28 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import network
 from utils import checkpoint
-from utils.net.blocks import BLOCKS
+from utils.net.blocks import BLOCKS, ENCODERS
 from utils.net.compat import COMPAT, Input
+from utils.net.decoders import ASPP
 from utils.system.command_line import run
 from utils.system.errors import UserError, quoted
-from utils.weights import checkpoints, made_for, pretrained, weight_files, weight_names
+from utils.weights import checkpoints, pretrained, weight_files, weight_names
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ENCODERS = ['deeplab', 'res101', 'res50']
 
 
 @pytest.fixture
 def small(narrow):
     """Fewer units and a 16th of the channels: 145 variables for the encoders deeplab and res101, 100 for res50."""
-    narrow({'deeplab': (1, 2, 3, 2), 'res101': (1, 2, 3, 2), 'res50': (1, 1, 2, 1)})
+    narrow({'deeplab': (1, 2, 3, 2), 'res152': (1, 3, 3, 2), 'res101': (1, 2, 3, 2), 'res50': (1, 1, 2, 1)})
 
 
 def model_shapes(encoder_name, num_classes=3, fix_w=None):
     """{name: shape} of a network; fix_w is the shape of one for each 3x3 convolution of the last block."""
     shapes = dict(weight_names.encoder_shapes(encoder_name))
-    for scope in weight_names.decoder_scopes(encoder_name):
+    for scope in ASPP.SCOPES[ENCODERS[encoder_name].family]:
         shapes[scope + '/weights'] = (3, 3, BLOCKS[encoder_name][3].depth, num_classes)
         shapes[scope + '/biases'] = (num_classes,)
     if fix_w:
@@ -105,7 +106,7 @@ def assert_sentence(error, *words):
 
 # Names.
 
-@pytest.mark.parametrize('encoder_name', ENCODERS)
+@pytest.mark.parametrize('encoder_name', ['deeplab', 'res101', 'res50'])
 def test_names_and_shapes_are_the_originals(encoder_name):
     path = os.path.join(ROOT, 'tests', 'golden', 'original_%s_variables.json' % encoder_name)
     with open(path) as file:
@@ -250,7 +251,7 @@ def test_damaged_checkpoints_are_named(small, tmpdir, how, why):
 # Starting from pre-trained weights.
 
 @pytest.mark.parametrize('use_resource', [False, True])
-@pytest.mark.parametrize('encoder_name', ENCODERS)
+@pytest.mark.parametrize('encoder_name', list(ENCODERS))
 def test_pretrained_takes_the_encoder_only(small, tmpdir, encoder_name, use_resource):
     shapes = model_shapes(encoder_name)
     values = random_values(shapes)
@@ -421,7 +422,7 @@ def test_weights_that_do_not_tell_what_they_were_made_for(small, tmpdir):
 @pytest.mark.parametrize('compat, network_input', [
     (None, None), ('caffe', None), (None, Input('bgr', (103.939, 116.779, 123.68))), ('slim', COMPAT['slim'].input)])
 def test_entry_round_trip(compat, network_input):
-    assert made_for.decode(made_for.encode(compat, network_input)) == (compat, network_input)
+    assert weight_files.decode_origin(weight_files.encode_origin(compat, network_input)) == (compat, network_input)
 
 
 @pytest.mark.parametrize('entry', [
@@ -434,7 +435,7 @@ def test_entry_round_trip(compat, network_input):
     b'{"compat": "caffe", "channel_order": "bgr", "img_mean": [1, 2, 1%s]}' % (b'0' * 400),
     b'{"compat": "caffe", "channel_order": "cmyk", "img_mean": [1, 2, 3]}', np.float32(1)])
 def test_damaged_entry(tmpdir, entry):
-    prefix = write_checkpoint(tmpdir.join('x'), {made_for.NAME: entry})
+    prefix = write_checkpoint(tmpdir.join('x'), {weight_files.MADE_FOR: entry})
     with pytest.raises(UserError) as info:
         weight_files.open_weights(prefix)
     assert_sentence(info.value, prefix, 'damaged or incomplete')
@@ -476,7 +477,7 @@ def test_description_of_other_files(small, tmpdir):
     """Names that no network has are shown printable, and in order of their numbers."""
     values = {'tower%d/w' % i: np.float32(i) for i in (10, 9, 1)}
     shown = checkpoint.describe(weight_files.open_weights(write_checkpoint(tmpdir.join('x'), values)))
-    assert '--encoder_name: none (the file fits no encoder_name (deeplab, res101, res50))' in shown
+    assert '--encoder_name: none (the file fits no encoder_name (deeplab, res152, res101, res50))' in shown
     assert shown.endswith('tower1/w   scalar\ntower9/w   scalar\ntower10/w  scalar')
     longest = 'resnet_v1_50/block4/unit_3/bottleneck_v1/shortcut/BatchNorm/moving_variance'
     assert longest in '\n'.join(checkpoint.table({longest: (2048,)}))
@@ -558,3 +559,95 @@ def test_a_line_on_the_input():
     assert pretrained.describe_input(keras, keras._replace(img_mean=(1.0, 2.0, 3.5))) == (
         'note: these weights were made for --channel_order=bgr --img_mean=103.939,116.779,123.68, '
         'this run has --channel_order=bgr --img_mean=1,2,3.5')
+
+
+# Weights that the network does not have, and further encoders and decoders.
+
+POOLING = {'slim': 'decoder/aspp/image_pooling/', 'caffe': 'fc1_voc12_pool/'}
+
+
+def pooling_shapes(encoder_name, num_classes=3):
+    scope = POOLING[ENCODERS[encoder_name].family]
+    return dict(model_shapes(encoder_name, num_classes), **{
+        scope + 'weights': (1, 1, BLOCKS[encoder_name][3].depth, num_classes), scope + 'biases': (num_classes,)})
+
+
+@pytest.mark.parametrize('encoder_name', list(ENCODERS))
+@pytest.mark.parametrize('decoder', ['aspp', 'aspp_pooling'])
+def test_a_network_has_the_variables_of_its_names(small, encoder_name, decoder):
+    wanted = (pooling_shapes if decoder == 'aspp_pooling' else model_shapes)(encoder_name, 5)
+    with tf.Graph().as_default():
+        net = network.build(encoder_name, tf.zeros([1, 33, 33, 3]), num_classes=5, phase=True, decoder=decoder)
+        assert list(weight_names.variable_shapes(net.variables).items()) == list(wanted.items())
+        assert list(weight_names.variable_shapes(net.encoder_variables)) == list(
+            weight_names.encoder_shapes(encoder_name))
+        assert weight_names.variable_shapes(net.decoder_variables) == weight_names.decoder_shapes(
+            encoder_name, decoder, 5)
+    assert weight_names.decoder_of(wanted) == (decoder, 5)
+
+
+@pytest.mark.parametrize('encoder_name', ['res50', 'deeplab'])
+def test_decoders_are_never_mixed_silently(small, tmpdir, encoder_name):
+    plain, pooling = model_shapes(encoder_name), pooling_shapes(encoder_name)
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), random_values(pooling))
+    result, found = restored(plain, prefix)
+    assert_sentence(result, '2 are extra (%sbiases and 1 more)' % POOLING[ENCODERS[encoder_name].family],
+                    '--encoder_name=%s --num_classes=3 --decoder=aspp_pooling' % encoder_name)
+    assert len(str(result).replace(str(tmpdir), '')) < 300
+    assert_untouched(found)
+    assert '--decoder:      aspp_pooling' in checkpoint.describe(weight_files.open_weights(prefix))
+    phrase, found = start_from(plain, prefix, encoder_name, restore_decoder=True)
+    assert 'it holds further weights, which are left out (%s' % POOLING[ENCODERS[encoder_name].family] in phrase
+    phrase, found = start_from(plain, prefix, encoder_name)
+    assert phrase.endswith('8 decoder variables keep their initial values')
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-2'), random_values(plain))
+    result, found = restored(pooling, prefix)
+    assert_sentence(result, '2 of %d variables are missing' % len(pooling), '--decoder=aspp')
+    phrase, found = start_from(pooling, prefix, encoder_name, restore_decoder=True)
+    assert 'and 8 decoder variables from' in phrase and '; 2 decoder variables keep their initial values' in phrase
+
+
+def test_unknown_variables_of_a_checkpoint(small, tmpdir, capsys):
+    shapes = model_shapes('res50')
+    values = random_values(shapes)
+    first = next(iter(shapes))
+    state = {'global_step': np.int64(3), 'beta1_power': np.float32(0.9), 'cond/beta2_power': np.float32(0.9),
+             first + '/Adam': values[first], first + '/Adam_1': values[first], 'adam/iterations': np.int64(2),
+             first + '/m': values[first], 'resnet_v1_50/logits/biases': np.zeros(3, np.float32)}
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), dict(values, **state))
+    result, found = restored(shapes, prefix)
+    assert result is None and capsys.readouterr().out == ''
+    assert_names_equal(found, values, shapes)
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-2'), dict(values, Variable_1=np.float32(1), **state))
+    result, found = restored(shapes, prefix)
+    assert result is None
+    assert capsys.readouterr().out == (
+        'note: %s holds variables of an unknown kind, which are not used (Variable_1)\n' % prefix)
+    prefix = write_checkpoint(tmpdir.join('model.ckpt-3'), dict(values, **{'head/weights': np.ones(3, np.float32)}))
+    result, found = restored(shapes, prefix)
+    assert_sentence(result, '1 are extra (head/weights)', 'no --decoder here has its head/weights')
+    assert_untouched(found)
+    assert 'left out (head/weights)' in start_from(shapes, prefix, 'res50')[0]
+
+
+def test_slims_resnet_152_is_not_taken_for_another(narrow, tmpdir):
+    deep = weight_names.encoder_shapes('res152')
+    assert 'resnet_v1_152/block3/unit_36/bottleneck_v1/conv3/BatchNorm/gamma' in deep and len(deep) == 775
+    assert 'resnet_v1_152/block2/unit_8/bottleneck_v1/conv1/weights' in deep
+    assert not any('block3/unit_37' in name or 'block2/unit_9' in name for name in deep)
+    for own, other in (('res152', 'res101'), ('res101', 'res152')):
+        shapes = dict(weight_names.encoder_shapes(own), **{
+            'resnet_v1_%s/logits/biases' % own[3:]: (10,), 'mean_rgb': (3,)})
+        prefix = write_checkpoint(tmpdir.join(own + '.ckpt'), random_values(shapes))
+        with pytest.raises(UserError) as info:
+            pretrained.open_pretrained(prefix, other)
+        assert_sentence(info.value, '--encoder_name=%s: ' % other, 'the file fits --encoder_name=%s.' % own)
+        assert pretrained.open_pretrained(prefix, own).compat == 'slim'
+        assert '--encoder_name: %s\n' % own in checkpoint.describe(weight_files.open_weights(prefix))
+
+
+def test_shapes_of_resnet_152():
+    """Of slim's file: 60.2 million weights with the classifier of 2048 x 1000 + 1000, as in its publication."""
+    count = sum(int(np.prod(shape)) for name, shape in weight_names.encoder_shapes('res152').items()
+                if not name.rpartition('/')[2].startswith('moving'))
+    assert count + 2048 * 1000 + 1000 == 60192808

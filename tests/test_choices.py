@@ -9,6 +9,7 @@ from narrow_main import UNITS
 from model import Model
 from utils.data.palette import Classes
 from utils.distributed import towers
+from utils.net import decoders
 from utils.training import losses, optimizer
 
 CLASSES = Classes(5, 255, None)
@@ -148,5 +149,5 @@ def test_outputs_of_a_tower_that_depend_on_each_other_count_once():
 def test_unknown_choices_are_no_flags():
     from absl import flags
     for flag, choices in (('loss', losses.LOSSES), ('schedule', optimizer.SCHEDULES),
-                          ('optimizer', optimizer.OPTIMIZERS)):
+                          ('optimizer', optimizer.OPTIMIZERS), ('decoder', decoders.DECODERS)):
         assert sorted(flags.FLAGS[flag].parser.enum_values) == sorted(choices), flag

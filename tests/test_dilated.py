@@ -5,7 +5,7 @@ import pytest
 import recipe
 import tensorflow.compat.v1 as tf
 
-from utils.net import dilated, dilated_cpu, layers
+from utils.net import dilated, layers
 
 RANDOM = np.random.RandomState(0)
 
@@ -113,7 +113,7 @@ def test_shared_filter_forms_agree_in_value_and_gradient(side, size):
     inputs, outer = RANDOM.randn(2, 2, size[0], size[1], 3).astype(np.float32)
     shared = RANDOM.randn(side, side).astype(np.float32)
     results = []
-    for form in (layers.share_filter, dilated_cpu.share_filter):
+    for form in (layers.share_filter, dilated.share_filter_on_cpu):
         with tf.Graph().as_default(), tf.Session() as sess:
             image = tf.placeholder(tf.float32, [None, None, None, 3])  # sizes that are not known beforehand
             tensors = [image, tf.constant(shared)]

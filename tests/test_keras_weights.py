@@ -232,6 +232,18 @@ def test_the_keras_model_that_deeplab_and_res101_share(tmpdir, narrow):
     assert 'the file fits --encoder_name=res101' in str(info.value)
 
 
+def test_resnet_152(tmpdir, narrow):
+    path = tmpdir.join('resnet152.h5')
+    layers = write_legacy(path, (3, 8, 36, 3))
+    for encoder_name in ('res152', None):
+        assert_weights_are(weight_files.open_weights(str(path), encoder_name), layers, 'res152')
+    for encoder_name in ('res101', 'deeplab'):
+        with pytest.raises(UserError, match='the file fits --encoder_name=res152.'):
+            pretrained.open_pretrained(str(path), encoder_name)
+    file_name, url, _ = keras_weights.published('res152')
+    assert file_name == 'resnet152_weights_tf_dim_ordering_tf_kernels_notop.h5' and url.endswith('/' + file_name)
+
+
 def test_folded_biases_keep_the_function():
     """(x + b - mean) / sqrt(var + eps) * gamma + beta, with and without the bias."""
     rng = np.random.RandomState(0)
@@ -246,7 +258,7 @@ def test_folded_biases_keep_the_function():
 
 def test_other_models_are_reported(tmpdir, narrow):
     deep, vgg, cut, renamed = (str(tmpdir.join(name)) for name in ('deep', 'vgg', 'cut', 'renamed'))
-    write_legacy(deep, (3, 8, 36, 3))
+    write_legacy(deep, (3, 10, 23, 14))  # as no encoder has
     with h5py.File(vgg, 'w') as file:
         file['block1_conv1/block1_conv1/kernel:0'] = np.ones((3, 3, 3, 64))
     write_legacy(renamed, (3, 4, 23, 3))

@@ -9,7 +9,7 @@ import recipe
 import tensorflow.compat.v1 as tf
 
 import network
-from utils.net import dilated
+from utils.net import decoders, dilated, layers
 from utils.training import optimizer
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
@@ -126,6 +126,64 @@ def test_second_apply_shares_the_weights(narrow):
     assert recipe.relative_error(first, second) <= 1e-6
 
 
+@pytest.mark.parametrize('encoder_name', ['deeplab', 'res50'])
+def test_image_pooling_is_a_branch_beside_the_aspp(narrow, encoder_name):
+    """aspp_pooling is aspp plus weights * mean of the encoding over the map + biases, in every pixel."""
+    narrow({encoder_name: (1, 1, 1, 1)})
+    size = (2, 65, 49)
+    (_, plain, encoding), = run(encoder_name, [size])
+    (_, outputs, _), = run(encoder_name, [size], decoder='aspp_pooling')
+    scope = {'deeplab': 'fc1_voc12_pool', 'res50': 'decoder/aspp/image_pooling'}[encoder_name]
+    weights, biases = recipe.value(scope + '/weights', [1, 1, 128, 21]), recipe.value(scope + '/biases', [21])
+    pooled = encoding.mean(axis=(1, 2)).dot(weights[0, 0]) + biases
+    assert recipe.relative_error(outputs - plain, np.broadcast_to(pooled[:, None, None], plain.shape)) <= 1e-4
+
+
+def test_groups_of_rates_and_their_variables(narrow):
+    narrow({'res50': (1, 1, 1, 1)})
+    with tf.Graph().as_default():
+        net = network.build('res50', tf.zeros([1, 33, 33, 3]), num_classes=21, phase=True, decoder='aspp_pooling',
+                            batch_norm='trained', dilated_type='smooth_GI')
+        groups = net.rate_groups()
+        assert sorted(v.op.name for group in groups.values() for v in group) == sorted(
+            v.op.name for v in tf.trainable_variables())
+    convs = ['conv1', 'conv2', 'conv3', 'conv4', 'image_pooling']
+    for leaf in ('weights', 'biases'):
+        assert [v.op.name for v in groups['decoder_' + leaf]] == ['decoder/aspp/%s/%s' % (conv, leaf) for conv in convs]
+    assert {v.op.name.rsplit('/', 1)[1] for v in groups['encoder']} == {'weights', 'gamma', 'beta', 'fix_w'}
+    assert net.variables == net.encoder_variables + net.decoder_variables
+
+
+def test_a_decoder_with_batch_norm_needs_nothing_elsewhere(narrow, monkeypatch):
+    """Its variables are in the network's groups and statistics, and folding it changes nothing."""
+    narrow({'res50': (0, 0, 0, 1)})
+
+    class Normalized(decoders.ASPP):
+        def build(self):
+            super().build()
+            self.reduce = self.add(layers.ConvBN(
+                ('decoder/reduce', 'decoder/reduce/BatchNorm'), [1, 1, self.depth, self.depth], layers.conv2d,
+                self.batch_norm, self.numerics.epsilon))
+
+        def __call__(self, features):
+            return super().__call__(self.reduce(features))
+
+    monkeypatch.setitem(decoders.DECODERS, 'normalized', Normalized)
+    results = []
+    for batch_norm in ('frozen', 'folded', 'trained'):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            net = network.build('res50', tf.constant(recipe.image(1, 33, 33)), num_classes=3, phase=True,
+                                decoder='normalized', batch_norm=batch_norm)
+            recipe.assign(sess, net.variables)
+            sess.run(net.fold_ops() if batch_norm == 'folded' else [])
+            results.append(sess.run(net.outputs))
+            trained = [v.op.name for v in net.rate_groups()['decoder_weights']]
+            averages = [v.op.name for v, _ in net.statistics()]
+    assert recipe.relative_error(results[1], results[0]) <= 1e-5
+    assert {'decoder/reduce/weights', 'decoder/reduce/BatchNorm/gamma'} <= set(trained)
+    assert 'decoder/reduce/BatchNorm/moving_mean' in averages
+
+
 def test_trained_batch_norm_moves_its_averages():
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.constant(recipe.image(2, 65, 65))
@@ -149,7 +207,7 @@ def test_trained_batch_norm_moves_its_averages():
     ({'dilated_type': 'dense'}, 'decompose, regular, smooth_GI, smooth_SSC'),
     ({'compat': 'torch'}, 'caffe, original, slim'),
     ({'batch_norm': 'on'}, 'frozen, trained, folded'),
-    ({'encoder_name': 'res18'}, 'res101, res50'),
+    ({'decoder': 'unet'}, 'aspp, aspp_pooling'), ({'encoder_name': 'res18'}, 'res101, res50'),
 ])
 def test_unknown_choices_name_the_valid_ones(keywords, valid):
     with tf.Graph().as_default(), pytest.raises(ValueError, match=valid):

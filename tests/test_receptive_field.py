@@ -10,10 +10,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
-from benchmarks import receptive_field as command
+from benchmarks import receptive_field
 from model import Model
 from utils.net import compat, dilated
-from utils.prediction import receptive_field
 from utils.system.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -120,13 +119,14 @@ def built(narrow):
     narrow({'res50': (1, 1, 1, 2)})
 
     def make(dilated_type, fix_w=None):
-        trained = command.Trained('', '', {'encoder_name': 'res50', 'dilated_type': dilated_type, 'compat': 'original',
-                                           'num_classes': 5}, compat.numerics('original').input)
+        trained = receptive_field.Trained('', '', {
+            'encoder_name': 'res50', 'dilated_type': dilated_type, 'compat': 'original', 'num_classes': 5,
+            'decoder': 'aspp'}, compat.numerics('original').input)
         picture = np.random.RandomState(2).randint(0, 256, [150, 140, 3]).astype(np.uint8)
         with tf.Graph().as_default(), tf.Session() as sess:
             tf.set_random_seed(3)
             fed = tf.placeholder(tf.uint8, [None, None, 3])
-            net, fields = command.build(tf, trained, fed, 129)
+            net, fields = receptive_field.build(trained, fed, 129)
             sess.run(tf.global_variables_initializer())
             for variable in net.variables:
                 if variable.op.name.endswith('/fix_w') and fix_w is not None:
@@ -179,7 +179,7 @@ def flags(monkeypatch, tmp_path):
         values = {'labels': None, 'step': None, 'data_list': '', 'data_dir': '', 'num_images': 2, 'size': 65,
                   'output': str(tmp_path / 'field.png')}
         values.update(changed)
-        monkeypatch.setattr(command, 'FLAGS', types.SimpleNamespace(**values))
+        monkeypatch.setattr(receptive_field, 'FLAGS', types.SimpleNamespace(**values))
 
     return make
 
@@ -191,7 +191,7 @@ def test_checkpoints_side_by_side(conf, flags, capsys, tmp_path):
         folders.append(conf(dilated_type).modeldir)
     capsys.readouterr()
     flags(modeldir=folders, labels=['a $x_1', 'b\x1b', 'c' * 100])
-    command.main()
+    receptive_field.main()
     told = capsys.readouterr().out
     assert told.count('block3, rate 2: extent') == told.count('gridding 0.') / 2 == 3
     assert '(smooth_SSC, ' in told and 'model.ckpt-2' in told and '\x1b' not in told
@@ -205,7 +205,7 @@ def test_bad_input_is_refused(conf, flags, tmp_path, monkeypatch):
     def refused(told, **changed):
         flags(**changed)
         with pytest.raises(UserError, match=told):
-            command.main()
+            receptive_field.main()
 
     conf_ = conf('regular')
     refused('there is no directory', modeldir=[str(tmp_path / 'none')])
@@ -244,7 +244,7 @@ def test_a_network_that_sees_nothing_is_told(conf, flags):
         tf.train.Saver(variables).save(sess, prefix, write_meta_graph=False)
     flags(modeldir=[zero.modeldir])
     with pytest.raises(UserError, match='gradient at the centre is zero'):
-        command.main()
+        receptive_field.main()
 
 
 def test_the_command_line(tmp_path):

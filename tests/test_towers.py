@@ -33,9 +33,10 @@ def updates(model_class, conf, steps=5):
 
 @pytest.mark.parametrize('model_class, counts, flags', [
     (Model, (2, 4), {}), (Model, (2,), {'loss': 'ohem', 'grad_update_every': 2, 'dilated_type': 'smooth_GI'}),
+    (Model, (2,), {'decoder': 'aspp_pooling'}),
     (Model, (2,), {'loss': 'ce+dice', 'optimizer': 'adamw', 'num_classes': 5}),
     (Model_msc, (4,), {}), (Model_msc, (2,), {'grad_update_every': 2, 'compat': 'caffe', 'encoder_name': 'deeplab'}),
-], ids=['plain', 'ohem, accumulated, GI', 'dice, adamw', 'msc', 'msc, accumulated, caffe'])
+], ids=['plain', 'ohem, accumulated, GI', 'image pooling', 'dice, adamw', 'msc', 'msc, accumulated, caffe'])
 def test_towers_equal_one(model_class, counts, flags, settings, narrow):
     narrow({'res50': UNITS, 'deeplab': (1, 1, 1, 1)})
     values = dict({'encoder_name': 'res50', 'num_classes': 6, 'train_bn': False, 'learning_rate': 1e-4,

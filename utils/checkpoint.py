@@ -14,13 +14,13 @@ from utils.system.errors import UserError, quoted, reason
 
 tf = runtime.import_tensorflow()  # before the weights' modules import TensorFlow, as it keeps TensorFlow's lines back
 
-from utils.weights import checkpoints, fitting, made_for, weight_files, weight_names  # noqa: E402
+from utils.weights import checkpoints, weight_files, weight_names  # noqa: E402
 
 
 def in_order(names):
     """Names as the network has them, then the others, numbers inside names by value."""
     order = {}
-    for encoder in sorted(blocks.BLOCKS):
+    for encoder in list(blocks.ENCODERS):
         order.update((name, i) for i, name in enumerate(weight_names.encoder_shapes(encoder)))
 
     def key(name):
@@ -37,7 +37,7 @@ def table(shapes):
     rows = []
     for (scope, shape), leaves in groups.items():
         leaf = leaves[0] if len(leaves) == 1 else '{%s}' % ','.join(leaves)
-        rows.append(('/'.join(quoted(part) for part in (scope, leaf) if part), fitting.size(shape)))
+        rows.append(('/'.join(quoted(part) for part in (scope, leaf) if part), checkpoints.size(shape)))
     width = max([len(name) for name, _ in rows] or [0])
     return ['%-*s  %s' % (width, name, shape) for name, shape in rows]
 
@@ -57,12 +57,15 @@ def describe(weights):
     if not shapes:
         return '%s: %s without variables' % (weights.path, weights.kind)
     slots = {name for name in shapes if name.rpartition('/')[0] in shapes}
-    encoders = [encoder for encoder in sorted(blocks.BLOCKS) if weight_names.fits(shapes, encoder)]
+    encoders = [encoder for encoder in list(blocks.ENCODERS) if weight_names.fits(shapes, encoder)]
     lines = ['%s: %s, %d variables' % (weights.path, weights.kind, len(shapes)),
-             '--encoder_name: ' + (' or '.join(encoders) or 'none (%s)' % '; '.join(fitting.hints({}, shapes))),
+             '--encoder_name: ' + (' or '.join(encoders) or 'none (%s)' % '; '.join(checkpoints.hints({}, shapes))),
              '--num_classes:  %s' % (weight_names.num_classes_of(shapes) or 'no decoder'),
              '--dilated_type: ' + (weight_names.dilated_type_of(shapes).replace('regular', 'regular or decompose')),
              '--compat:       ' + describe_origin(weights), '']
+    decoder = weight_names.decoder_of(shapes)[0]
+    if decoder not in (None, 'aspp'):
+        lines.insert(2, '--decoder:      ' + decoder)
     lines += table({name: shape for name, shape in shapes.items() if name not in slots})
     if slots:
         lines.append('and %d slots of an optimizer' % len(slots))
@@ -89,10 +92,11 @@ def save_weights(weights, prefix, encoder_name=None):
       UserError: the file does not hold the whole encoder, there is such a checkpoint already, or it cannot be
         written; nothing is left of it then.
     """
-    encoders = [encoder_name] if encoder_name else sorted(blocks.BLOCKS)
+    encoders = [encoder_name] if encoder_name else list(blocks.ENCODERS)
     if not any(weight_names.fits(weights.shapes, encoder) for encoder in encoders):
         raise UserError('%s (%s) cannot be saved for --encoder_name=%s: %s.' % (
-            quoted(weights.path), weights.kind, ' or '.join(encoders), '; '.join(fitting.hints({}, weights.shapes))))
+            quoted(weights.path), weights.kind, ' or '.join(encoders),
+            '; '.join(checkpoints.hints({}, weights.shapes))))
     check_target(prefix)
     folder, name = os.path.split(os.path.abspath(prefix))
     values = {name: weights.read(name) for name in weights.shapes if weight_names.is_model(name)}
@@ -114,8 +118,8 @@ def write_values(values, origin, prefix):
                                      use_resource=False) for name, value in values.items()]
         checkpoints.load_values(sess, variables, values)
         if origin.compat or origin.input:
-            entry = tf.get_variable(made_for.NAME, initializer=made_for.encode(origin.compat, origin.input),
-                                    use_resource=False)
+            text = weight_files.encode_origin(origin.compat, origin.input)
+            entry = tf.get_variable(weight_files.MADE_FOR, initializer=text, use_resource=False)
             sess.run(entry.initializer)
             variables.append(entry)
         tf.train.Saver(variables).save(sess, prefix, write_meta_graph=False, write_state=False)
@@ -126,7 +130,7 @@ def main():
     parser = argparse.ArgumentParser(prog='python -m utils.checkpoint', description=main.__doc__, allow_abbrev=False)
     parser.add_argument('file', metavar='FILE', help=weight_files.ACCEPTED)
     parser.add_argument('--save', metavar='PREFIX', help='path of the checkpoint to write, e.g. model/model.ckpt-20000')
-    parser.add_argument('--encoder_name', choices=sorted(blocks.BLOCKS),
+    parser.add_argument('--encoder_name', choices=list(blocks.ENCODERS),
                         help='whose names to use where the file fits several')
     args = parser.parse_args()
     weights = weight_files.open_weights(checkpoints.newest_in(args.file), args.encoder_name)

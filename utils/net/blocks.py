@@ -1,12 +1,64 @@
-"""The ResNets as data: the blocks of each encoder, and the place and shape of every convolution in them."""
+"""The ResNets as data: the blocks of each encoder, and place, names and shape of every convolution in them."""
 
-import collections
+import functools
+import typing
 
-Block = collections.namedtuple('Block', 'depth units stride rate')
+
+class Block(typing.NamedTuple):
+    """Bottleneck units that share their depth and their dilation."""
+
+    depth: int   # channels of its output, 4 times those inside its bottlenecks
+    units: int   # how many bottleneck units
+    stride: int  # of the first unit
+    rate: int    # dilation of the 3x3 convolutions
+
+
+class Encoder(typing.NamedTuple):
+    """A ResNet and the names that its weights files have."""
+
+    units: tuple  # bottleneck units of each block
+    scopes: typing.Callable  # (stage, unit, index) of `convolutions` -> (scope of the weights, scope of the batch norm)
+    family: str   # whose names the decoder has: 'caffe' or 'slim'
+    keras: str    # its published weights in keras.applications
+
+
+def caffe_scopes(stage, unit, index):
+    """Names of the Caffe model: ('res4b22_branch2c', 'bn4b22_branch2c')."""
+    if stage == 1:
+        return 'conv1', 'bn_conv1'
+    if stage in (2, 5):
+        letter = chr(ord('a') + unit - 1)
+    else:
+        letter = 'a' if unit == 1 else 'b%d' % (unit - 1)
+    branch = '%d%s_branch%s' % (stage, letter, ('1', '2a', '2b', '2c')[index])
+    return 'res' + branch, 'bn' + branch
+
+
+def slim_scopes(root, stage, unit, index):
+    """Names of slim's model `root`, such as resnet_v1_50/block3/unit_2/bottleneck_v1/conv2 and its BatchNorm."""
+    if stage == 1:
+        scope = root + '/conv1'
+    else:
+        conv = ('shortcut', 'conv1', 'conv2', 'conv3')[index]
+        scope = '%s/block%d/unit_%d/bottleneck_v1/%s' % (root, stage - 1, unit, conv)
+    return scope, scope + '/BatchNorm'
+
+
+def slim(root):
+    """slim_scopes of a model."""
+    return functools.partial(slim_scopes, root)
+
+
+ENCODERS = {
+    'deeplab': Encoder((3, 4, 23, 3), caffe_scopes, 'caffe', 'resnet101'),
+    'res152': Encoder((3, 8, 36, 3), slim('resnet_v1_152'), 'slim', 'resnet152'),
+    'res101': Encoder((3, 4, 23, 3), slim('resnet_v1_101'), 'slim', 'resnet101'),
+    'res50': Encoder((3, 4, 6, 3), slim('resnet_v1_50'), 'slim', 'resnet50'),
+}
 
 
 def resnet_blocks(units, depth=256):
-    """The four blocks of a ResNet at output stride 8: dilation stands in for the last two strides.
+    """The four blocks of a ResNet at output stride 8, where dilation replaces the last two strides.
 
     Args:
       units: numbers of bottleneck units, e.g. (3, 4, 23, 3).
@@ -20,11 +72,7 @@ def resnet_blocks(units, depth=256):
     ]
 
 
-BLOCKS = {
-    'deeplab': resnet_blocks((3, 4, 23, 3)),
-    'res101': resnet_blocks((3, 4, 23, 3)),
-    'res50': resnet_blocks((3, 4, 6, 3)),
-}
+BLOCKS = {name: resnet_blocks(encoder.units) for name, encoder in ENCODERS.items()}
 
 
 def root_depth(blocks):

@@ -1,24 +1,31 @@
 """Where the original, the paper's Caffe graph and TF-slim compute differently, as one table of settings."""
 
-import collections
 import math
+import typing
 
 from utils.system.errors import UserError, quoted
 
-# What the network's input is: channel_order 'bgr' or 'rgb', and img_mean, three floats in that order, subtracted.
-Input = collections.namedtuple('Input', 'channel_order img_mean')
 
-Numerics = collections.namedtuple('Numerics', [
-    'epsilon',         # batch norm's epsilon
-    'conv1_pad',       # (before, after) zeros around the image ahead of conv1, None for SAME
-    'pool1_pad',       # (before, after) zeros around conv1's map ahead of pool1, None for SAME
-    'align_corners',   # how logits, labels and the multi-scale inputs are resized, and the latter's sizes; for
-                       # labels of 8k+1 pixels it is Caffe's label[::8] (and label[::16] at half the scale)
-    'gaussian_aspp',   # ASPP starts from N(0, 0.01) and zero biases (True) or Glorot's uniform for both (False)
-    'scales',          # the random scales to choose from, None for uniform in [0.5, 1.5]
-    'test_multiple',   # test images are padded to a multiple of this plus 1, None for as they are
-    'input',           # an Input
-])
+class Input(typing.NamedTuple):
+    """What the network's input is."""
+
+    channel_order: str  # 'bgr' or 'rgb'
+    img_mean: tuple     # three floats in that order, subtracted
+
+
+class Numerics(typing.NamedTuple):
+    """The settings of a mode."""
+
+    epsilon: float        # batch norm's epsilon
+    conv1_pad: tuple      # (before, after) zeros around the image ahead of conv1, None for SAME
+    pool1_pad: tuple      # (before, after) zeros around conv1's map ahead of pool1, None for SAME
+    align_corners: bool   # how logits, labels and the multi-scale inputs are resized, and the latter's sizes; for
+    #                       labels of 8k+1 pixels it is Caffe's label[::8] (and label[::16] at half the scale)
+    gaussian_aspp: bool   # the decoder starts from N(0, 0.01) and zero biases, or from Glorot's uniform for both
+    scales: tuple         # the random scales to choose from, None for uniform in [0.5, 1.5]
+    test_multiple: int    # test images are padded to a multiple of this plus 1, None for as they are
+    input: Input
+
 
 COMPAT = {
     'original': Numerics(

@@ -33,6 +33,44 @@ def ordered_sum(tensors):
     return tf.reduce_sum(tf.stack(tensors), axis=0) if len(tensors) > 1 else tensors[0]
 
 
+class Piece(object):
+    """A part of a network that has variables: the encoder or the decoder.
+
+    A subclass creates its variables in its constructor, each by `variable` or in a ConvBN that it gives to `add`, and
+    computes when it is called, any number of times.
+    """
+
+    def __init__(self):
+        self.variables = []  # in the order of their creation
+        self._layers = []  # those with batch norm
+
+    def variable(self, name, shape, initializer=None, trainable=True):
+        """Creates one of its variables, see layers.variable."""
+        self.variables.append(variable(name, shape, initializer, trainable))
+        return self.variables[-1]
+
+    def add(self, layer):
+        """Makes the variables of a ConvBN its own and returns the layer."""
+        self.variables.extend(layer.variables)
+        self._layers.append(layer)
+        return layer
+
+    def statistics(self):
+        """[(variable of batch norm's moving average, what every call saw on average)]; [] unless it is trained."""
+        return [pair for layer in self._layers for pair in layer.statistics()]
+
+    def fold_ops(self):
+        """Ops that fold batch norm into the variables for good, for batch_norm 'folded'.
+
+        One layer after the other, or for a moment there would be two of each weight.
+        """
+        ops = []
+        for layer in self._layers:
+            with tf.control_dependencies(ops[-2:]):
+                ops.extend(layer.fold_ops())
+        return ops
+
+
 # How batch norm acts. frozen: by the moving averages, folded into the convolution wherever it is used. trained: by the
 # statistics of the batch, gamma and beta being trainable. folded: as frozen, but fold_ops() folds it into the
 # variables once, after they got their values and before any use; such a network is not to be saved.
@@ -86,12 +124,13 @@ class ConvBN(object):
         kernel, bias = self._fold()
         return [tf.assign(self.weights, kernel), tf.assign(self.beta, bias)]
 
-    def __call__(self, inputs):
-        """[N, h, w, C] -> [N, h', w', D]."""
+    def __call__(self, inputs, **how):
+        """[N, h, w, C] -> [N, h', w', D]; `how` are further arguments of convolve, such as a stride."""
+        outputs = self._convolve(inputs, self._kernel, **how)
         if self._batch_norm != 'trained':
-            return tf.nn.bias_add(self._convolve(inputs, self._kernel), self._bias)
+            return tf.nn.bias_add(outputs, self._bias)
         outputs, mean, variance = tf.nn.fused_batch_norm(
-            self._convolve(inputs, self._kernel), self._scale, self._bias, epsilon=self._epsilon)[:3]
+            outputs, self._scale, self._bias, epsilon=self._epsilon)[:3]
         self._seen.append((mean, variance))
         return outputs
 

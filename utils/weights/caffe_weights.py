@@ -136,7 +136,7 @@ def read_layers(layers, encoder_name=None):
     Only a ResNet's layers and DeepLab's decoder are read, not their copies at other scales (conv1_res075).
 
     Args:
-      encoder_name: whose names to use if it has as many units; else those of deeplab or res50, the nearer.
+      encoder_name: whose names to use if it has as many units; else those of the nearest encoder.
 
     Raises:
       ValueError: the parts of a layer do not fit together.
@@ -145,8 +145,8 @@ def read_layers(layers, encoder_name=None):
     if not any(places.values()):
         return {}
     encoder_name = weight_names.nearest_encoder([place[1:3] for place in places.values() if place],
-                                                encoder_name, 'deeplab')
-    decoder = dict(zip(weight_names.decoder_scopes('deeplab'), weight_names.decoder_scopes(encoder_name)))
+                                                encoder_name, 'caffe')
+    decoder = weight_names.caffe_decoder_scopes(encoder_name)
     weights = OrderedDict()
     for name, place in places.items():
         if place:

@@ -1,12 +1,13 @@
-"""Finds the complete checkpoints of a folder and restores networks from them."""
+"""Finds the complete checkpoints of a folder, restores networks from them and says what of a file does not fit."""
 
 import os
 import re
 
 import tensorflow.compat.v1 as tf
 
+from utils.net.blocks import ENCODERS
 from utils.system.errors import UserError, quoted, some
-from utils.weights import fitting, weight_files, weight_names
+from utils.weights import weight_files, weight_names
 
 NEWEST, BEST = 'model.ckpt', 'best.ckpt'  # what the names of checkpoints begin with
 
@@ -70,18 +71,15 @@ def newest_in(path):
 
 
 def restore_checkpoint(sess, variables, prefix):
-    """Restores all given variables by name from a TensorFlow checkpoint.
-
-    Variables that only the file has (momentum, global_step) do not matter, except for smoothed dilated
-    convolutions: without their fix_w the network would compute something else.
+    """Restores all given variables by name from a TensorFlow checkpoint, which has to fit them, see check_fit.
 
     Raises:
-      UserError: a variable is missing or has another shape, or the file is damaged.
+      UserError: it does not fit, or the file is damaged.
     """
     file = weight_files.open_checkpoint(prefix)
     check_fit(variables, file.shapes, prefix)
     if not weight_files.is_literal(prefix):  # the op may run on another machine, which has no links to the file
-        load_values(sess, variables, {name: file.read(name) for name in fitting.variable_shapes(variables)})
+        load_values(sess, variables, {name: file.read(name) for name in weight_names.variable_shapes(variables)})
         return
     try:
         saver = tf.train.Saver(variables).saver_def
@@ -89,16 +87,6 @@ def restore_checkpoint(sess, variables, prefix):
         sess.run(saver.restore_op_name, {saver.filename_tensor_name: prefix})
     except weight_files.READ_ERRORS as error:
         raise weight_files.damaged(prefix, error)
-
-
-def check_fit(variables, found, prefix):
-    """Raises UserError if a file of {name: shape} `found` lacks a variable or has it in another shape."""
-    wanted = fitting.variable_shapes(variables)
-    extra = [name for name in found if name.endswith('/fix_w') and name not in wanted]
-    problems = fitting.mismatches(wanted, found, extra if weight_names.encoder_of(wanted) else ())
-    if problems:
-        raise UserError('%s does not fit the network: %s.' % (
-            quoted(prefix), '; '.join(problems + fitting.hints(wanted, found))))
 
 
 def read_values(prefix):
@@ -112,3 +100,90 @@ def load_values(sess, variables, values):
     chosen = [variable for variable in variables if variable.op.name in values]
     sess.run([variable.initializer for variable in chosen],
              {variable.initializer.inputs[1]: values[variable.op.name] for variable in chosen})
+
+
+# ---- does it fit? ----
+
+def check_fit(variables, found, prefix):
+    """Checks that variables can be restored from a file, and that the file has nothing else that decides the result.
+
+    The state of a training (an optimizer's slots, steps) and an ImageNet classifier do not matter, but weights that the
+    network does not have would have changed its outputs. A note names variables of an unknown kind.
+
+    Args:
+      variables: the network's, and those of the training's state if there is one.
+      found: {name: shape} in the file.
+      prefix: its path, for messages.
+
+    Raises:
+      UserError: a variable is missing or has another shape, or the file has a weight that is not among them.
+    """
+    wanted = weight_names.variable_shapes(variables)
+    names = found.keys() | wanted.keys()
+    extra = [name for name in found if name not in wanted and not weight_names.is_state(name, names)
+             and not weight_names.is_classifier(name)]
+    weights = [name for name in extra if weight_names.is_model(name)]
+    problems = mismatches(wanted, found, weights)
+    if problems:
+        raise UserError('%s does not fit the network: %s.' % (
+            quoted(prefix), '; '.join(problems + hints(wanted, found))))
+    if extra:
+        print('note: %s holds variables of an unknown kind, which are not used (%s)' % (
+            quoted(prefix), some(sorted(extra), show=quoted)))
+
+
+def size(shape):
+    """'3x3x2048x21'."""
+    return quoted('x'.join(map(str, shape))) or 'scalar'
+
+
+def mismatches(wanted, found, extra=()):
+    """Phrases on what a file lacks, has in another shape or has too much; [] if all is well.
+
+    Args:
+      wanted: {name: shape} of the network's variables to restore.
+      found: {name: shape} in the file.
+      extra: names in the file that the network should have too.
+    """
+    missing = [name for name in wanted if name not in found]
+    reshaped = ['%s: %s in the file, %s in the network' % (name, size(found[name]), size(wanted[name]))
+                for name in wanted if name in found and found[name] != wanted[name]]
+    phrases = []
+    if missing:
+        phrases.append('%d of %d variables are missing (%s)' % (len(missing), len(wanted), some(missing)))
+    if reshaped:
+        phrases.append('%d of %d have another shape (%s)' % (len(reshaped), len(wanted), some(reshaped)))
+    if extra:
+        phrases.append('%d are extra (%s)' % (len(extra), some(sorted(extra), show=quoted)))
+    return phrases
+
+
+def hints(wanted, found):
+    """Phrases on the flags with which a network of {name: shape} `wanted` would fit a file of `found`.
+
+    Every encoder and every decoder that there is is tried on the file's names and shapes.
+    """
+    fitting = [encoder for encoder in ENCODERS if weight_names.fits(found, encoder)]
+    if not fitting:
+        encoder = weight_names.encoder_of(found)
+        if encoder:
+            return ['the file has names of --encoder_name=%s, but not the whole of that encoder' % encoder]
+        return ['the file fits no encoder_name (%s)' % ', '.join(ENCODERS)]
+    phrase = 'the file fits --encoder_name=' + ' or '.join(fitting)
+    decoder, classes = weight_names.decoder_of(found)
+    if classes:
+        phrase += ' --num_classes=%d' % classes
+    if weight_names.decoder_of(wanted)[0] not in (None, decoder) and decoder:
+        phrase += ' --decoder=' + decoder
+    dilated_type = weight_names.dilated_type_of(found)
+    if dilated_type != weight_names.dilated_type_of(wanted):
+        phrase += ' --dilated_type=' + dilated_type
+    known = set(weight_names.decoder_shapes(fitting[0], decoder)) if decoder else set()
+    unknown = [name for name in found if weight_names.is_model(name) and name not in known
+               and not weight_names.in_encoder(name, fitting[0])]
+    if unknown:
+        phrase += ', but no --decoder here has its %s' % some(sorted(unknown), 1, show=quoted)
+    missing = [name for name in wanted if name not in found]
+    if missing and not any(map(weight_names.is_model, missing)):
+        phrase += ', but it lacks the state of the training: start from it with --pretrain_file'
+    return [phrase]

@@ -1,4 +1,4 @@
-"""Reads and fetches Keras' ResNet50 and ResNet101 weights (.h5) under the names of our encoders."""
+"""Reads and fetches the weights of Keras' ResNets (.h5) under the names of our encoders."""
 
 import importlib
 import os
@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from utils.net.blocks import ENCODERS
 from utils.system.errors import UserError, quoted, reason
 from utils.weights import weight_names
 
@@ -22,7 +23,6 @@ LEAVES = {
 }
 NUMBERED = {'conv': ('kernel', 'bias'), 'bn': weight_names.BATCH_NORM}  # in Keras 3's .weights.h5
 LAYER = re.compile(r'(?:conv1|conv([2-5])_block([1-9][0-9]?)_([0-3]))_(conv|bn)')
-PUBLISHED = {'deeplab': 'resnet101', 'res101': 'resnet101', 'res50': 'resnet50'}
 CONSTANTS = ('keras.src.applications.resnet', 'tf_keras.src.applications.resnet',
              'keras_applications.resnet_common')
 TIMEOUT = 60  # seconds without an answer
@@ -91,7 +91,7 @@ def find_datasets(file, path):
                         "apart: load it in Keras and save it as .h5 with model.save('NAME.h5')." % quoted(path))
     if not found:
         raise UserError('%s is an HDF5 file without the layers of a Keras ResNet (conv1_conv, conv2_block1_1_conv and '
-                        'so on): give the weights of keras.applications.ResNet50 or ResNet101.' % quoted(path))
+                        'so on): give the weights of ResNet50, ResNet101 or ResNet152.' % quoted(path))
     return found
 
 
@@ -112,11 +112,11 @@ def read_dataset(dataset, wanted):
 
 
 def read_keras(path, encoder_name=None):
-    """Reads a Keras ResNet50 or ResNet101, with or without its classifier.
+    """Reads a Keras ResNet50, ResNet101 or ResNet152, with or without its classifier.
 
     Args:
       path: an HDF5 file that Keras wrote.
-      encoder_name: whose names to use if it has as many units; else the nearer of res101 and res50.
+      encoder_name: whose names to use if it has as many units; else those of the nearest encoder.
 
     Returns:
       Two ordered dicts: {variable name: shape} and {variable name: float32 array}, which lacks what has not the
@@ -129,7 +129,7 @@ def read_keras(path, encoder_name=None):
     shapes, arrays = OrderedDict(), OrderedDict()
     with h5py.File(path, 'r') as file:
         found = find_datasets(file, path)
-        encoder_name = weight_names.nearest_encoder([place[1:3] for place, _ in found], encoder_name, 'res101')
+        encoder_name = weight_names.nearest_encoder([place[1:3] for place, _ in found], encoder_name, 'slim')
         wanted = weight_names.encoder_shapes(encoder_name)
         for (place, leaf), dataset in sorted(found.items()):
             scope, batch_norm = weight_names.conv_scopes(encoder_name, *place[1:])
@@ -154,7 +154,7 @@ def published(encoder_name):
             constants = importlib.import_module(name)
         except ImportError:
             continue
-        model = PUBLISHED[encoder_name]
+        model = ENCODERS[encoder_name].keras
         file_name = model + '_weights_tf_dim_ordering_tf_kernels_notop.h5'
         return file_name, constants.BASE_WEIGHTS_PATH + file_name, constants.WEIGHTS_HASHES[model][1]
     raise UserError('--pretrain_file=imagenet needs Keras, which is not installed (keras, or '

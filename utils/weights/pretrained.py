@@ -3,7 +3,7 @@
 import numpy as np
 
 from utils.system.errors import UserError, quoted, some
-from utils.weights import checkpoints, fitting, keras_weights, weight_files, weight_names
+from utils.weights import checkpoints, keras_weights, weight_files, weight_names
 
 
 def open_pretrained(pretrain_file, encoder_name):
@@ -66,10 +66,10 @@ def choose_pretrained(wanted, weights, encoder_name, restore_decoder=False):
     found = weights.shapes
     encoder, fix_w, decoder = split(wanted, encoder_name)
     extra = [name for name in found if weight_names.is_unit(name) and name not in wanted]
-    problems = fitting.mismatches(encoder, found, extra)
+    problems = checkpoints.mismatches(encoder, found, extra)
     if problems:
         raise UserError('%s (%s) does not fit --encoder_name=%s: %s.' % (
-            quoted(weights.path), weights.kind, encoder_name, '; '.join(problems + fitting.hints(wanted, found))))
+            quoted(weights.path), weights.kind, encoder_name, '; '.join(problems + checkpoints.hints(wanted, found))))
     taken = set(encoder)
     for part in (fix_w, decoder if restore_decoder else {}):
         taken.update(name for name, shape in part.items() if found.get(name) == shape)
@@ -83,6 +83,11 @@ def choose_pretrained(wanted, weights, encoder_name, restore_decoder=False):
         phrase += '; the file has %s' % ('a decoder of %d classes' % classes if classes else 'no decoder')
     if any(name.endswith('/fix_w') and name not in taken for name in found):
         phrase += '; its fix_w, of --dilated_type=%s, are left out' % weight_names.dilated_type_of(found)
+    known = set(wanted) if restore_decoder else set(wanted) | weight_names.decoder_names(encoder_name)
+    unknown = [name for name in found if weight_names.is_model(name) and not name.endswith('/fix_w')
+               and name not in known]
+    if unknown:
+        phrase += '; it holds further weights, which are left out (%s)' % some(sorted(unknown), show=quoted)
     return taken, phrase
 
 
@@ -99,7 +104,7 @@ def restore_pretrained(sess, variables, weights, encoder_name, restore_decoder=F
     Raises:
       UserError: damaged, or not the weights of this encoder; nothing has been restored then.
     """
-    taken, sentence = choose_pretrained(fitting.variable_shapes(variables), weights, encoder_name, restore_decoder)
+    taken, sentence = choose_pretrained(weight_names.variable_shapes(variables), weights, encoder_name, restore_decoder)
     values = {name: weights.read(name) for name in taken}
     broken = [name for name in values if not np.isfinite(values[name]).all()]
     if broken:

@@ -1,11 +1,13 @@
 """Opens a weights file of any kind, told apart by content, as names, shapes and arrays in our naming."""
 
+import json
+import math
 import os
 import re
 import shutil
 import tempfile
+import typing
 import weakref
-from collections import namedtuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -13,10 +15,10 @@ import tensorflow.compat.v1 as tf
 from utils.net.compat import COMPAT, Input
 from utils.system import run_settings
 from utils.system.errors import UserError, quoted, reason
-from utils.weights import caffe_weights, keras_weights, made_for
+from utils.weights import caffe_weights, keras_weights
 
 ACCEPTED = ('a TensorFlow checkpoint (its full prefix such as model/model.ckpt-20000, or its directory), '
-            "a Caffe .caffemodel or Keras' ResNet50 or ResNet101 .h5")
+            "a Caffe .caffemodel or the .h5 of Keras' ResNet50, ResNet101 or ResNet152")
 # Keras' weights and Kaiming He's Caffe models from ImageNet hold the same values: Keras converted his. The mean is
 # Keras' constant (imagenet_utils, mode 'caffe'); he subtracts a mean image, whose pixels average near it.
 IMAGENET_INPUT = Input('bgr', (103.939, 116.779, 123.68))
@@ -25,10 +27,18 @@ TABLE_MAGIC = b'\x57\xfb\x80\x8b\x24\x75\x47\xdb'  # at the end of a checkpoint 
 # OSError to MemoryError: what the readers of the three kinds raise on damaged files, whose sizes may be anything.
 READ_ERRORS = (tf.errors.OpError, OSError, LookupError, RuntimeError, TypeError, ValueError, MemoryError)
 
-# path: file or prefix; kind: a phrase for messages; compat and input: the --compat mode and the network's Input that
-# such weights were made for, None if the file does not tell; shapes: {name: tuple}; read: a function from a name to
-# its numpy array.
-WeightsFile = namedtuple('WeightsFile', 'path kind compat input shapes read')
+MADE_FOR = 'made_for'  # entry of a checkpoint, a scalar string, that says what its weights were made for
+
+
+class WeightsFile(typing.NamedTuple):
+    """A weights file that has been opened."""
+
+    path: str               # file or prefix
+    kind: str               # a phrase for messages
+    compat: str             # the --compat mode that such weights were made for, None if the file does not say
+    input: Input            # the network's input that they were made for, None if the file does not say
+    shapes: dict            # {variable name: shape tuple}
+    read: typing.Callable   # from a name to its numpy array
 
 
 def damaged(path, error):
@@ -92,7 +102,7 @@ def open_checkpoint(prefix):
         reader = read_literally(prefix)
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
         compat, network_input = origin_of(prefix, shapes, reader)
-        shapes.pop(made_for.NAME, None)
+        shapes.pop(MADE_FOR, None)
     except UserError:  # of links, or of the settings beside it, which name themselves
         raise
     except READ_ERRORS as error:
@@ -112,12 +122,38 @@ def open_checkpoint(prefix):
 
 def origin_of(prefix, shapes, reader):
     """(mode, Input) that a checkpoint was made for: by its own entry, its names or its training's settings."""
-    if shapes.get(made_for.NAME) == ():
-        return made_for.decode(reader.get_tensor(made_for.NAME))
+    if shapes.get(MADE_FOR) == ():
+        return decode_origin(reader.get_tensor(MADE_FOR))
     if any(re.match(r'resnet_v1_\d+/logits/', name) for name in shapes):  # slim's own ImageNet checkpoints
         return 'slim', COMPAT['slim'].input
     settings = run_settings.read(os.path.dirname(prefix)) if re.search(r'(model|best)\.ckpt-\d+$', prefix) else {}
     return (settings['flags'].get('compat'), settings['input']) if settings else (None, None)
+
+
+def encode_origin(compat, network_input):
+    """Returns the text of the entry MADE_FOR.
+
+    Args:
+      compat: a --compat mode or None.
+      network_input: an Input or None.
+    """
+    order, mean = network_input or (None, None)
+    return json.dumps({'compat': compat, 'channel_order': order, 'img_mean': mean}, sort_keys=True)
+
+
+def decode_origin(text):
+    """Returns (compat, Input) of an entry's text, None for what it leaves open; ValueError if the text is damaged."""
+    entry = json.loads(text)
+    try:
+        compat, order, mean = entry['compat'], entry['channel_order'], entry['img_mean']
+        known = compat is None or compat in COMPAT
+        if known and order is None and mean is None:
+            return compat, None
+        if known and order in ('bgr', 'rgb') and len(mean) == 3 and all(map(math.isfinite, mean)):
+            return compat, Input(order, tuple(mean))
+    except (LookupError, TypeError, OverflowError):
+        pass
+    raise ValueError('%s is not understood' % MADE_FOR)
 
 
 def checkpoint_prefix(path):
@@ -175,7 +211,7 @@ def open_caffemodel(path, encoder_name):
         arrays = caffe_weights.read_layers(layers, encoder_name)
     if not arrays:
         raise UserError('%s is a Caffe model without the layers of a ResNet (conv1, res2a_branch1 and so on): give '
-                        "DeepLab's ResNet-101 or Kaiming He's ResNet-50 or ResNet-101." % quoted(path))
+                        "DeepLab's ResNet-101 or one of Kaiming He's ResNets." % quoted(path))
     made_with = IMAGENET_INPUT if caffe_weights.of_imagenet(layers) else COMPAT['caffe'].input
     shapes = {name: array.shape for name, array in arrays.items()}
     return WeightsFile(path, 'a Caffe model', 'caffe', made_with, shapes, arrays.__getitem__)

@@ -1,0 +1,114 @@
+"""The decoders: from the encoder's features to logits of the same height and width.
+
+A further decoder is a class with a `build` and a `__call__` as below, a line in DECODERS and its name in main.py's
+--decoder. All that its `build` creates by `conv`, `variable` or `add` is trained, saved, restored and exported: the
+rest of the code asks the network what it has.
+"""
+
+import copy
+
+import tensorflow.compat.v1 as tf
+
+from utils.net import dilated, layers
+
+ASPP_RATES = (6, 12, 18, 24)
+
+
+class Decoder(layers.Piece):
+    """What every decoder has: its variables, under names of the encoder's family, and convolutions with biases."""
+
+    def __init__(self, family, depth, num_classes, numerics, batch_norm='frozen'):
+        """Creates the variables.
+
+        Args:
+          family: whose names the variables have, 'caffe' or 'slim'.
+          depth: channels of the features.
+          num_classes: channels of the logits.
+          numerics: a compat.Numerics.
+          batch_norm: one of layers.BATCH_NORM, for decoders that have some.
+        """
+        super(Decoder, self).__init__()
+        self.family, self.depth, self.num_classes = family, depth, num_classes
+        self.numerics, self.batch_norm = numerics, batch_norm
+        self.build()
+
+    def build(self):
+        """Creates the variables."""
+        raise NotImplementedError
+
+    def __call__(self, features):
+        """[N, h, w, depth] -> logits [N, h, w, num_classes]."""
+        raise NotImplementedError
+
+    def conv(self, scope, size):
+        """Creates weights [size, size, depth, num_classes] and biases [num_classes]; returns their values."""
+        weights_start, biases_start = None, None
+        if self.numerics.gaussian_aspp:
+            weights_start = tf.initializers.random_normal(stddev=0.01, seed=layers.seed_of(scope))
+            biases_start = tf.initializers.zeros()
+        weights = self.variable(scope + '/weights', [size, size, self.depth, self.num_classes], weights_start)
+        biases = self.variable(scope + '/biases', [self.num_classes], biases_start)
+        return layers.read(weights), layers.read(biases)
+
+    def on_another_device(self):
+        """A decoder with the same variables that keeps nothing else that was computed from them on a device."""
+        return copy.copy(self)
+
+
+class ASPP(Decoder):
+    """Atrous spatial pyramid pooling (DeepLab v2, section 3.2): four dilated 3x3 convolutions with biases, summed.
+
+    They are regular dilated convolutions whatever dilated_type says.
+    """
+
+    SCOPES = {'caffe': ['fc1_voc12_c%d' % i for i in range(4)],
+              'slim': ['decoder/aspp/conv%d' % i for i in range(1, 5)]}
+
+    def build(self):
+        self._branches = [self.conv(scope, 3) for scope in self.SCOPES[self.family]]
+        self._pyramid = None  # convolution and bias [num_classes], on the device of the first call, for all others too
+
+    def __call__(self, features):
+        if self._pyramid is None:
+            weights, biases = zip(*self._branches)
+            self._pyramid = dilated.pyramid(weights, ASPP_RATES), layers.ordered_sum(biases)
+        convolve, bias = self._pyramid
+        return tf.nn.bias_add(convolve(features), bias)
+
+    def on_another_device(self):
+        other = copy.copy(self)
+        other._pyramid = None
+        return other
+
+
+class ASPPPooling(ASPP):
+    """ASPP and a branch of image pooling, added to its sum: what the whole image is about, for every pixel.
+
+    The features' mean over the image goes through a 1x1 convolution (Liu et al. 2015, ParseNet; Chen et al. 2017,
+    DeepLab v3, section 3.3, which joins the branches otherwise and normalizes them).
+    """
+
+    POOLING_SCOPE = {'caffe': 'fc1_voc12_pool', 'slim': 'decoder/aspp/image_pooling'}
+
+    def build(self):
+        super(ASPPPooling, self).build()
+        self._pooling = self.conv(self.POOLING_SCOPE[self.family], 1)
+
+    def __call__(self, features):
+        weights, biases = self._pooling
+        pooled = tf.reduce_mean(features, axis=[1, 2], keepdims=True)  # [N, 1, 1, depth]
+        pooled = tf.nn.bias_add(layers.conv2d(pooled, weights), biases)  # [N, 1, 1, num_classes]
+        return super(ASPPPooling, self).__call__(features) + pooled
+
+
+DECODERS = {
+    'aspp': ASPP,
+    'aspp_pooling': ASPPPooling,
+}
+
+
+def lookup(decoder):
+    """The class of a decoder; ValueError with the valid names for an unknown one."""
+    if decoder not in DECODERS:
+        raise ValueError("decoder '%s' is not one of %s" % (decoder, ', '.join(sorted(DECODERS))))
+    return DECODERS[decoder]
