@@ -1,6 +1,7 @@
 """Training, testing and predicting with one network; what multi-scale changes is one method of Model."""
 
 import contextlib
+import dataclasses
 import functools
 
 import tensorflow.compat.v1 as tf
@@ -9,9 +10,11 @@ import network
 from utils import write_to_log
 from utils.data import augment, sources
 from utils.data.palette import load_classes
+from utils.distributed import devices
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import crf, devices, export, masks, metrics, passes, report, score_files, scores
+from utils.prediction import crf, export, masks, metrics, report
+from utils.prediction.predictor import VALIDATION, Predictor, Scoring, class_map
 from utils.system import memory, output_files, precision, runtime
 from utils.system.cluster import Cluster
 from utils.training import class_weights, loop, losses, optimizer, records, run_folder
@@ -30,7 +33,6 @@ class Model(object):
         self.conf, self.cluster = conf, cluster or Cluster()
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
-        self.evaluation = passes.Evaluation(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge)
         self.train_bn = trains_bn(conf)
         self.precision = precision.chosen(conf.mixed_precision)
         self.towers = Towers(conf.num_gpus, self.cluster, conf.variables_on)
@@ -92,43 +94,60 @@ class Model(object):
                     loop.run(sess, graph, conf, loop.Reports(folder, log, draw_panel, validation), start.step)
 
     def test(self):
-        """Prints a checkpoint's scores and writes them with the confusion matrix to out_dir; returns the scores."""
-        conf, refinement = self.conf, crf.chosen(self.conf)
+        """Scores a checkpoint on the validation list.
+
+        Writes metrics.json, confusion_matrix.png and, with report, report.html to out_dir, and prints the scores.
+
+        Returns:
+          the dict of metrics.scores.
+
+        Raises:
+          UserError: there is no such checkpoint, or it, an image, a label or an output has a fault.
+        """
+        conf, refinement = self.conf, crf.settings_from_flags(self.conf)
         output_files.make_dir(conf.out_dir, 'out_dir')
-        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
+        weights = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
         page = report.Report(conf, self.classes, reader.images) if conf.report else None
-        found = self._predictions(reader, prefix, 'test', refinement)
-        matrix = metrics.count(page.watched(found) if page else found, self.classes)
-        result = score_files.write(conf, matrix, prefix, self.classes)
+
+        predictions = self._predictions(reader, weights, 'test', self._scoring(), refinement)
         if page:
-            page.write(matrix, prefix)
-        return result
+            predictions = page.watched(predictions)
+        matrix = metrics.count(predictions, self.classes)
+
+        scores = metrics.write_scores(conf, matrix, weights, self.classes)
+        if page:
+            page.write(matrix, weights)
+        return scores
 
     def predict(self):
-        """Writes a grey mask of class indices and, with visual, one in colour for every image that can be read."""
-        conf, refinement = self.conf, crf.chosen(self.conf)
-        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
+        """Writes the mask of every image that can be read, and what else the flags ask for, to out_dir.
+
+        Raises:
+          UserError: there is no such checkpoint, it or an output has a fault or, after all other masks are written,
+            images could not be read.
+        """
+        conf, refinement, scoring = self.conf, crf.settings_from_flags(self.conf), self._scoring()
+        weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         net_input = self._trained_input()
-        writer = masks.MaskWriter(conf, self.classes, sources.open_images(conf),
-                                  passes.gives_probabilities(self.evaluation))
+        writer = masks.MaskWriter(conf, self.classes, sources.open_images(conf), scoring.gives_probabilities)
         if not writer.paths:
             self.cluster.dismiss()
             return
         reader = ImageReader(writer.paths, [''] * len(writer.paths), self.classes, net_input, conf.num_threads)
-        found = self._predictions(reader, prefix, 'predict', refinement, masks.keeps_scores(conf))
-        with writer.writing() as write, contextlib.closing(found):
-            for prediction in found:
-                write(prediction)
+        writer.write_all(self._predictions(reader, weights, 'predict', scoring, refinement, writer.needs_scores))
 
     def export(self):
-        """Writes a checkpoint's network, from pictures to masks, to export_dir, to be used without this repo."""
+        """Writes a checkpoint's network, from pictures to masks, to export_dir, for use without this repo.
+
+        Raises:
+          UserError: there is no such checkpoint, it has a fault, or export_dir cannot be written.
+        """
         conf = self.conf
         export.check(conf)
-        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
-        print('export with %s' % prefix)
-        restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
-        export.write(conf, export.Network(self.scores, restore, self._trained_input(), self.classes), prefix)
+        weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
+        print('export with %s' % weights)
+        export.write(conf, self.scores, weights, self._trained_input(), self.classes)
 
     def check(self):
         """Reads every file of the three lists and reports; UserError if training, testing or predicting would fail."""
@@ -171,14 +190,18 @@ class Model(object):
             return loop.TrainingGraph(
                 net=net, rate=rate, update=update,
                 losses={'loss/cross_entropy': entropy, 'loss/l2': decay, 'loss/total': entropy + decay},
-                pictures=(images, labels, scores.class_map(full_size)),
+                pictures=(images, labels, class_map(full_size)),
                 finite=loop.all_finite(net.variables),
                 saver=tf.train.Saver(net.variables + update.slots, max_to_keep=conf.max_to_keep))
 
     def scores(self, images):
-        """A network for prediction and the scores of images: [N, H, W, 3] -> (net, float32 [N, H, W, num_classes]).
+        """Builds the network for prediction; its fold_ops() must run once after its variables are restored.
 
-        net.fold_ops() must run once after the variables were restored.
+        Args:
+          images: float32 [N, H, W, 3], minus the mean.
+
+        Returns:
+          (network, logits float32 [N, H, W, num_classes]).
         """
         padded = layers.pad_to_multiple(images, self.numerics.test_multiple)
         net = self.network(padded, phase=False, batch_norm='folded')
@@ -195,7 +218,7 @@ class Model(object):
         return compat.chosen_input(known or self.numerics.input, conf.channel_order, conf.img_mean)
 
     def _trained_input(self):
-        """The Input for the checkpoints of modeldir: by default that of their training."""
+        """Returns the compat.Input for the checkpoints of modeldir: by default that of their training."""
         conf = self.conf
         trained = run_settings.read(conf.modeldir)
         if trained:
@@ -203,7 +226,7 @@ class Model(object):
         return self._input(trained.get('input'))
 
     def _reader(self, flag, net_input, num_steps=None):
-        """An ImageReader over the list that a flag names, whose files were checked."""
+        """Returns an ImageReader over the list that a flag names, after a check of its files."""
         conf = self.conf
         source = sources.open_source(conf, self.classes, flag, num_steps)
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
@@ -218,33 +241,51 @@ class Model(object):
     def _session_config(self):
         return precision.configure(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
 
-    def _setup(self, restore=None, evaluation=passes.PLAIN, keep_scores=False):
-        """The scores.Setup of this model."""
-        build = functools.partial(passes.merged, self.scores, evaluation, self.numerics.align_corners)
-        tiling = scores.Tiling(self.conf.window, self.conf.overlap, max(evaluation.scales) ** 2)
-        return scores.Setup(build, restore, self._session_config(), tiling, keep_scores)
+    def _scoring(self):
+        """Returns the Scoring of test and predict."""
+        conf = self.conf
+        return Scoring(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge, conf.window, conf.overlap)
 
-    def _predictions(self, reader, prefix, desc, refinement, keep_scores=False):
-        """Yields a scores.Prediction of each of the reader's images; refinement is a crf.Settings or None."""
-        print('%s with %s' % (desc, prefix))
-        restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
-        setup = self._setup(restore, self.evaluation, keep_scores or refinement is not None)
-        found = devices.predictions(reader, setup, desc, self.towers, tolerant=desc == 'predict')
+    def _predictor(self, scoring):
+        return Predictor(self.scores, scoring, self.numerics.align_corners, self._session_config())
+
+    def _predictions(self, reader, weights, option, scoring, refinement=None, keep_scores=False):
+        """Yields the Prediction of each of the reader's images, for test or predict.
+
+        Args:
+          reader: an ImageReader.
+          weights: the prefix of a checkpoint.
+          option: 'test', in which an image that cannot be read is a UserError, or 'predict', in which it is a fault.
+          scoring: a Scoring.
+          refinement: the crf.Settings to refine the class maps with, or None.
+          keep_scores: whether the Predictions hold their scores.
+        """
+        print('%s with %s' % (option, weights))
+        tolerant = option == 'predict'
+        predictor = self._predictor(dataclasses.replace(scoring, keep_scores=keep_scores or refinement is not None))
+        if len(self.towers.devices) > 1:
+            predictions = devices.predictions(predictor, reader, weights, option, self.towers, tolerant)
+        else:
+            predictions = predictor.predictions(reader, weights, option, tolerant)
         if refinement is None:
-            return found
+            return predictions
         work = crf.Work(self.conf.num_threads, crf.USED * memory.free(), keep_scores)
-        return crf.refined(found, reader.images, passes.gives_probabilities(self.evaluation), refinement, work)
+        return crf.refined(predictions, reader.images, scoring.gives_probabilities, refinement, work)
 
     def _validation(self, net_input):
-        """The loop.Reports' function that scores {name: array} of the network's variables; None without validations."""
-        if not self.conf.valid_interval:
+        """Returns the function that validates during a training, None without validations.
+
+        It takes {name: array} of the network's variables and a function that says whether to stop, and returns the
+        dict of metrics.scores, or None if it was stopped. Its graph is built once, for the first validation.
+        """
+        conf = self.conf
+        if not conf.valid_interval:
             return None
-        reader = self._reader('valid_data_list', net_input, self.conf.valid_num_steps)
-        scoring = scores.Pass(reader, self._setup())
+        reader = self._reader('valid_data_list', net_input, conf.valid_num_steps)
+        predictor = self._predictor(Scoring(window=conf.window, overlap=conf.overlap))
 
         def validate(values, stopped):
-            found = scoring.predictions(scores.VALIDATION, functools.partial(checkpoints.load_values, values=values))
-            matrix = metrics.count(found, self.classes, stopped)
+            matrix = metrics.count(predictor.predictions(reader, values, VALIDATION), self.classes, stopped)
             return None if stopped() else metrics.scores(matrix)
 
         return validate

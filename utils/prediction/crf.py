@@ -6,13 +6,13 @@ import neither TensorFlow, which no fork survives, nor anything that does: they 
 
 import collections
 import contextlib
+import dataclasses
 import multiprocessing
 import signal
 
 import numpy as np
 
 from utils.data import image_files
-from utils.prediction.score_maps import softmax
 from utils.system.errors import UserError, quoted, reason
 
 INSTALL = 'pip install -r requirements-crf.txt'
@@ -24,28 +24,48 @@ SCORE_COPIES = 10  # of an image's scores that exist at most while it is refined
 USED = 0.5  # of the free memory
 PIXEL_BYTES = 400  # that the lattice takes of a pixel
 
-# sxy: standard deviation in pixels, srgb: in grey levels; weights are factors of the energy.
-Settings = collections.namedtuple(
-    'Settings', 'iterations gaussian_sxy gaussian_weight bilateral_sxy bilateral_srgb bilateral_weight')
 
-# How the work is done. processes: at most; most_bytes: for the images that are worked on at the same time; keep_scores:
-# whether the predictions keep their scores.
-Work = collections.namedtuple('Work', 'processes most_bytes keep_scores')
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Parameters of the CRF."""
+
+    iterations: int  # of mean-field inference
+    gaussian_sxy: float  # deviation in pixels of the smoothness term
+    gaussian_weight: float  # factor of its energy
+    bilateral_sxy: float  # deviation in pixels of the appearance term
+    bilateral_srgb: float  # deviation in grey levels of the appearance term
+    bilateral_weight: float  # factor of its energy
 
 
-def chosen(conf):
-    """The Settings that the flags choose, None without --crf; UserError if the library is missing."""
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How the work is divided."""
+
+    processes: int  # at most
+    most_bytes: float  # for all images that are in work at the same time
+    keep_scores: bool  # whether the predictions keep their scores
+
+
+def settings_from_flags(conf):
+    """Returns the Settings of the flags, None without --crf; UserError if the library is missing."""
     if not conf.crf:
         return None
     try:
         from pydensecrf import densecrf  # noqa: F401
     except ImportError as error:
         raise UserError('--crf needs the package pydensecrf2 (%s): %s, or leave --crf out.' % (reason(error), INSTALL))
-    return Settings(*[getattr(conf, 'crf_' + name) for name in Settings._fields])
+    return Settings(**{field.name: getattr(conf, 'crf_' + field.name) for field in dataclasses.fields(Settings)})
+
+
+def softmax(logits):
+    """Returns the probabilities of logits [..., num_classes], float32 of the same shape."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
+    powers /= powers.sum(axis=-1, keepdims=True)
+    return powers
 
 
 def refine(image, scores, are_probabilities, settings):
-    """The class map after mean-field inference.
+    """Returns the class map after mean-field inference.
 
     The energy is -log of the network's probabilities plus, for each pair of pixels of different classes,
     gaussian_weight * exp(-|p|^2 / 2 gaussian_sxy^2) + bilateral_weight * exp(-|p|^2 / 2 bilateral_sxy^2 - |I|^2 / 2
@@ -78,7 +98,7 @@ def refined(predictions, images, are_probabilities, settings, work):
     """Yields the predictions in their order, with refined class maps.
 
     Args:
-      predictions: a generator of scores.Prediction that hold scores; it is closed at the end.
+      predictions: a generator of Predictions that hold scores; it is closed at the end.
       images: paths of the list's images.
       are_probabilities: whether the scores are probabilities, not logits.
       settings: a Settings.
@@ -94,7 +114,7 @@ def refined(predictions, images, are_probabilities, settings, work):
             process, prediction, _ = running.popleft()
             if prediction.fault:
                 return prediction
-            return prediction._replace(classes=processes.result(process, images[prediction.index]))
+            return dataclasses.replace(prediction, classes=processes.result(process, images[prediction.index]))
 
         for prediction in predictions:
             if prediction.fault:
@@ -107,7 +127,9 @@ def refined(predictions, images, are_probabilities, settings, work):
                                or size + sum(one[2] for one in running) > work.most_bytes):
                 yield finished()
             process = processes.send((image_files.load_image(path), scores), path)
-            running.append((process, prediction if work.keep_scores else prediction._replace(scores=None), size))
+            if not work.keep_scores:
+                prediction = dataclasses.replace(prediction, scores=None)
+            running.append((process, prediction, size))
         while running:
             yield finished()
 
