@@ -1,4 +1,4 @@
-"""A model that leaves the repo: a checkpoint's network, from pictures to masks, as a SavedModel with weights inside."""
+"""Exports a checkpoint's network, from pictures to masks, as a SavedModel that holds its weights."""
 
 import os
 import subprocess

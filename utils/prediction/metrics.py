@@ -161,8 +161,10 @@ def write_scores(conf, matrix, prefix, classes):
         confusion_matrix=matrix.tolist(), classes=names, checkpoint=prefix, list=conf.valid_data_list,
         flags={name: getattr(conf, name) for name in command_line.own_flags() if hasattr(conf, name)})
     path, picture = (os.path.join(conf.out_dir, name) for name in ('metrics.json', 'confusion_matrix.png'))
-    output_files.save_json(numbers, path)
-    plot_confusion_matrix(matrix, picture, names)
-    print(format_table(result, names))
+    try:
+        output_files.save_json(numbers, path)
+        plot_confusion_matrix(matrix, picture, names)
+    finally:  # a full disk must not cost the scores
+        print(format_table(result, names))
     print('scores in %s and %s' % (path, picture))
     return result

@@ -44,10 +44,10 @@ class Shown:
 
 
 class Report(object):
-    """Keeps the worst and the best of a stream of predictions and writes them on a page with the scores.
+    """Keeps the worst and the best of a test's predictions and writes them on a page with the scores.
 
     Images are ordered by the mean IoU of their own confusion matrix; images without a counted pixel have none. Pictures
-    are kept of at most WORST + BEST images, however long the stream is.
+    are kept of at most WORST + BEST images, however many there are in the test.
     """
 
     def __init__(self, conf, classes, images):
