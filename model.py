@@ -1,9 +1,10 @@
 """Training, testing and predicting with one network; what multi-scale changes is one method of Model."""
 
 import collections
-import contextlib
+import dataclasses
 import functools
 import time
+import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -12,11 +13,12 @@ import network
 from utils import write_to_log
 from utils.data import augment, sources
 from utils.data.palette import load_classes
-from utils.distributed import towers
+from utils.distributed import devices, towers
 from utils.distributed.cluster import Cluster
 from utils.image_reader import ImageReader
 from utils.net import compat, layers
-from utils.prediction import crf, devices, export, masks, metrics, passes, report, score_files, scores
+from utils.prediction import crf, export, masks, metrics, report
+from utils.prediction.predictor import VALIDATION, Predictor, Scoring, class_map
 from utils.system import memory, output_files, run_settings, runtime
 from utils.system.errors import UserError
 from utils.training import losses, optimizer
@@ -28,6 +30,12 @@ FLOAT16_LOSS_SCALE = 128.0
 READER_ENDED = (tf.errors.OutOfRangeError, tf.errors.CancelledError)
 
 
+class Validation(typing.NamedTuple):
+    """How the weights of a training are scored."""
+    reader: ImageReader   # of the validation list
+    predictor: Predictor  # its graph is built once, for the first validation
+
+
 class Model(object):
     """Runs one option of the flags in `conf`: train(), test(), predict(), export() or check()."""
 
@@ -36,13 +44,12 @@ class Model(object):
         self.conf, self.cluster = conf, cluster or Cluster()
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
-        self.evaluation = passes.Evaluation(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge)
         self.train_bn = trains_batch_norm(conf)
         self.precision = runtime.precision_from_flag(conf.mixed_precision)
         self.towers = towers.Towers(conf.num_gpus, self.cluster, conf.variables_on)
 
     def logits(self, net, images):
-        """The logits that are trained, a list; the first is the one to predict with. Multi-scale overrides this.
+        """Returns the logits that are trained, a list; the first predicts. Multi-scale overrides this.
 
         Args:
           net: the network, built on `images`.
@@ -70,7 +77,10 @@ class Model(object):
             reader = self._reader('data_list', net_input)
             class_weights = losses.load_class_weights(
                 conf.class_weights, self.classes, reader.images, reader.labels, conf.num_threads)
-            validation = self._validation(net_input)
+            validation = None
+            if conf.valid_interval:
+                validation = Validation(self._reader('valid_data_list', net_input, conf.valid_num_steps),
+                                        self._predictor(Scoring(window=conf.window, overlap=conf.overlap)))
 
             for attempt in run.attempts():  # one, and another after each loss of a machine
                 with attempt, tf.Graph().as_default():
@@ -149,7 +159,7 @@ class Model(object):
             full_size = layers.resize(logits[0], tf.shape(images)[1:3], align_corners)
             return TrainingGraph(
                 net=net, rate=rate, update=update, losses=logged,
-                pictures=(images, labels, scores.class_map(full_size)), finite=all_finite(net.variables),
+                pictures=(images, labels, class_map(full_size)), finite=all_finite(net.variables),
                 saver=tf.train.Saver(net.variables + update.state, max_to_keep=conf.max_to_keep))
 
     def train_step(self, sess, graph, step, with_pictures=False):
@@ -176,55 +186,73 @@ class Model(object):
 
     def validate(self, sess, net, run, validation, step):
         """Scores the weights after `step` on the validation list; records nothing if a signal came meanwhile."""
-        values = dict(zip([v.op.name for v in net.variables], sess.run(net.variables)))
+        weights = dict(zip([v.op.name for v in net.variables], sess.run(net.variables)))
         try:
-            result = validation(values, lambda: run.signal.number)
+            predictions = validation.predictor.predictions(validation.reader, weights, VALIDATION)
+            matrix = metrics.count(predictions, self.classes, stopped=lambda: run.signal.number)
         except UserError:  # a file of the list cannot be read; the step was done all the same
             run.save(step)
             raise
-        if result is not None:
-            run.log_scores(step, result)
+        if not run.signal.number:
+            run.log_scores(step, metrics.scores(matrix))
 
     # test, predict, export, check ----------------------------------------------------------------------------------
 
     def test(self):
-        """Prints a checkpoint's scores and writes them with the confusion matrix to out_dir; returns the scores."""
-        conf, refinement = self.conf, crf.chosen(self.conf)
+        """Scores a checkpoint on the validation list.
+
+        Writes metrics.json, confusion_matrix.png and, with report, report.html to out_dir, and prints the scores.
+
+        Returns:
+          the dict of metrics.scores.
+
+        Raises:
+          UserError: there is no such checkpoint, or it, an image, a label or an output has a fault.
+        """
+        conf, refinement = self.conf, crf.settings_from_flags(self.conf)
         output_files.make_dir(conf.out_dir, 'out_dir')
-        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
+        weights = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
         page = report.Report(conf, self.classes, reader.images) if conf.report else None
-        found = self._predictions(reader, prefix, 'test', refinement)
-        matrix = metrics.count(page.watched(found) if page else found, self.classes)
-        result = score_files.write(conf, matrix, prefix, self.classes)
+
+        predictions = self._predictions(reader, weights, 'test', self._scoring(), refinement)
         if page:
-            page.write(matrix, prefix)
-        return result
+            predictions = page.watched(predictions)
+        matrix = metrics.count(predictions, self.classes)
+
+        scores = metrics.write_scores(conf, matrix, weights, self.classes)
+        if page:
+            page.write(matrix, weights)
+        return scores
 
     def predict(self):
-        """Writes a grey mask of class indices and, with visual, one in colour for every image that can be read."""
-        conf, refinement = self.conf, crf.chosen(self.conf)
-        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
+        """Writes the mask of every image that can be read, and what else the flags ask for, to out_dir.
+
+        Raises:
+          UserError: there is no such checkpoint, it or an output has a fault or, after all other masks are written,
+            images could not be read.
+        """
+        conf, refinement, scoring = self.conf, crf.settings_from_flags(self.conf), self._scoring()
+        weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         net_input = self._trained_input()
-        writer = masks.MaskWriter(conf, self.classes, sources.images_to_predict(conf),
-                                  passes.gives_probabilities(self.evaluation))
+        writer = masks.MaskWriter(conf, self.classes, sources.images_to_predict(conf), scoring.gives_probabilities)
         if not writer.paths:
             self.cluster.dismiss()
             return
         reader = ImageReader(writer.paths, [''] * len(writer.paths), self.classes, net_input, conf.num_threads)
-        found = self._predictions(reader, prefix, 'predict', refinement, masks.keeps_scores(conf))
-        with writer.writing() as write, contextlib.closing(found):
-            for prediction in found:
-                write(prediction)
+        writer.write_all(self._predictions(reader, weights, 'predict', scoring, refinement, writer.needs_scores))
 
     def export(self):
-        """Writes a checkpoint's network, from pictures to masks, to export_dir, to be used without this repo."""
+        """Writes a checkpoint's network, from pictures to masks, to export_dir, for use without this repo.
+
+        Raises:
+          UserError: there is no such checkpoint, it has a fault, or export_dir cannot be written.
+        """
         conf = self.conf
         export.check(conf)
-        prefix = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
-        print('export with %s' % prefix)
-        restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
-        export.write(conf, export.Network(self.scores, restore, self._trained_input(), self.classes), prefix)
+        weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
+        print('export with %s' % weights)
+        export.write(conf, self.scores, weights, self._trained_input(), self.classes)
 
     def check(self):
         """Reads every file of the three lists and reports; UserError if training, testing or predicting would fail."""
@@ -238,9 +266,13 @@ class Model(object):
                              **run_settings.network_settings(self.conf))
 
     def scores(self, images):
-        """A network for prediction and the scores of images: [N, H, W, 3] -> (net, float32 [N, H, W, num_classes]).
+        """Builds the network for prediction; its fold_ops() must run once after its variables are restored.
 
-        net.fold_ops() must run once after the variables were restored.
+        Args:
+          images: float32 [N, H, W, 3], minus the mean.
+
+        Returns:
+          (network, logits float32 [N, H, W, num_classes]).
         """
         padded = layers.pad_to_multiple(images, self.numerics.test_multiple)
         net = self.network(padded, phase=False, batch_norm='folded')
@@ -252,12 +284,12 @@ class Model(object):
     # parts -------------------------------------------------------------------------------------------------------
 
     def _input(self, known):
-        """The compat.Input that the flags choose; by default that of the weights, if it is known, or of the mode."""
+        """Returns the compat.Input that the flags choose; by default that of the weights if it is known, or the mode's."""
         conf = self.conf
         return compat.chosen_input(known or self.numerics.input, conf.channel_order, conf.img_mean)
 
     def _trained_input(self):
-        """The Input for the checkpoints of modeldir: by default that of their training."""
+        """Returns the compat.Input for the checkpoints of modeldir: by default that of their training."""
         conf = self.conf
         trained = run_settings.read(conf.modeldir)
         if trained:
@@ -265,7 +297,7 @@ class Model(object):
         return self._input(trained.get('input'))
 
     def _reader(self, flag, net_input, num_steps=None):
-        """An ImageReader over the list that a flag names, whose files were checked."""
+        """Returns an ImageReader over the list that a flag names, after a check of its files."""
         conf = self.conf
         source = sources.labelled_list(conf, self.classes, flag, num_steps)
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
@@ -273,33 +305,33 @@ class Model(object):
     def _session_config(self):
         return runtime.set_precision(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
 
-    def _setup(self, restore=None, evaluation=passes.PLAIN, keep_scores=False):
-        """The scores.Setup of this model."""
-        build = functools.partial(passes.merged, self.scores, evaluation, self.numerics.align_corners)
-        tiling = scores.Tiling(self.conf.window, self.conf.overlap, max(evaluation.scales) ** 2)
-        return scores.Setup(build, restore, self._session_config(), tiling, keep_scores)
+    def _scoring(self):
+        """Returns the Scoring of test and predict."""
+        conf = self.conf
+        return Scoring(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge, conf.window, conf.overlap)
 
-    def _predictions(self, reader, prefix, desc, refinement, keep_scores=False):
-        """Yields a scores.Prediction of each of the reader's images; refinement is a crf.Settings or None."""
-        print('%s with %s' % (desc, prefix))
-        restore = functools.partial(checkpoints.restore_checkpoint, prefix=prefix)
-        setup = self._setup(restore, self.evaluation, keep_scores or refinement is not None)
-        found = devices.predictions(reader, setup, desc, self.towers, tolerant=desc == 'predict')
+    def _predictor(self, scoring):
+        return Predictor(self.scores, scoring, self.numerics.align_corners, self._session_config())
+
+    def _predictions(self, reader, weights, option, scoring, refinement=None, keep_scores=False):
+        """Yields the Prediction of each of the reader's images, for test or predict.
+
+        Args:
+          reader: an ImageReader.
+          weights: the prefix of a checkpoint.
+          option: 'test', in which an image that cannot be read is a UserError, or 'predict', in which it is a fault.
+          scoring: a Scoring.
+          refinement: the crf.Settings to refine the class maps with, or None.
+          keep_scores: whether the Predictions hold their scores.
+        """
+        print('%s with %s' % (option, weights))
+        tolerant = option == 'predict'
+        predictor = self._predictor(dataclasses.replace(scoring, keep_scores=keep_scores or refinement is not None))
+        if len(self.towers.devices) > 1:
+            predictions = devices.predictions(predictor, reader, weights, option, self.towers, tolerant)
+        else:
+            predictions = predictor.predictions(reader, weights, option, tolerant)
         if refinement is None:
-            return found
+            return predictions
         work = crf.Work(self.conf.num_threads, crf.USED * memory.free(), keep_scores)
-        return crf.refined(found, reader.images, passes.gives_probabilities(self.evaluation), refinement, work)
-
-    def _validation(self, net_input):
-        """The loop.Reports' function that scores {name: array} of the network's variables; None without validations."""
-        if not self.conf.valid_interval:
-            return None
-        reader = self._reader('valid_data_list', net_input, self.conf.valid_num_steps)
-        scoring = scores.Pass(reader, self._setup())
-
-        def validate(values, stopped):
-            found = scoring.predictions(scores.VALIDATION, functools.partial(checkpoints.load_values, values=values))
-            matrix = metrics.count(found, self.classes, stopped)
-            return None if stopped() else metrics.scores(matrix)
-
-        return validate
+        return crf.refined(predictions, reader.images, scoring.gives_probabilities, refinement, work)

@@ -186,8 +186,8 @@ def predict(tf, speeds, job):
         from model import Model
         conf = flag_values(encoder_name=job.encoder_name, train_bn=False, dilated_type=job.dilated_type,
                            mixed_precision=job.mixed_precision)
-        from utils.prediction import scores
-        prediction = scores.class_map(Model(conf).scores(images)[1])
+        from utils.prediction.predictor import class_map
+        prediction = class_map(Model(conf).scores(images)[1])
     else:
         from benchmarks import reference
         prediction = reference.inference(images, job.encoder_name)
@@ -201,12 +201,13 @@ def exported(tf, speeds, job):
     from model import Model
     from utils.prediction import export
     model = Model(flag_values(encoder_name=job.encoder_name, train_bn=False))
-    network = export.Network(
-        model.scores, lambda sess, variables: sess.run(tf.variables_initializer(variables)), model.numerics.input,
-        model.classes)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        variables = model.scores(tf.zeros([1, 65, 65, 3]))[0].variables
+        sess.run(tf.variables_initializer(variables))
+        weights = dict(zip([variable.op.name for variable in variables], sess.run(variables)))
     image = np.random.RandomState(0).randint(0, 256, [1] + job.size + [3]).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        export.save(export.build(network), folder)
+        export.save(export.build(model.scores, weights, model.numerics.input, model.classes), folder)
         run = (openvino_model if job.form == 'OpenVINO' else functools.partial(tensorflow_model, tf))(folder)
         figure = repeat(lambda: run(image), speeds, job.budget)
     return {'': dict(figure, gflop=flops.forward(job.encoder_name, *job.size)[0] / 1e9, images=1)}

@@ -1,5 +1,6 @@
 """The CRF: the library called directly, order and faults of the processes, and files of scores."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -15,8 +16,8 @@ from PIL import Image
 from model import Model
 from utils.data import data_lists, sources
 from utils.data.palette import load_classes
-from utils.prediction import crf, masks, metrics, score_maps
-from utils.prediction.scores import Prediction
+from utils.prediction import crf, masks, metrics
+from utils.prediction.predictor import Prediction
 from utils.system.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -138,7 +139,7 @@ def test_predictions_are_closed_when_the_rest_is_not_asked_for(stand_in, tmp_pat
 
 def test_images_that_the_lattice_cannot_count_are_refused(tmp_path):
     with pytest.raises(UserError, match='5x2 pixels and 4 classes are too many for --crf'):
-        settings = DEFAULTS._replace(gaussian_sxy=0.0004)
+        settings = dataclasses.replace(DEFAULTS, gaussian_sxy=0.0004)
         list(crf.refined(predicted(1, (2, 5)), ['wide.png'], False, settings, WORK))
 
 
@@ -149,19 +150,19 @@ def test_processes_import_no_tensorflow():
 
 def test_without_the_library_one_sentence_says_what_to_install(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pydensecrf', None)  # which an import then finds missing
-    assert crf.chosen(settings()) is None
+    assert crf.settings_from_flags(settings()) is None
     with pytest.raises(UserError, match=r'--crf needs .*pydensecrf2.*pip install -r requirements-crf\.txt'):
-        crf.chosen(settings(crf=True))
+        crf.settings_from_flags(settings(crf=True))
 
 
 def test_defaults(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pydensecrf', types.SimpleNamespace(densecrf=None))
-    assert crf.chosen(settings(crf=True)) == DEFAULTS
+    assert crf.settings_from_flags(settings(crf=True)) == DEFAULTS
 
 
 def test_softmax_of_large_logits():
     logits = np.array([[1000.0, 999.0, -1000.0]], np.float32)
-    np.testing.assert_allclose(score_maps.softmax(logits), [[0.7310586, 0.2689414, 0]], atol=1e-6)
+    np.testing.assert_allclose(crf.softmax(logits), [[0.7310586, 0.2689414, 0]], atol=1e-6)
 
 
 @pytest.fixture
@@ -218,11 +219,9 @@ def written(settings, tmp_path, are_probabilities=False, images=('a/x.png', 'b/x
     """(the scores, the writer) of two images' predictions, written."""
     conf = settings(out_dir=str(tmp_path), visual=False, num_classes=4, **changed)
     writer = masks.MaskWriter(conf, load_classes(4, 255, ''), named(images), are_probabilities)
-    found = [one._replace(classes=one.classes * 0) for one in predicted(len(images))]
+    found = [dataclasses.replace(one, classes=one.classes * 0) for one in predicted(len(images))]
     found[0].scores[0, 0, 0] = 1e6
-    with writer.writing() as write:
-        for one in found:
-            write(one)
+    writer.write_all(one for one in found)
     return [one.scores for one in found], writer
 
 
@@ -256,14 +255,17 @@ def test_merged_probabilities_are_saved_as_they_are_and_have_no_logits(settings,
 
 
 def test_waiting_arrays_are_bounded_by_their_bytes(settings, tmp_path, monkeypatch):
-    """With room for none, every image is written before write() comes back."""
+    """With room for none, every image is written before the next is asked for."""
     monkeypatch.setattr(masks, 'MOST_WAITING_BYTES', 0)
     conf = settings(out_dir=str(tmp_path), visual=False, num_classes=4, save_logits=True)
     writer = masks.MaskWriter(conf, load_classes(4, 255, ''), named(['%d.png' % number for number in range(3)]))
-    with writer.writing() as write:
+
+    def stream():
         for one in predicted(3):
-            write(one)
+            yield one
             assert len(os.listdir(str(tmp_path / 'logits'))) == one.index + 1
+
+    writer.write_all(stream())
 
 
 def test_a_full_disk_leaves_no_part_of_a_file(settings, tmp_path, full_disk):

@@ -22,10 +22,10 @@ from PIL import Image
 from model import Model
 from model_msc import Model_msc
 from utils.data import image_files
-from utils.distributed import cluster
+from utils.distributed import cluster, devices
 from utils.distributed.towers import Towers
 from utils.image_reader import ImageReader
-from utils.prediction import devices, room, scores
+from utils.prediction import predictor, windows
 from utils.system import runtime
 from utils.system.errors import UserError
 from utils.weights import checkpoints
@@ -79,7 +79,7 @@ def predicted(model, paths, keep_scores=True):
     """All Predictions of images by a model, broken ones allowed."""
     reader = ImageReader(paths, [''] * len(paths), model.classes, model._trained_input(), 2)
     prefix = os.path.join(model.conf.modeldir, 'model.ckpt-1')
-    return list(model._predictions(reader, prefix, 'predict', None, keep_scores))
+    return list(model._predictions(reader, prefix, 'predict', model._scoring(), keep_scores=keep_scores))
 
 
 def assert_same(found, wanted):
@@ -108,19 +108,19 @@ def test_a_bad_file_ends_a_test_by_its_name(model, tmp_path):
     maker = model(num_gpus=2)
     reader = ImageReader(paths, [''] * 5, maker.classes, maker._trained_input(), 2)
     with pytest.raises(UserError, match='3.png'):
-        list(maker._predictions(reader, str(tmp_path / 'model.ckpt-1'), 'test', None))
+        list(maker._predictions(reader, str(tmp_path / 'model.ckpt-1'), 'test', maker._scoring()))
     assert threading.active_count() < 20
 
 
 def test_the_memory_is_shared_and_windows_are_told_once(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(room.memory, 'free', lambda: 8e9)
-    monkeypatch.setattr(room.runtime, 'on_gpu', lambda: False)
-    assert room.Room(21, devices=4).bytes == room.Room(21).bytes / 4
-    monkeypatch.setattr(room.memory, 'free', lambda: 1e12)
+    monkeypatch.setattr(windows.memory, 'free', lambda: 8e9)
+    monkeypatch.setattr(windows.runtime, 'on_gpu', lambda: False)
+    assert windows.FreeMemory(21, devices=4).bytes == windows.FreeMemory(21).bytes / 4
+    monkeypatch.setattr(windows.memory, 'free', lambda: 1e12)
     height = 2 ** 31 // (4 * 21 * 5000)  # with a width of 5000, the most rows whose scores one message can carry
     for rows, sent, whole in ((height + 1, False, True), (height + 1, True, False), (height - 5, True, True)):
-        assert (room.Room(21, sent=sent).window((rows, 5000)) == (rows, 5000)) == whole
-    monkeypatch.setattr(room.memory, 'free', lambda: 1e6)
+        assert (windows.FreeMemory(21, sent=sent).window((rows, 5000)) == (rows, 5000)) == whole
+    monkeypatch.setattr(windows.memory, 'free', lambda: 1e6)
     path = str(tmp_path / 'long.png')
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 350, 3)).astype(np.uint8)).save(path)
     one, two = predicted(model(num_gpus=2), [path] * 2)
@@ -136,14 +136,17 @@ def pool(monkeypatch):
     """A function from a score(task, image, report) and device names to a running pool's context."""
     def make(score, *names, **machines):
         @contextlib.contextmanager
-        def scorer(_, device):
-            yield lambda image, report: (score(device.task, image, report), None)
+        def session(_, device):
+            own = predictor.Predictor(None, predictor.Scoring())
+            own.score = lambda sess, image, report: (score(device.task, image, report), None)
+            yield own, None
 
-        monkeypatch.setattr(devices._Pool, '_scorer', scorer)
+        monkeypatch.setattr(devices._Pool, '_session', session)
         towers = types.SimpleNamespace(cluster=types.SimpleNamespace(
             gone=machines.get('gone', lambda task, error: '')))
-        setup = scores.Setup(None, None, None, scores.Tiling(None, 0, 1), False)
-        return devices._Pool([devices._Device('task:' + name) for name in names], setup, towers, lambda *windows: None)
+        single = predictor.Predictor(None, predictor.Scoring())
+        return devices._Pool([devices._Device('task:' + name) for name in names], single, None, towers, 21,
+                             lambda *windows: None)
 
     return make
 
@@ -152,7 +155,7 @@ def reads(count, taken=None):
     for index in range(count):
         if taken is not None:
             taken.append(index)
-        yield scores.Read(index, index, None, None)
+        yield predictor.LoadedImage(index, index, None)
 
 
 def test_little_is_read_ahead(pool):
@@ -164,7 +167,7 @@ def test_little_is_read_ahead(pool):
         return image
 
     with pool(score, '0', '0', '0') as running:
-        found = running.scored(reads(40, taken))
+        found = running.predictions(reads(40, taken))
         assert next(found).classes == 0
         assert len(taken) <= devices.AHEAD * 3 + 1
         slow.set()
@@ -181,7 +184,7 @@ def test_the_first_error_of_any_device_is_raised_and_all_stop(pool):
         return image
 
     with pytest.raises(UserError, match='what happened'), pool(score, '0', '0') as running:
-        list(running.scored(reads(9)))
+        list(running.predictions(reads(9)))
     assert not any(device.thread.is_alive() for device in running._devices)
 
 
@@ -195,7 +198,7 @@ def test_a_stop_comes_between_windows(pool):
         return image
 
     with pool(score, '0', '0', '0') as running:
-        assert next(running.scored(reads(9))).classes == 0
+        assert next(running.predictions(reads(9))).classes == 0
         started.wait()
     assert not any(device.thread.is_alive() for device in running._devices)
 
@@ -219,7 +222,7 @@ def test_images_of_a_lost_machine_go_to_the_others(pool, capsys, silent):
     with pool(score, '0', '1', '1', gone=lambda task, error: 'task 1 (a:1) is gone' if task else '') as running:
         if silent:
             threading.Thread(target=lambda: taken.wait() and running.lose(1, 'task 1 (a:1) is gone')).start()
-        assert [one.classes for one in running.scored(reads(9))] == list(range(9))
+        assert [one.classes for one in running.predictions(reads(9))] == list(range(9))
     back.set()
     assert capsys.readouterr().err == 'task 1 (a:1) is gone: its images go to the others\n'  # once
     for device in running._devices:

@@ -15,7 +15,7 @@ from PIL import Image
 from model import Model
 from model_msc import Model_msc
 from utils.data import image_files
-from utils.prediction import export, frozen
+from utils.prediction import export
 from utils.system import output_files
 from utils.system.errors import UserError
 
@@ -278,13 +278,12 @@ def test_constants_compute_what_the_variables_do():
         unused = tf.get_variable('unused', initializer=[0.0], use_resource=True)
         y = tf.add(x * shared, shared.read_value(), 'y')
         sess.run([shared.initializer, unused.initializer])
-        graph = frozen.constant_graph(sess, [y])
-    assert {op.type for op in graph.get_operations()}.isdisjoint(frozen.VARIABLE_OPS)
+        graph = export.constant_graph(sess, [y])
+    assert {op.type for op in graph.get_operations()}.isdisjoint(export.VARIABLE_OPS)
     assert [op.name for op in graph.get_operations() if op.type == 'Const'] == ['shared']
     with tf.Session(graph=graph) as sess:
         np.testing.assert_array_equal(sess.run('y:0', {'x:0': [1, 10]}), [4, 33])
 
 
 def test_names_of_classes_without_names(settings):
-    network = export.Network(None, None, None, Model(settings(num_classes=3)).classes)
-    assert export.told(network)['classes'][2] == {'name': 'class 2', 'colour': [0, 128, 0]}
+    assert export.class_table(Model(settings(num_classes=3)).classes)[2] == {'name': 'class 2', 'colour': [0, 128, 0]}

@@ -13,7 +13,8 @@ from utils.data import image_files, palette, sources
 from utils.image_reader import ImageReader
 from utils.net import compat
 from utils.net.blocks import BLOCKS, resnet_blocks
-from utils.prediction import masks, scores
+from utils.prediction import masks
+from utils.prediction.predictor import Prediction
 from utils.system.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -176,9 +177,9 @@ def test_an_image_that_vanishes_before_its_overlay(settings, tmp_path, capsys):
     height, width = image_files.image_size(paths[0])
     writer = masks.MaskWriter(conf, palette.load_classes(21), sources.Images(paths, ['a', 'b', 'c']))
     os.remove(paths[0])
-    with pytest.raises(UserError, match='2 of 3 images could not be read'), writer.writing() as write:
-        for index in range(3):
-            write(scores.Prediction(index, None, np.zeros([height, width + (index == 1)], np.int32)))
+    with pytest.raises(UserError, match='2 of 3 images could not be read'):
+        writer.write_all(Prediction(index, None, np.zeros([height, width + (index == 1)], np.int32))
+                         for index in range(3))
     assert sorted(os.listdir(writer.folders['prediction'])) == ['a_mask.png', 'b_mask.png', 'c_mask.png']
     assert os.listdir(writer.folders['overlay_prediction']) == ['c_overlay.png']
     told = capsys.readouterr().err

@@ -15,8 +15,8 @@ from PIL import Image
 import main  # noqa: F401  defines the flags
 from model import Model
 from utils.data.palette import Classes, Palette, load_classes, voc_colours
-from utils.prediction import metrics, report, report_page
-from utils.prediction.scores import Prediction
+from utils.prediction import metrics, report
+from utils.prediction.predictor import Prediction
 from utils.system.errors import UserError
 
 HOSTILE = '<script>alert(1)</script>"\'&\u202e\x1b'
@@ -124,7 +124,7 @@ def test_pictures_show_image_label_prediction_and_errors(conf, images):
     label[:, 20:], prediction[:10, :10] = 255, 1
     page, _ = written(conf, classes, images(1), (one for one in [Prediction(0, label, prediction)]))
     pictures = dict(page.pictures())
-    assert list(pictures) == list(report_page.PICTURES)
+    assert list(pictures) == list(report.PICTURES)
     assert all(pixels.shape == (20, 30, 3) for pixels in pictures.values())
     photo = np.asarray(Image.open(images(1)[0])).astype(float)
     assert abs(pictures['image'] - photo).mean() < 12 < abs(pictures['image'] - photo[::-1]).mean()

@@ -1,6 +1,8 @@
 """Scores of an image: scales, mirroring and their merging against numpy, windows, and what the memory allows."""
 
+import dataclasses
 import os
+import types
 
 import numpy as np
 import pytest
@@ -10,13 +12,13 @@ import tensorflow.compat.v1 as tf
 from model import Model
 from model_msc import Model_msc
 from utils.net import layers
-from utils.prediction import passes, room, scores
-from utils.prediction.passes import Evaluation
+from utils.prediction import windows
+from utils.prediction.predictor import Predictor, Scoring
 
 SAMPLE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dataset', 'sample')
 GB = 1e9
 SIZE = (45, 58)
-WHOLE = scores.Tiling(None, 0.33, 1.0)
+PLAIN = Scoring()
 
 
 @pytest.fixture
@@ -26,14 +28,15 @@ def make(settings, narrow):
     return lambda model_class=Model, **changed: model_class(settings(encoder_name='res50', num_classes=5, **changed))
 
 
-def scorer_of(model, evaluation=passes.PLAIN, tiling=WHOLE, keep_scores=True):
-    """(Scorer, session) of a model with the recipe's weights."""
-    setup = model._setup(None, evaluation, keep_scores)._replace(tiling=tiling)
-    scorer = scores.Scorer(setup)
-    sess = tf.Session()
-    recipe.assign(sess, scorer.net.variables)
-    sess.run(scorer.net.fold_ops())
-    return scorer, sess
+def predictor_of(model, scoring=PLAIN, **changed):
+    """(Predictor, session) of a model with the recipe's weights."""
+    predictor = model._predictor(dataclasses.replace(scoring, **dict({'keep_scores': True}, **changed)))
+    predictor.build()
+    with predictor.graph.as_default():
+        sess = tf.Session()
+        recipe.assign(sess, predictor.net.variables)
+        predictor.load(sess, {})
+    return predictor, sess
 
 
 def score(image, *args, **settings):
@@ -42,10 +45,9 @@ def score(image, *args, **settings):
 
 
 def score_all(images, *args, **settings):
-    with tf.Graph().as_default():
-        scorer, sess = scorer_of(*args, **settings)
-        with sess:
-            return [scorer(sess, image) for image in images]
+    predictor, sess = predictor_of(*args, **settings)
+    with sess:
+        return [predictor.score(sess, image) for image in images]
 
 
 def plain_logits(model, images):
@@ -63,33 +65,33 @@ def resized(maps, size, align_corners):
         return sess.run(layers.resize(tf.constant(maps[np.newaxis]), size, align_corners))[0]
 
 
-def reference(model, image, evaluation):
+def reference(model, image, scoring):
     """The scores by hand, the passes merged by numpy."""
     align_corners, size = model.numerics.align_corners, np.array(image.shape[:2])
     offset = 1 if align_corners else 0
-    steps = (1, -1) if evaluation.flip else (1,)
-    sizes = [((size - offset) * np.float32(scale)).astype(int) + offset for scale in evaluation.scales]
+    steps = (1, -1) if scoring.flip else (1,)
+    sizes = [((size - offset) * np.float32(scale)).astype(int) + offset for scale in scoring.scales]
     logits = plain_logits(model, [resized(image[:, ::step], scaled, align_corners)
                                   for scaled in sizes for step in steps])
     assert [one.shape[:2] for one in logits] == [tuple(scaled) for scaled in sizes for step in steps]
     found = [resized(one, size, align_corners)[:, ::step] for one, step in zip(logits, steps * len(sizes))]
-    if evaluation.merge == 'max' or len(found) == 1:
+    if scoring.merge == 'max' or len(found) == 1:
         return np.max(found, axis=0)
     return np.mean([np.exp(one) / np.exp(one).sum(axis=2, keepdims=True) for one in found], axis=0)
 
 
-MEAN, MAX = Evaluation((0.5, 0.77, 1.0, 1.25), True, 'mean'), Evaluation((0.6, 1.5), True, 'max')
+MEAN, MAX = Scoring((0.5, 0.77, 1.0, 1.25), True, 'mean'), Scoring((0.6, 1.5), True, 'max')
 
 
-@pytest.mark.parametrize('model_class, compat, evaluation', [
+@pytest.mark.parametrize('model_class, compat, scoring', [
     (Model, 'original', MEAN), (Model, 'caffe', MEAN), (Model, 'original', MAX), (Model, 'caffe', MAX),
-    (Model, 'original', Evaluation((0.75,), False, 'mean')), (Model_msc, 'caffe', MEAN)])
-def test_scales_and_mirroring_against_numpy(make, model_class, compat, evaluation):
+    (Model, 'original', Scoring((0.75,), False, 'mean')), (Model_msc, 'caffe', MEAN)])
+def test_scales_and_mirroring_against_numpy(make, model_class, compat, scoring):
     """In Caffe's mode every scale is padded to a multiple plus 1 for the network, and cropped back."""
     model, image = make(model_class, compat=compat), recipe.image(1, *SIZE)[0]
-    classes, found = score(image, model, evaluation)
-    wanted = reference(model, image, evaluation)
-    if not passes.gives_probabilities(evaluation):
+    classes, found = score(image, model, scoring)
+    wanted = reference(model, image, scoring)
+    if not scoring.gives_probabilities:
         assert recipe.relative_error(found, wanted) <= 1e-5
     else:
         np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -103,9 +105,9 @@ def test_one_pass_is_as_without_any(make, model_class, compat):
     """Bit for bit: no flag, scale 1.0 by the maximum, and the maximum of twice the same scale."""
     model, image = make(model_class, compat=compat), recipe.image(1, *SIZE)[0]
     logits, = plain_logits(model, [image])
-    assert passes.passes(Evaluation((1.0,), False, 'max')) == passes.passes(passes.PLAIN)
-    for evaluation in (Evaluation((1.0,), False, 'max'), Evaluation((1.0, 1.0), False, 'max')):
-        classes, found = score(image, model, evaluation)
+    assert Scoring((1.0,), False, 'max').passes == PLAIN.passes
+    for scoring in (Scoring((1.0,), False, 'max'), Scoring((1.0, 1.0), False, 'max')):
+        classes, found = score(image, model, scoring)
         np.testing.assert_array_equal(found, logits)
         np.testing.assert_array_equal(classes, logits.argmax(axis=2))
     assert score(image, model, keep_scores=False)[1] is None
@@ -113,7 +115,7 @@ def test_one_pass_is_as_without_any(make, model_class, compat):
 
 @pytest.mark.parametrize('compat', ['original', 'caffe'])
 def test_a_scale_may_leave_a_single_pixel(make, compat):
-    classes, found = score(recipe.image(1, *SIZE)[0], make(compat=compat), Evaluation((0.001,), True, 'max'))
+    classes, found = score(recipe.image(1, *SIZE)[0], make(compat=compat), Scoring((0.001,), True, 'max'))
     assert found.shape == SIZE + (5,) and np.isfinite(found).all()
     assert np.abs(found - found[0, 0]).max() <= 1e-4 and (classes == classes[0, 0]).all()
 
@@ -121,49 +123,50 @@ def test_a_scale_may_leave_a_single_pixel(make, compat):
 @pytest.mark.parametrize('merge, compat', [('mean', 'original'), ('max', 'caffe')])
 def test_a_mirrored_image_has_mirrored_scores(make, merge, compat):
     model, image = make(compat=compat), recipe.image(1, *SIZE)[0]
-    evaluation = Evaluation((0.7, 1.0), True, merge)
-    (_, found), (_, mirrored) = score_all([image, image[:, ::-1]], model, evaluation)
+    scoring = Scoring((0.7, 1.0), True, merge)
+    (_, found), (_, mirrored) = score_all([image, image[:, ::-1]], model, scoring)
     np.testing.assert_allclose(mirrored, found[:, ::-1], rtol=1e-5, atol=1e-6)
-    _, unlike = score(image, model, evaluation._replace(flip=False))
+    _, unlike = score(image, model, dataclasses.replace(scoring, flip=False))
     assert np.abs(unlike - found).max() > 1e-3
 
 
-@pytest.mark.parametrize('evaluation', [passes.PLAIN, Evaluation((0.5, 1.0), True, 'mean')])
-def test_a_window_that_covers_the_image_is_the_whole(make, evaluation):
+@pytest.mark.parametrize('scoring', [PLAIN, Scoring((0.5, 1.0), True, 'mean')])
+def test_a_window_that_covers_the_image_is_the_whole(make, scoring):
     """Bit for bit."""
     model, image = make(), recipe.image(1, *SIZE)[0]
-    whole = score(image, model, evaluation)
+    whole = score(image, model, scoring)
     for window in (SIZE, (1000, SIZE[1])):
-        for one, other in zip(whole, score(image, model, evaluation, scores.Tiling(window, 0.5, 1.0))):
+        for one, other in zip(whole, score(image, model, scoring, window=window, overlap=0.5)):
             np.testing.assert_array_equal(one, other)
 
 
 def stand_in(images):
     """A network of single pixels, a 1x1 convolution: [1, H, W, 3] -> (it, [1, H, W, 4])."""
     kernel = tf.constant(np.random.RandomState(3).uniform(-0.01, 0.01, [1, 1, 3, 4]), tf.float32)
-    return None, tf.nn.conv2d(images, kernel, [1, 1, 1, 1], 'SAME')
+    return types.SimpleNamespace(fold_ops=list), tf.nn.conv2d(images, kernel, [1, 1, 1, 1], 'SAME')
 
 
 @pytest.mark.parametrize('case', range(12))
 def test_windows_of_single_pixels_are_the_whole(case):
     random = np.random.RandomState(case)
     image = recipe.image(1, *random.randint(17, 90, 2))[0]
-    tiling = scores.Tiling(tuple(random.randint(17, 60, 2)), random.uniform(0, 0.9), 1.0)
+    window, overlap = tuple(random.randint(17, 60, 2)), random.uniform(0, 0.9)
     results = []
-    for chosen in (WHOLE, tiling):
-        with tf.Graph().as_default(), tf.Session() as sess:
-            results.append(scores.Scorer(scores.Setup(stand_in, None, None, chosen, True))(sess, image))
+    for scoring in (Scoring(keep_scores=True), Scoring(window=window, overlap=overlap, keep_scores=True)):
+        predictor = Predictor(stand_in, scoring)
+        predictor.build()
+        with tf.Session(graph=predictor.graph) as sess:
+            results.append(predictor.score(sess, image))
     np.testing.assert_allclose(results[1][1], results[0][1], atol=1e-6)
     np.testing.assert_array_equal(results[1][0], results[1][1].argmax(axis=2))
 
 
 def test_windows_of_the_network_are_each_an_image_of_its_own(make):
     model, image = make(compat='caffe'), recipe.image(1, 60, 50)[0]
-    tiling, reports = scores.Tiling((40, 50), 0.4, 1.0), []
-    with tf.Graph().as_default():
-        scorer, sess = scorer_of(model, tiling=tiling)
-        with sess:
-            classes, found = scorer(sess, image, lambda *progress: reports.append(progress))
+    predictor, sess = predictor_of(model, window=(40, 50), overlap=0.4)
+    reports = []
+    with sess:
+        classes, found = predictor.score(sess, image, lambda *progress: reports.append(progress))
     upper, lower = plain_logits(model, [image[:40], image[20:]])
     np.testing.assert_allclose(found[:20], upper[:20], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found[40:], lower[20:], rtol=1e-5, atol=1e-5)
@@ -174,24 +177,24 @@ def test_windows_of_the_network_are_each_an_image_of_its_own(make):
 
 
 def set_free(monkeypatch, number, gpu=False):
-    monkeypatch.setattr(room.memory, 'free', lambda: number)
-    monkeypatch.setattr(room.runtime, 'on_gpu', lambda: gpu)
+    monkeypatch.setattr(windows.memory, 'free', lambda: number)
+    monkeypatch.setattr(windows.runtime, 'on_gpu', lambda: gpu)
 
 
 def test_what_the_free_memory_allows(monkeypatch):
     set_free(monkeypatch, 8 * GB)
     small, photo = (513, 513), (3000, 4000)
-    assert room.Room(21).window(small) == small
-    window = room.Room(21).window(photo)
-    assert window == (1025, 1025) and room.Room(21).needed(photo) > 8 * GB
-    assert room.Room(21, 2.0).needed(small) > 1.5 * room.Room(21).needed(small)
-    assert room.Room(256).window(photo) < window  # as the scores take more
-    assert room.Room(21).window((20, 40000)) == (20, 40000)  # it is pixels that count, not sides
-    assert room.Room(21).window((700, 40000)) == (700, 1025)
+    assert windows.FreeMemory(21).window(small) == small
+    window = windows.FreeMemory(21).window(photo)
+    assert window == (1025, 1025) and windows.FreeMemory(21).needed(photo) > 8 * GB
+    assert windows.FreeMemory(21, (2.0 ** 0.5,)).needed(small) > 1.5 * windows.FreeMemory(21).needed(small)
+    assert windows.FreeMemory(256).window(photo) < window  # as the scores take more
+    assert windows.FreeMemory(21).window((20, 40000)) == (20, 40000)  # it is pixels that count, not sides
+    assert windows.FreeMemory(21).window((700, 40000)) == (700, 1025)
     set_free(monkeypatch, 0)
-    assert room.Room(21).window(photo) == (321, 321) and room.Room(21).window((99, 400)) == (99, 321)
+    assert windows.FreeMemory(21).window(photo) == (321, 321) and windows.FreeMemory(21).window((99, 400)) == (99, 321)
     set_free(monkeypatch, 0, gpu=True)
-    assert room.Room(21).window(photo) == photo
+    assert windows.FreeMemory(21).window(photo) == photo
 
 
 def test_an_image_that_is_too_large_is_cut_and_a_line_says_so(make, monkeypatch, capsys):
@@ -199,15 +202,14 @@ def test_an_image_that_is_too_large_is_cut_and_a_line_says_so(make, monkeypatch,
     whole = score(image, model)
     assert capsys.readouterr().out == ''
     set_free(monkeypatch, 1e6)
-    with tf.Graph().as_default():
-        scorer, sess = scorer_of(model)
-        with sess:
-            _, found = scorer(sess, image)
-            again = scorer(sess, image)[1]
+    predictor, sess = predictor_of(model)
+    with sess:
+        _, found = predictor.score(sess, image)
+        again = predictor.score(sess, image)[1]
     told, = capsys.readouterr().out.splitlines()  # once
     assert 'image of 50x400 pixels' in told and 'windows of 50x321 (--window=321,50' in told
     np.testing.assert_array_equal(found, again)
-    _, wanted = score(image, model, tiling=scores.Tiling((321, 321), 0.33, 1.0))
+    _, wanted = score(image, model, window=(321, 321), overlap=0.33)
     np.testing.assert_array_equal(found, wanted)
     assert recipe.relative_error(found, whole[1]) < 0.5
 
@@ -229,16 +231,17 @@ class Exhausted(object):
 def test_an_image_that_exhausts_a_gpu_is_cut(monkeypatch, capsys):
     set_free(monkeypatch, 0, gpu=True)
     image = recipe.image(1, 700, 900)[0]
-    with tf.Graph().as_default(), tf.Session() as sess:
-        scorer = scores.Scorer(scores.Setup(stand_in, None, None, WHOLE, True))
-        _, whole = scorer(sess, image)
+    predictor = Predictor(stand_in, Scoring(keep_scores=True))
+    predictor.build()
+    with tf.Session(graph=predictor.graph) as sess:
+        _, whole = predictor.score(sess, image)
         limited = Exhausted(sess, 600 * 600)
-        _, found = scorer(limited, image)
+        _, found = predictor.score(limited, image)
         assert limited.asked[:3] == [(700, 900), (700, 769), (513, 513)]
         np.testing.assert_allclose(found, whole, atol=1e-6)
         del limited.asked[:]
-        scorer(limited, image)
+        predictor.score(limited, image)
         assert set(limited.asked) == {(513, 513)}  # what failed is not tried again
         with pytest.raises(tf.errors.ResourceExhaustedError):
-            scorer(Exhausted(sess, 9), image)
+            predictor.score(Exhausted(sess, 9), image)
     assert '--window' in capsys.readouterr().out

@@ -12,7 +12,7 @@ from model import Model
 from model_msc import Model_msc
 from utils.data.palette import Classes
 from utils.net import layers
-from utils.prediction import scores
+from utils.prediction import predictor
 from utils.training import losses, optimizer
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
@@ -54,7 +54,7 @@ def test_msc_prediction(settings):
         net, image_scores = model.scores(images)
         recipe.assign(sess, net.variables)
         sess.run(net.fold_ops())
-        found = sess.run(scores.class_map(image_scores)).ravel()
+        found = sess.run(predictor.class_map(image_scores)).ravel()
     reference = np.load(os.path.join(GOLDEN, 'original_msc_deeplab_pred_1x65x65.npz'))['pred']
     assert np.sum(found != reference) <= 2
 

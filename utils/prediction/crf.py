@@ -1,51 +1,71 @@
-"""The paper's fully connected CRF, which lets a class map follow the picture's edges, in processes of its own.
+"""The paper's fully connected CRF, which makes a class map follow the edges of the image, in separate processes.
 
 Krähenbühl and Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials (2011). The processes
-import neither TensorFlow, which no fork survives, nor anything that does: they start in the time that numpy takes.
+do not import TensorFlow, which does not survive a fork, nor any module that does, so they start as fast as numpy.
 """
 
 import collections
 import contextlib
+import dataclasses
 import multiprocessing
 import signal
 
 import numpy as np
 
 from utils.data import image_files
-from utils.prediction.score_maps import softmax
 from utils.system.errors import UserError, quoted, reason
 
 INSTALL = 'pip install -r requirements-crf.txt'
 LEAST_PROBABILITY = 1e-5  # before the logarithm, as in pydensecrf's unary_from_softmax
 # The lattice keeps coordinates in 16 bits; they grow with pixels / sxy, and with 255 / srgb (0.2 and more, main.py).
 MOST_GAUSSIAN_REACH, MOST_BILATERAL_REACH = 10000, 5000
-MOST_SCORE_BYTES = 2 ** 31 - 1  # what Python 3.7 sends to a process, and the library counts
-SCORE_COPIES = 10  # of an image's scores that exist at most while it is refined, its own in this process included
+MOST_SCORE_BYTES = 2 ** 31 - 1  # the most that Python 3.7 sends to a process and that the library counts
+SCORE_COPIES = 10  # of an image's scores at most while it is refined, including the original
 USED = 0.5  # of the free memory
-PIXEL_BYTES = 400  # that the lattice takes of a pixel
-
-# sxy: standard deviation in pixels, srgb: in grey levels; weights are factors of the energy.
-Settings = collections.namedtuple(
-    'Settings', 'iterations gaussian_sxy gaussian_weight bilateral_sxy bilateral_srgb bilateral_weight')
-
-# How the work is done. processes: at most; most_bytes: for the images that are worked on at the same time; keep_scores:
-# whether the predictions keep their scores.
-Work = collections.namedtuple('Work', 'processes most_bytes keep_scores')
+PIXEL_BYTES = 400  # of the lattice, for each pixel
 
 
-def chosen(conf):
-    """The Settings that the flags choose, None without --crf; UserError if the library is missing."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Parameters of the CRF."""
+
+    iterations: int  # of mean-field inference
+    gaussian_sxy: float  # deviation in pixels of the smoothness term
+    gaussian_weight: float  # factor of its energy
+    bilateral_sxy: float  # deviation in pixels of the appearance term
+    bilateral_srgb: float  # deviation in grey levels of the appearance term
+    bilateral_weight: float  # factor of its energy
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How the work is divided."""
+
+    processes: int  # at most
+    most_bytes: float  # for all images that are in work at the same time
+    keep_scores: bool  # whether the predictions keep their scores
+
+
+def settings_from_flags(conf):
+    """Returns the Settings of the flags, None without --crf; UserError if the library is missing."""
     if not conf.crf:
         return None
     try:
         from pydensecrf import densecrf  # noqa: F401
     except ImportError as error:
         raise UserError('--crf needs the package pydensecrf2 (%s): %s, or leave --crf out.' % (reason(error), INSTALL))
-    return Settings(*[getattr(conf, 'crf_' + name) for name in Settings._fields])
+    return Settings(**{field.name: getattr(conf, 'crf_' + field.name) for field in dataclasses.fields(Settings)})
+
+
+def softmax(logits):
+    """Returns the probabilities of logits [..., num_classes], float32 of the same shape."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
+    powers /= powers.sum(axis=-1, keepdims=True)
+    return powers
 
 
 def refine(image, scores, are_probabilities, settings):
-    """The class map after mean-field inference.
+    """Returns the class map after mean-field inference.
 
     The energy is -log of the network's probabilities plus, for each pair of pixels of different classes,
     gaussian_weight * exp(-|p|^2 / 2 gaussian_sxy^2) + bilateral_weight * exp(-|p|^2 / 2 bilateral_sxy^2 - |I|^2 / 2
@@ -54,7 +74,7 @@ def refine(image, scores, are_probabilities, settings):
     Args:
       image: uint8 [H, W, 3], RGB.
       scores: float32 [H, W, num_classes], logits or probabilities.
-      are_probabilities: which of them.
+      are_probabilities: whether the scores are probabilities; otherwise they are logits.
       settings: a Settings.
 
     Returns:
@@ -78,7 +98,7 @@ def refined(predictions, images, are_probabilities, settings, work):
     """Yields the predictions in their order, with refined class maps.
 
     Args:
-      predictions: a generator of scores.Prediction that hold scores; it is closed at the end.
+      predictions: a generator of Predictions that hold scores; it is closed at the end.
       images: paths of the list's images.
       are_probabilities: whether the scores are probabilities, not logits.
       settings: a Settings.
@@ -94,7 +114,7 @@ def refined(predictions, images, are_probabilities, settings, work):
             process, prediction, _ = running.popleft()
             if prediction.fault:
                 return prediction
-            return prediction._replace(classes=processes.result(process, images[prediction.index]))
+            return dataclasses.replace(prediction, classes=processes.result(process, images[prediction.index]))
 
         for prediction in predictions:
             if prediction.fault:
@@ -107,13 +127,15 @@ def refined(predictions, images, are_probabilities, settings, work):
                                or size + sum(one[2] for one in running) > work.most_bytes):
                 yield finished()
             process = processes.send((image_files.load_image(path), scores), path)
-            running.append((process, prediction if work.keep_scores else prediction._replace(scores=None), size))
+            if not work.keep_scores:
+                prediction = dataclasses.replace(prediction, scores=None)
+            running.append((process, prediction, size))
         while running:
             yield finished()
 
 
 def _check_size(path, scores, settings):
-    """UserError for an image that the library cannot compute without a count that overflows."""
+    """Raises UserError for an image so large that a counter of the library would overflow."""
     most = min(MOST_GAUSSIAN_REACH * settings.gaussian_sxy, MOST_BILATERAL_REACH * settings.bilateral_sxy)
     if scores.nbytes > MOST_SCORE_BYTES or max(scores.shape[:2]) > most:
         raise UserError('%s: %dx%d pixels and %d classes are too many for --crf; scale the image down, raise '
@@ -122,10 +144,14 @@ def _check_size(path, scores, settings):
 
 
 class _Processes(object):
-    """Processes that refine, each one image at a time; they end with the context, whatever they are at."""
+    """Processes that each refine one image at a time; they are terminated when the context ends."""
 
     def __init__(self, most, constants):
-        """constants: what refine() takes after the scores."""
+        """
+        Args:
+          most: processes at most.
+          constants: the arguments of refine() after the scores.
+        """
         self._most, self._constants = most, constants
         self._started, self._idle = [], collections.deque()  # (Process, Connection)
 
@@ -139,7 +165,7 @@ class _Processes(object):
             connection.close()
 
     def send(self, work, path):
-        """Gives (image, scores) to an idle process, or a new one, and returns it. One of them must have no work."""
+        """Sends (image, scores) to an idle or new process and returns the process; fewer than `most` must be busy."""
         if not self._idle:
             self._start(path)
         process = self._idle.popleft()
@@ -148,7 +174,7 @@ class _Processes(object):
         return process
 
     def result(self, process, path):
-        """Waits for what a process made of the image at path, after which it is idle again."""
+        """Waits for a process and returns the class map of the image at path; the process is then idle."""
         with _death_named(process, path):
             classes, fault = process[1].recv()
         if fault:
@@ -160,7 +186,7 @@ class _Processes(object):
         context = multiprocessing.get_context('spawn')
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,) + self._constants, daemon=True)
-        # Ctrl-C reaches a whole group of processes. This one ends the others, which are born with it blocked.
+        # Ctrl-C reaches all processes of a group. They start with it blocked, as this process terminates them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
@@ -169,7 +195,7 @@ class _Processes(object):
                 quoted(path), reason(error)))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # so that the pipe ends when the process ends
         self._started.append((process, ours))
         self._idle.append((process, ours))
 
@@ -186,7 +212,7 @@ def _death_named(process, path):
 
 
 def _work(connection, *constants):
-    """What a process does: refines the (image, scores) that come, until the other end is closed."""
+    """Refines the (image, scores) that arrive, until the other end is closed; runs in each process."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             image, scores = connection.recv()

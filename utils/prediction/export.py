@@ -1,6 +1,5 @@
-"""A model that leaves the repo: a checkpoint's network, from pictures to masks, as a SavedModel with weights inside."""
+"""Exports a checkpoint's network, from pictures to masks, as a SavedModel that holds its weights."""
 
-import collections
 import os
 import subprocess
 import sys
@@ -9,14 +8,14 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.label_utils import preprocess
-from utils.prediction import frozen
-from utils.prediction.scores import class_map
+from utils.prediction.predictor import class_map, load_weights
 from utils.system import output_files, runtime
 from utils.system.errors import UserError, quoted, reason
 
 SAVED_MODEL, CLASSES, FROZEN, TFLITE = 'saved_model.pb', 'classes.json', 'frozen.pb', 'model.tflite'
-# What an export's folder holds, at least and at most; `variables` is TensorFlow's, empty.
+# The files that an export's folder holds at least and at most; `variables` is TensorFlow's, empty.
 LEAST, MOST = {SAVED_MODEL, CLASSES}, {SAVED_MODEL, CLASSES, FROZEN, TFLITE, 'variables', 'fingerprint.pb'}
+VARIABLE_OPS = ('VarHandleOp', 'ReadVariableOp')
 
 CONVERSION = '''
 import sys
@@ -26,30 +25,27 @@ with open(sys.argv[2], 'wb') as file:
     file.write(converted)
 '''
 
-# What is exported. scores: a function from images float32 [N, H, W, 3] to (network with batch_norm 'folded', scores
-# [N, H, W, num_classes]); restore: one from a session and the network's variables that gives these their values;
-# input: a compat.Input; classes: a Classes.
-Network = collections.namedtuple('Network', 'scores restore input classes')
-
 
 def check(conf):
-    """Raises UserError where `write` could not do what the flags ask for."""
+    """Raises UserError if write() cannot do what the flags ask for."""
     if conf.tflite and tf.__version__.startswith('1.'):
         raise UserError('--tflite needs TensorFlow 2, whose converter knows the ops of this network: '
                         'export there, or leave --tflite out.')
     output_files.check_new_folder(conf.export_dir, 'export_dir', LEAST, MOST)
 
 
-def write(conf, network, prefix):
-    """Writes export_dir, whole or not at all; an earlier export is replaced.
+def write(conf, network, weights, net_input, classes):
+    """Writes export_dir, complete or not at all; an earlier export is replaced.
 
     Args:
       conf: the flags as attributes.
-      network: a Network.
-      prefix: of the checkpoint that it comes from.
+      network, weights, net_input, classes: those of build(); weights is the prefix of a checkpoint.
+
+    Raises:
+      UserError: the checkpoint does not fit, or something cannot be written or converted.
     """
     with output_files.new_folder(conf.export_dir, 'export_dir', LEAST, MOST) as folder:
-        graph = build(network)
+        graph = build(network, weights, net_input, classes)
         try:
             save(graph, folder)
         except tf.errors.OpError as error:
@@ -60,31 +56,70 @@ def write(conf, network, prefix):
                 file.write(graph.as_graph_def().SerializeToString())
         if conf.tflite:
             save_tflite(folder)
-        output_files.save_json(dict(told(network), checkpoint=prefix), os.path.join(folder, CLASSES))
+        output_files.save_json({'classes': class_table(classes), 'checkpoint': weights}, os.path.join(folder, CLASSES))
     print('export in %s' % conf.export_dir)
 
 
-def build(network):
-    """A graph without variables from `images` uint8 [N, H, W, 3], RGB, to these outputs, named so:
+def build(network, weights, net_input, classes):
+    """Builds the exported graph, which has no variables.
 
-    classes uint8 [N, H, W]; softmax float32 [N, H, W, num_classes]; colours uint8 [N, H, W, 3], RGB.
+    Args:
+      network: a function from images float32 [N, H, W, 3] to (network with batch_norm 'folded', logits
+        [N, H, W, num_classes]), such as Model.scores.
+      weights: the prefix of a checkpoint, or {name: array}.
+      net_input: the compat.Input of the network.
+      classes: a Classes.
+
+    Returns:
+      a tf.Graph from `images` uint8 [N, H, W, 3], RGB, to the outputs `classes` uint8 [N, H, W], `softmax` float32
+      [N, H, W, num_classes] and `colours` uint8 [N, H, W, 3], RGB.
     """
     with tf.Graph().as_default():
         images = tf.placeholder(tf.uint8, [None, None, None, 3], 'images')
-        net, scores = network.scores(preprocess(images, network.input))
+        net, scores = network(preprocess(images, net_input))
         indices = class_map(scores)  # [N, H, W]
-        colours = network.classes.palette.colours[:network.classes.num_classes]
+        colours = classes.palette.colours[:classes.num_classes]
         fetches = [tf.cast(indices, tf.uint8, 'classes'), tf.nn.softmax(scores, name='softmax'),
                    tf.gather(np.array(colours), indices, name='colours')]
         fold = net.fold_ops()
         with tf.Session(config=runtime.session_config()) as sess:
-            network.restore(sess, net.variables)
+            load_weights(sess, net.variables, weights)
             sess.run(fold)
-            return frozen.constant_graph(sess, fetches)
+            return constant_graph(sess, fetches)
+
+
+def constant_graph(sess, fetches):
+    """Copies the ops that some tensors need into a new graph, with constants for the variables.
+
+    TensorFlow's own convert_variables_to_constants puts all weights into one message, which is read again: three
+    copies of the weights that are not needed here. Each weight is copied by itself.
+
+    Args:
+      sess: a session whose resource variables have their final values.
+      fetches: tensors of its graph.
+
+    Returns:
+      a tf.Graph whose ops have the same names.
+    """
+    needed = tf.graph_util.extract_sub_graph(sess.graph.as_graph_def(), [fetch.op.name for fetch in fetches])
+    others = tf.GraphDef(versions=needed.versions, library=needed.library)
+    others.node.extend(node for node in needed.node if node.op not in VARIABLE_OPS)
+    for node in others.node:
+        node.attr.pop('_class', None)  # the variable that the op is colocated with
+    with tf.Graph().as_default() as graph:
+        constants, values = {}, {}  # by the variable's name; by the name of each of its readers
+        for node in needed.node:
+            if node.op == 'ReadVariableOp':
+                name = node.input[0]
+                if name not in constants:
+                    constants[name] = tf.constant(sess.run(node.name + ':0'), name=name)
+                values[node.name + ':0'] = constants[name]
+        tf.import_graph_def(others, input_map=values, name='')
+    return graph
 
 
 def save(graph, folder):
-    """Writes the SavedModel of a graph that `build` made into an empty folder."""
+    """Writes the SavedModel of a graph of build() into an empty folder."""
     named = {name: graph.get_tensor_by_name(name + ':0') for name in ('images', 'classes', 'softmax', 'colours')}
     signature = tf.saved_model.predict_signature_def({'images': named.pop('images')}, named)
     builder = tf.saved_model.Builder(folder)
@@ -96,9 +131,9 @@ def save(graph, folder):
 
 
 def save_tflite(folder):
-    """Adds a TensorFlow Lite model, float32 and of built-in ops alone, of the SavedModel in a folder.
+    """Converts the SavedModel in a folder to a TensorFlow Lite model in the same folder, float32 with built-in ops.
 
-    In a process of its own, as the converter keeps the signature in eager mode only.
+    The converter runs in a process of its own, as it keeps the signature in eager mode only.
     """
     print('converting for TensorFlow Lite')
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_CPP_MIN_LOG_LEVEL='3')
@@ -110,9 +145,9 @@ def save_tflite(folder):
             raise UserError('TensorFlow Lite does not take this network (%s): leave --tflite out.' % reason(lines[-1]))
 
 
-def told(network):
-    """What classes.json says of a Network: {'classes': [{'name', 'colour'}]}, by class index."""
-    palette, number = network.classes.palette, network.classes.num_classes
+def class_table(classes):
+    """Returns [{'name': text, 'colour': [r, g, b]}] by class index."""
+    palette, number = classes.palette, classes.num_classes
     names = palette.names or ['class %d' % index for index in range(number)]
-    return {'classes': [{'name': name, 'colour': [int(value) for value in colour]}
-                        for name, colour in zip(names[:number], palette.colours)]}
+    return [{'name': name, 'colour': [int(value) for value in colour]}
+            for name, colour in zip(names[:number], palette.colours)]

@@ -1,5 +1,6 @@
-"""What predict writes of an image: its mask, and pictures of it, each under a name of its own."""
+"""The files that predict writes for each image: its mask, pictures of it and its scores."""
 
+import collections
 import concurrent.futures
 import contextlib
 import os
@@ -11,34 +12,31 @@ from tqdm import tqdm
 from utils import label_utils
 from utils.data import image_files, sources
 from utils.data.palette import CITYSCAPES_CLASSES, benchmark_name, cityscapes_frame, train_ids_to_label_ids
-from utils.prediction import score_maps
+from utils.prediction.crf import softmax
 from utils.system import output_files
 from utils.system.errors import UserError, quoted
 
-MOST_WAITING, MOST_WAITING_BYTES = 8, 2 ** 28  # images, and bytes of their arrays
-
-
-def keeps_scores(conf):
-    """Whether the flags ask for files of scores."""
-    return conf.save_probabilities or conf.save_logits
+MOST_WAITING, MOST_WAITING_BYTES = 8, 2 ** 28  # images that wait to be written, and bytes of their arrays
+FLOAT16_MAX = 65504.0
 
 
 class MaskWriter(object):
-    """Writes the masks of images into sub-folders of out_dir, behind the network, in a thread.
+    """Writes the predictions of images into sub-folders of out_dir, in a thread beside the network.
 
     Attributes:
-      paths: of the images to predict; with skip_existing only those that lack an output.
+      paths: of the images to predict; with skip_existing only those without all of their outputs.
       folders: {kind: folder} of the outputs.
+      needs_scores: whether the Predictions must hold scores.
     """
 
     def __init__(self, conf, classes, images, are_probabilities=False):
         """
         Args:
-          conf: the flags as attributes; out_dir, visual, overlay, id_format, skip_existing and those of keeps_scores
-            matter.
+          conf: the flags as attributes; out_dir, visual, overlay, save_probabilities, save_logits, id_format and
+            skip_existing matter.
           classes: a Classes.
           images: a sources.Images.
-          are_probabilities: whether the scores that come are probabilities; otherwise they are logits.
+          are_probabilities: whether the scores of the Predictions are probabilities; otherwise they are logits.
 
         Raises:
           UserError: a folder cannot be written to, id_format does not fit the classes or the names of the images, or
@@ -47,6 +45,7 @@ class MaskWriter(object):
         if conf.save_logits and are_probabilities:
             raise UserError('--save_logits: the mean of several passes is of probabilities, there are no logits: give '
                             '--save_probabilities, --eval_merge=max or a single scale without --eval_flip.')
+        self.needs_scores = conf.save_probabilities or conf.save_logits
         self._classes, self._are_probabilities, self._unread = classes, are_probabilities, 0
         self._label_ids = conf.id_format == 'labelIds'
         names = self._cityscapes_names(images) if self._label_ids else [
@@ -61,43 +60,39 @@ class MaskWriter(object):
         if conf.skip_existing:
             print('%d of %d images have their outputs and are skipped' % (len(names) - len(left), len(names)))
 
-    @contextlib.contextmanager
-    def writing(self):
-        """Gives a function of a scores.Prediction, which writes it or reports its fault; all is written when this ends.
+    def write_all(self, predictions):
+        """Writes every Prediction of a generator, or reports its fault; the generator is closed at the end.
 
         Raises:
-          UserError: at the end, if images had a fault.
+          UserError: a file cannot be written or, after all others are written, images could not be read.
         """
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            waiting = []  # (future, bytes of its arrays)
-
-            def write(prediction):
+        waiting = collections.deque()  # (future, bytes of its arrays)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.closing(predictions):
+            for prediction in predictions:
                 if prediction.fault:
-                    self._tell(prediction.fault)
-                    return
+                    self._report_unread(prediction.fault)
+                    continue
                 mask, scores = prediction.classes.astype(np.uint8), prediction.scores
                 size = mask.nbytes + (0 if scores is None else scores.nbytes)
                 waiting.append((pool.submit(self._write, prediction.index, mask, scores), size))
                 while waiting and (len(waiting) > MOST_WAITING or waiting[0][0].done()
                                    or sum(one[1] for one in waiting) > MOST_WAITING_BYTES):
-                    self._tell(waiting.pop(0)[0].result())
-
-            yield write
+                    self._report_unread(waiting.popleft()[0].result())
             for future, _ in waiting:
-                self._tell(future.result())
+                self._report_unread(future.result())
         print('%d predictions in %s' % (len(self.paths) - self._unread, ' and '.join(self.folders.values())))
         if self._unread:
             raise UserError('%d of %d images could not be read, named above: get these files again or leave them '
                             'out.' % (self._unread, len(self.paths)))
 
-    def _tell(self, fault):
-        """Counts and tells a sentence on why an image could not be read; None is no fault."""
+    def _report_unread(self, fault):
+        """Counts and prints a sentence on why an image could not be read; does nothing for None."""
         if fault:
             self._unread += 1
             tqdm.write('warning: ' + fault, file=sys.stderr)
 
     def _cityscapes_names(self, images):
-        """(name that the benchmark wants, name that pictures start with) of each image, in its folder."""
+        """Returns (name of the mask as the benchmark wants it, start of the pictures' names) of each image."""
         if self._classes.num_classes != len(CITYSCAPES_CLASSES):
             raise UserError("--id_format=labelIds is for Cityscapes' %d classes, not --num_classes=%d." % (
                 len(CITYSCAPES_CLASSES), self._classes.num_classes))
@@ -113,21 +108,26 @@ class MaskWriter(object):
         return names
 
     def _outputs(self, names):
-        """{kind: path} of the outputs of an image by its names."""
+        """Returns {kind: path} of the outputs of an image by its names."""
         file_name, name = names
         ends = dict(zip(sources.PREDICTED, (
             file_name, name + '_mask_visual.png', name + '_overlay.png', name + '.npz', name + '.npz')))
         return {kind: os.path.join(folder, ends[kind]) for kind, folder in self.folders.items()}
 
     def _is_done(self, names):
-        """Whether all outputs of an image are there."""
+        """Returns whether all outputs of an image exist."""
         return all(map(image_files.is_regular_file, self._outputs(names).values()))
 
     def _write(self, index, mask, scores):
-        """Writes the mask, uint8 [H, W], of an image, its pictures and its scores, [H, W, num_classes] or None.
+        """Writes the outputs of an image.
+
+        Args:
+          index: in paths.
+          mask: uint8 [H, W].
+          scores: float32 [H, W, num_classes] or None.
 
         Returns:
-          a sentence on why the image, which was read before, could not be read for its overlay; otherwise None.
+          None, or a sentence on why the image cannot be read again for its overlay.
         """
         outputs, (num_classes, _, palette) = self._outputs(self._names[index]), self._classes
         ids = train_ids_to_label_ids(mask) if self._label_ids else mask
@@ -138,7 +138,7 @@ class MaskWriter(object):
         if 'logits' in outputs:
             self._save(scores, outputs['logits'], 'logits')
         if 'probabilities' in outputs:
-            probabilities = scores if self._are_probabilities else score_maps.softmax(scores)
+            probabilities = scores if self._are_probabilities else softmax(scores)
             self._save(probabilities, outputs['probabilities'], 'probabilities')
         if 'overlay_prediction' in outputs:
             try:
@@ -151,11 +151,16 @@ class MaskWriter(object):
         return None
 
     def _save(self, values, path, name=None):
-        """Writes a picture, or scores [H, W, num_classes] under a name in a file of arrays."""
+        """Writes a picture, or scores [H, W, num_classes] under a name in an .npz file."""
         folder = os.path.dirname(path)
         if folder not in self._made:
             self._made.add(output_files.make_dir(folder, 'out_dir', follow=False))
         if name is None:
             output_files.save_image(values, path)
         else:
-            output_files.save_arrays({name: score_maps.class_first(values)}, path)
+            output_files.save_arrays({name: class_first(values)}, path)
+
+
+def class_first(scores):
+    """Returns scores [H, W, num_classes] as float16 [num_classes, H, W], clipped to float16's range."""
+    return np.clip(scores, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16).transpose(2, 0, 1).copy()

@@ -1,11 +1,12 @@
-"""Scores of a segmentation, all computed from one confusion matrix."""
+"""Scores of a segmentation, all computed from one confusion matrix, and the files that a test writes of them."""
 
 import contextlib
+import os
 
 import numpy as np
 
 from utils.data.palette import IGNORE_LABEL
-from utils.system.output_files import save_figure
+from utils.system import command_line, output_files
 
 
 def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
@@ -34,7 +35,16 @@ def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
 
 
 def count(predictions, classes, stopped=lambda: False):
-    """The confusion matrix of all scores.Prediction that a generator yields, or of those before stopped() is true."""
+    """Returns the confusion matrix of all Predictions of a generator, or of those before stopped() is true.
+
+    Args:
+      predictions: a generator of Predictions; it is closed at the end.
+      classes: a Classes.
+      stopped: a function; called after each Prediction.
+
+    Returns:
+      int64 [num_classes, num_classes], rows by label and columns by prediction.
+    """
     matrix = np.zeros([classes.num_classes, classes.num_classes], np.int64)
     with contextlib.closing(predictions):
         for one in predictions:
@@ -45,19 +55,19 @@ def count(predictions, classes, stopped=lambda: False):
 
 
 def ratio(part, whole):
-    """part / whole as float64, nan where whole is 0."""
+    """Returns part / whole as float64, nan where whole is 0."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
 def mean_of_known(values):
-    """Mean of the values that are not nan; nan if there are none."""
+    """Returns the mean of the values that are not nan; nan if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float('nan')
 
 
 def scores(matrix):
-    """Scores of a confusion matrix, as Long, Shelhamer and Darrell (2015, section 5) define them.
+    """Returns the scores of a confusion matrix, as Long, Shelhamer and Darrell (2015, section 5) define them.
 
     Args:
       matrix: [num_classes, num_classes], rows by label.
@@ -81,7 +91,7 @@ def scores(matrix):
 
 
 def format_table(result, names=None):
-    """The dict of scores() as text in per cent: a line for each class, '-' if it is absent, then the totals."""
+    """Returns the dict of scores() as a text in per cent: a line for each class, '-' if absent, then the totals."""
     def percent(value):
         return '-' if np.isnan(value) else '%.2f' % (100 * value)
 
@@ -97,7 +107,16 @@ def format_table(result, names=None):
 
 
 def plot_confusion_matrix(matrix, path, names=None):
-    """Draws the matrix, every row as shares of the label's pixels; path and errors are output_files.save_figure's."""
+    """Draws the matrix, every row as shares of the label's pixels.
+
+    Args:
+      matrix: [num_classes, num_classes], rows by label.
+      path: of the picture, with a suffix of output_files.FIGURE_FORMATS.
+      names: of the classes; their indices are shown where names are missing.
+
+    Raises:
+      UserError: the suffix is not known or the file cannot be written.
+    """
     from matplotlib.figure import Figure
 
     matrix = np.asarray(matrix)
@@ -118,4 +137,34 @@ def plot_confusion_matrix(matrix, path, names=None):
                   color='white' if share > 0.5 else 'black')
     figure.colorbar(image, ax=axes, label="share of the label's pixels (cells: per cent)")
     figure.tight_layout()
-    save_figure(figure, path)
+    output_files.save_figure(figure, path)
+
+
+def write_scores(conf, matrix, prefix, classes):
+    """Writes metrics.json and confusion_matrix.png to out_dir and prints the table of scores.
+
+    Args:
+      conf: the flags as attributes.
+      matrix: [num_classes, num_classes], rows by label.
+      prefix: of the checkpoint that was scored.
+      classes: a Classes.
+
+    Returns:
+      the dict of scores().
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    result, names = scores(matrix), classes.palette.names
+    numbers = {name: np.where(np.isnan(value), None, value).tolist() for name, value in result.items()}
+    numbers.update(
+        confusion_matrix=matrix.tolist(), classes=names, checkpoint=prefix, list=conf.valid_data_list,
+        flags={name: getattr(conf, name) for name in command_line.own_flags() if hasattr(conf, name)})
+    path, picture = (os.path.join(conf.out_dir, name) for name in ('metrics.json', 'confusion_matrix.png'))
+    try:
+        output_files.save_json(numbers, path)
+        plot_confusion_matrix(matrix, picture, names)
+    finally:  # a full disk must not cost the scores
+        print(format_table(result, names))
+    print('scores in %s and %s' % (path, picture))
+    return result

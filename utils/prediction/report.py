@@ -1,34 +1,53 @@
-"""What --report adds to a test: out_dir/report.html, for which the pictures of the worst and best images are kept."""
+"""The page that --report adds to a test, out_dir/report.html, with the scores and the worst and best images.
 
-import collections
+The page's text and style are in report.html.j2. It opens offline, runs no script and loads nothing.
+"""
+
+import base64
 import contextlib
+import dataclasses
 import heapq
 import io
 import os
+from typing import Dict, Tuple
 
+import jinja2
 import numpy as np
 from PIL import Image
 
 from utils import label_utils
 from utils.data import image_files
-from utils.prediction import metrics, report_page
+from utils.prediction import metrics
 from utils.system import command_line, output_files
+from utils.system.errors import printable
 
-FILE = 'report.html'
+FILE, TEMPLATE = 'report.html', 'report.html.j2'
 WORST, BEST = 20, 5  # images on the page
+PICTURES = ('image', 'label', 'prediction', 'errors')  # of each of them
 WIDTH, HEIGHT = 480, 720  # pixels that a picture has at most
 WRONG, NOT_COUNTED = (214, 30, 40), (160, 160, 160)  # colours of pixels among the errors
+MOST_CELLS = 40  # the most classes whose confusion matrix is a table; for more it is a picture
+MATRIX_SIDE = 768  # pixels of that picture
+CONFUSIONS = 10  # pairs of classes that are listed
+TOTALS = (('mean IoU', 'mean_iou'), ('pixel accuracy', 'pixel_accuracy'), ('mean accuracy', 'mean_accuracy'),
+          ('frequency weighted IoU', 'frequency_weighted_iou'))
 
-# An image on the page: its index in the list, its mean IoU and its pictures, a (MIME type, bytes) for each of
-# report_page.PICTURES.
-Shown = collections.namedtuple('Shown', 'index iou pictures')
+
+@dataclasses.dataclass
+class Shown:
+    """An image on the page."""
+
+    index: int  # in the list
+    path: str
+    iou: float  # the mean over the classes in it
+    pictures: Dict[str, Tuple[str, bytes]]  # {one of PICTURES: (MIME type, bytes of the file)}
 
 
 class Report(object):
-    """Keeps the worst and the best of a stream of predictions and writes them on a page with the scores.
+    """Keeps the worst and the best of a test's predictions and writes them on a page with the scores.
 
-    How bad an image is tells the mean IoU of its own confusion matrix; images without a counted pixel have none.
-    Pictures are kept of WORST + BEST images at most, however long the stream is.
+    Images are ordered by the mean IoU of their own confusion matrix; images without a counted pixel have none. Pictures
+    are kept of at most WORST + BEST images, however many there are in the test.
     """
 
     def __init__(self, conf, classes, images):
@@ -39,16 +58,17 @@ class Report(object):
           images: the paths of the images.
 
         Raises:
-          UserError: there is a folder or the like in the page's place.
+          UserError: the page cannot be written, as its path is a folder or the like.
         """
         self._conf, self._classes, self._images = conf, classes, images
         self._path = os.path.join(conf.out_dir, FILE)
         output_files.check_replaceable(self._path)
-        self._worst, self._best = [], []  # heaps of (key, Shown), at their roots the one that the next may replace
+        self._template = load_template()  # before the work
+        self._worst, self._best = [], []  # heaps of (key, Shown); the root is the first to be replaced
         self._counted = self._left_out = 0  # images with and without an IoU
 
     def watched(self, predictions):
-        """Passes on the scores.Prediction of a generator and looks at each."""
+        """Yields the Predictions of a generator unchanged and keeps the pictures of the worst and best."""
         with contextlib.closing(predictions):
             for prediction in predictions:
                 self._look_at(prediction)
@@ -65,12 +85,12 @@ class Report(object):
         shown = None
         for heap, most, key in ((self._worst, WORST, (-iou, -index)), (self._best, BEST, (iou, -index))):
             if len(heap) < most or key > heap[0][0]:
-                shown = shown or Shown(index, iou, self._pictures(prediction))
+                shown = shown or Shown(index, self._images[index], iou, self._pictures(prediction))
                 add = heapq.heappush if len(heap) < most else heapq.heapreplace
                 add(heap, (key, shown))
 
     def _pictures(self, prediction):
-        """Image, label, prediction and errors as files, no larger than WIDTH x HEIGHT."""
+        """Returns {one of PICTURES: (MIME type, bytes of the file)}, no larger than WIDTH x HEIGHT."""
         num_classes, ignore_label, palette = self._classes
         photo = image_files.load_image(self._images[prediction.index])  # [H, W, 3]
         label = np.where(prediction.label == ignore_label, -1, prediction.label)  # [H, W]
@@ -78,8 +98,9 @@ class Report(object):
                 for mask in (label, prediction.classes)]
         counted = (label >= 0) & (label < num_classes)
         errors = errors_of(photo, counted, counted & (label != prediction.classes))
-        return [encoded(photo, 'JPEG', Image.BOX), encoded(maps[0], 'PNG', Image.NEAREST),
-                encoded(maps[1], 'PNG', Image.NEAREST), encoded(errors, 'JPEG', Image.BOX)]
+        return dict(zip(PICTURES, (
+            encoded(photo, 'JPEG', Image.BOX), encoded(maps[0], 'PNG', Image.NEAREST),
+            encoded(maps[1], 'PNG', Image.NEAREST), encoded(errors, 'JPEG', Image.BOX))))
 
     def write(self, matrix, prefix):
         """Writes the page.
@@ -88,23 +109,74 @@ class Report(object):
           matrix: [num_classes, num_classes], the confusion matrix of all images, rows by label.
           prefix: of the checkpoint that was scored.
         """
-        conf, palette = self._conf, self._classes.palette
-        worst, best = (sorted((shown for _, shown in heap), key=lambda shown: (shown.iou, shown.index))
-                       for heap in (self._worst, self._best))
-        twice = {shown.index for shown in worst}
-        settings = [(name, getattr(conf, name)) for name in command_line.own_flags() if hasattr(conf, name)]
-        page = report_page.page(report_page.Findings(
-            matrix=np.asarray(matrix), names=palette.names, colours=palette.colours,
-            images=self._images, counted=self._counted, left_out=self._left_out, worst=worst,
-            best=[shown for shown in best[::-1] if shown.index not in twice],
-            origin=[('checkpoint', prefix), ('list', conf.valid_data_list)], settings=settings))
+        matrix = np.asarray(matrix)
+        count, palette, scores = len(matrix), self._classes.palette, metrics.scores(matrix)
+        shares = metrics.ratio(matrix, np.broadcast_to(matrix.sum(1, keepdims=True), matrix.shape))  # of the label
+        page = self._template.render(
+            names=['%d %s' % (index, palette.names[index]) if palette.names else 'class %d' % index
+                   for index in range(count)],
+            colours=['#%02x%02x%02x' % tuple(int(value) for value in colour) for colour in palette.colours[:count]],
+            checkpoint=prefix, list=self._conf.valid_data_list, counted=self._counted, left_out=self._left_out,
+            totals=[(name, scores[key]) for name, key in TOTALS],
+            classes=list(zip(scores['iou'].tolist(), scores['accuracy'].tolist())),
+            shares=shares.tolist(), matrix_picture=picture_of(shares) if count > MOST_CELLS else None,
+            confusions=confusions(matrix, shares), galleries=self._galleries(),
+            settings=[(name, getattr(self._conf, name)) for name in command_line.own_flags()
+                      if hasattr(self._conf, name)])
         with output_files.new_file(self._path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
             file.write(page)
         print('report in %s' % self._path)
 
+    def _galleries(self):
+        """Returns [(title, [Shown])], no image twice."""
+        worst, best = (sorted((shown for _, shown in heap), key=lambda shown: (shown.iou, shown.index))
+                       for heap in (self._worst, self._best))
+        if self._counted <= len(worst):
+            return [('All images, worst first', worst)]
+        twice = {shown.index for shown in worst}
+        best = [shown for shown in best[::-1] if shown.index not in twice]
+        return [('The %d worst images, worst first' % len(worst), worst),
+                ('The %d best images, best first' % len(best), best)]
+
+
+def load_template():
+    """Returns the page's jinja2.Template."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=percent, data_uri=data_uri, printable=lambda value: printable(str(value)))
+    environment.tests['nan'] = np.isnan
+    return environment.get_template(TEMPLATE)
+
+
+def percent(value, digits=1):
+    """Returns a fraction as text in per cent, '-' for nan."""
+    return '-' if np.isnan(value) else '%.*f' % (digits, 100 * value)
+
+
+def data_uri(picture):
+    """Returns the URI that holds a picture, (MIME type, bytes of the file)."""
+    return 'data:%s;base64,%s' % (picture[0], base64.b64encode(picture[1]).decode('ascii'))
+
+
+def confusions(matrix, shares):
+    """Returns [(label, other class, share of the label's pixels)] of the most frequent confusions of two classes."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind='mergesort')[:CONFUSIONS]
+    pairs = [divmod(int(place), len(wrong)) for place in order]
+    return [(label, other, float(shares[label, other])) for label, other in pairs if wrong[label, other]]
+
+
+def picture_of(shares):
+    """Returns a confusion matrix [n, n] of shares as (MIME type, bytes of the file): white for 0, blue for 1."""
+    blue = 255 - np.nan_to_num(shares)[..., None] * (255 - np.array([8, 48, 107]))  # [n, n, 3]
+    side, file = max(1, MATRIX_SIDE // len(shares)), io.BytesIO()
+    Image.fromarray(blue.astype(np.uint8).repeat(side, axis=0).repeat(side, axis=1)).save(file, 'PNG')
+    return 'image/png', file.getvalue()
+
 
 def errors_of(photo, counted, wrong):
-    """The pale grey photo with wrong pixels in red and those that do not count in grey.
+    """Returns the pale grey photo with wrong pixels in red and pixels that do not count in grey.
 
     Args:
       photo: uint8 RGB [H, W, 3].
@@ -120,7 +192,7 @@ def errors_of(photo, counted, wrong):
 
 
 def encoded(picture, kind, resample):
-    """A uint8 RGB picture [H, W, 3], made smaller where it is too large, as (MIME type, bytes of the file)."""
+    """Returns a uint8 RGB picture [H, W, 3], scaled down if it is too large, as (MIME type, bytes of the file)."""
     image, file = Image.fromarray(picture), io.BytesIO()
     factor = min(1, WIDTH / float(image.width), HEIGHT / float(image.height))
     if factor < 1:

@@ -1,21 +1,91 @@
-"""Overlapping windows of an image: where they lie, and their scores blended into those of the whole image."""
+"""Overlapping windows of an image: how large they may be, where they lie, and how their scores are blended."""
 
-import collections
+import threading
+from typing import List, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-# How windows lie along one side of an image. starts: their first pixels; weights: float32 [length] of each, which
-# wherever they overlap add up to 1.
-Side = collections.namedtuple('Side', 'starts weights')
+from utils.system import memory, runtime
+
+# What a pass of the network takes at most for a pixel and for a pixel's class. Measured as the peak above the weights,
+# ResNet-101 at 0.26 to 2 megapixels on both TensorFlows: 450 to 880 bytes with 21 classes, multi-scale 825, and 1,420
+# with 150.
+PIXEL_BYTES, CLASS_BYTES = 700, 8
+KEPT_BYTES = 4  # for a pixel's class: the merged scores of the earlier passes
+MESSAGE_BYTES = (1 << 31) - (1 << 20)  # the largest tensor that gRPC sends
+USED = 0.75  # of the free memory, as the need is an estimate
+SIDES = (1025, 769, 513, 321)  # of windows, in pixels
+
+
+class FreeMemory(object):
+    """The free memory before the first image, and the size of the windows that fits it.
+
+    The devices of a machine share its memory and one such object.
+    """
+
+    def __init__(self, num_classes, scales=(1.0,), devices=1, sent=False):
+        """
+        Args:
+          num_classes: channels of the scores.
+          scales: of the image, one pass each; the largest decides.
+          devices: how many score an image at the same time.
+          sent: whether an image's scores are sent from one machine to another, in a message of at most 2 GB.
+        """
+        magnified = max(1.0, max(scales) ** 2)  # pixels of the network's input for each pixel of the image
+        self._num_classes = num_classes
+        self._pixel_bytes = (PIXEL_BYTES + CLASS_BYTES * num_classes) * magnified + KEPT_BYTES * num_classes
+        # The free memory of a GPU is not known beforehand: a pass is tried there.
+        self.bytes = float('inf') if runtime.on_gpu() else USED * memory.free() / devices
+        if sent:
+            self.bytes = min(self.bytes, self.needed((1, MESSAGE_BYTES // (4 * num_classes))))
+        self._first = threading.Semaphore()  # taken by the first image that is announced
+
+    def needed(self, size):
+        """Returns about how many bytes a pass over an image or window of `size` (h, w) takes."""
+        return self._pixel_bytes * size[0] * size[1]
+
+    def window(self, size):
+        """Returns (h, w) of the windows for an image of `size`: the size itself if the image fits as a whole.
+
+        If none fits, the smallest windows are taken.
+        """
+        if self.needed(size) <= self.bytes:
+            return size
+        choices = [(min(side, size[0]), min(side, size[1])) for side in SIDES]
+        for window in choices:
+            band_bytes = 4 * self._num_classes * window[0] * size[1]  # of the blended scores
+            if self.needed(window) + band_bytes <= self.bytes:
+                return window
+        return choices[-1]
+
+    def announce(self, size, window):
+        """Reports that an image of `size` is scored in windows; only the first call prints."""
+        if self._first.acquire(blocking=False):
+            tqdm.write('an image of %dx%d pixels takes about %.1f GB of memory as a whole, and %.1f GB may be used: '
+                       'images as large are predicted in windows of %dx%d (--window=%d,%d sets their size)' % (
+                           (size[1], size[0], self.needed(size) / 1e9, self.bytes / 1e9) + window[::-1] + window))
+
+    def exhausted(self, size):
+        """Notes that a pass over `size` did not fit; returns False if no smaller window is left to try."""
+        self.bytes = min(self.bytes, 0.99 * self.needed(size))
+        return self.window(size) != size
+
+
+class Side(NamedTuple):
+    """How windows lie along one side of an image."""
+
+    starts: List[int]  # the first pixel of each window
+    weights: List[np.ndarray]  # float32 [length] of each window; they add up to 1 at every pixel of the side
 
 
 def starts(size, length, overlap):
-    """First pixels of as few windows as cover a side, evenly spread, neighbours sharing `overlap` of one or more.
+    """Returns the first pixels of the fewest evenly spread windows that cover a side.
 
     Args:
       size: pixels of the side.
       length: pixels of a window, at most size.
-      overlap: a fraction below 1.
+      overlap: the least fraction of a window that neighbours share, below 1.
     """
     step = max(1, int(length * (1 - overlap)))
     gaps = -(-(size - length) // step)
@@ -23,10 +93,10 @@ def starts(size, length, overlap):
 
 
 def side(size, length, overlap):
-    """The Side of `size` pixels under windows of `length`.
+    """Returns the Side of `size` pixels under windows of `length`.
 
     A window counts most in its middle, where the network sees most around a pixel, and next to nothing at its ends:
-    sin^2(pi * (x + 1/2) / length), over the sum of all windows there. It depends on the place in the window alone.
+    sin^2(pi * (x + 1/2) / length), divided by the sum over all windows there.
     """
     places = starts(size, length, overlap)
     bell = np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2
@@ -37,12 +107,12 @@ def side(size, length, overlap):
 
 
 def number(size, window, overlap):
-    """How many windows (h, w) an image of (H, W) is covered by."""
+    """Returns how many windows (h, w) cover an image of (H, W)."""
     return len(starts(size[0], window[0], overlap)) * len(starts(size[1], window[1], overlap))
 
 
-def blended(score, image, window, overlap):
-    """The scores of an image by those of its windows, from the top to the bottom.
+def blended(score, image, window, overlap, report=lambda done, count: None):
+    """Blends the scores of an image's windows, from the top to the bottom.
 
     No more rows are held than a window has: the sum of the weights is known beforehand, so the rows above the next
     windows are finished.
@@ -51,17 +121,21 @@ def blended(score, image, window, overlap):
       score: a function from pixels [h, w, 3] to their scores, float32 [h, w, num_classes].
       image: [H, W, 3].
       window: (h, w), at most (H, W).
-      overlap: the fraction of a window that neighbours share at least, below 1.
+      overlap: the least fraction of a window that neighbours share, below 1.
+      report: called before each window with the number of finished windows and of all windows.
 
     Yields:
-      float32 [n, W, num_classes], the scores of the next n rows, valid until the next ones are asked for.
+      float32 [n, W, num_classes], the scores of the next n rows, valid until the next rows are asked for.
     """
     height, width = window
     rows, columns = side(image.shape[0], height, overlap), side(image.shape[1], width, overlap)
+    done, count = 0, len(rows.starts) * len(columns.starts)
     band = None  # [h, W, num_classes]
     for top, weights_y, below in zip(rows.starts, rows.weights, rows.starts[1:] + [image.shape[0]]):
         for left, weights_x in zip(columns.starts, columns.weights):
+            report(done, count)
             scores = score(image[top:top + height, left:left + width])
+            done += 1
             if band is None:
                 band = np.zeros([height, image.shape[1], scores.shape[2]], np.float32)
             band[:, left:left + width] += scores * (weights_y[:, np.newaxis] * weights_x)[:, :, np.newaxis]

@@ -1,0 +1,313 @@
+"""From images to class maps: a network at several scales and mirrored, on whole images or on overlapping windows.
+
+    predictor = Predictor(Model(conf).scores, Scoring(scales=(0.75, 1.0), flip=True))
+    for prediction in predictor.predictions(reader, 'model/model.ckpt-20000', 'predict'):
+        prediction.classes  # int32 [H, W]
+"""
+
+import contextlib
+import dataclasses
+import time
+from typing import Optional, Tuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+from utils.net import layers
+from utils.prediction import windows
+from utils.system import memory
+from utils.weights import checkpoints
+
+VALIDATION = 'validation'  # the description of a pass during a training, whose progress bar vanishes at the end
+REFRESH_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How an image is scored; by default in a single pass of the network over the whole image."""
+
+    scales: Tuple[float, ...] = (1.0,)  # of the image; each is one pass of the network
+    flip: bool = False  # whether each scale has a second pass, over the mirrored image
+    merge: str = 'mean'  # of the passes' probabilities, or 'max' of their logits, pixel by pixel
+    window: Optional[Tuple[int, int]] = None  # (h, w) of overlapping windows; None: whole images where they fit
+    overlap: float = 0.33  # the least fraction of a window that neighbours share
+    keep_scores: bool = False  # whether a Prediction holds the scores
+
+    @property
+    def passes(self):
+        """[(scale, whether the image is mirrored)] of the passes of the network."""
+        return [(scale, mirrored) for scale in self.scales for mirrored in ([False, True] if self.flip else [False])]
+
+    @property
+    def gives_probabilities(self):
+        """Whether the scores are probabilities; otherwise they are logits. A single pass has nothing to merge."""
+        return self.merge == 'mean' and len(self.passes) > 1
+
+
+@dataclasses.dataclass
+class LoadedImage:
+    """An image of a list, as the network gets it."""
+
+    index: int  # in the list
+    image: np.ndarray  # float32 [H, W, 3], minus the mean
+    label: np.ndarray  # int32 [H, W], ignore_label everywhere if the list has no label
+    fault: Optional[str] = None  # a sentence on why the image cannot be read; image and label are then one pixel
+
+
+@dataclasses.dataclass
+class Prediction:
+    """What the network finds in an image."""
+
+    index: int  # of the image in the list
+    label: Optional[np.ndarray]  # int32 [H, W], ignore_label everywhere if the list has no label
+    classes: Optional[np.ndarray]  # int32 [H, W]
+    scores: Optional[np.ndarray] = None  # float32 [H, W, num_classes], with Scoring.keep_scores
+    fault: Optional[str] = None  # a sentence on why the image cannot be read; the arrays are then None
+
+
+class Predictor(object):
+    """Predicts images one at a time by one graph, which is built once and takes any weights of the network.
+
+    Attributes, after build():
+      graph: the tf.Graph.
+      net: the network, whose variables load() sets.
+    """
+
+    def __init__(self, network, scoring, align_corners=False, session_config=None, device=None, free_memory=None):
+        """
+        Args:
+          network: a function from images float32 [N, H, W, 3] to (network with batch_norm 'folded', logits
+            [N, H, W, num_classes]), such as Model.scores.
+          scoring: a Scoring.
+          align_corners: how images and logits are resized, and sizes rounded, for other scales than 1.
+          session_config: a tf.ConfigProto.
+          device: the name of the device of the network; TensorFlow's choice by default.
+          free_memory: the windows.FreeMemory of the Predictors that share this machine's memory.
+        """
+        self.scoring, self.session_config = scoring, session_config
+        self._network, self._align_corners, self._device = network, align_corners, device
+        self._free_memory = free_memory
+        self.graph = self.net = None
+
+    def replica(self, device, free_memory):
+        """Returns a Predictor of the same network and scoring for another device, with a graph of its own."""
+        return Predictor(self._network, self.scoring, self._align_corners, self.session_config, device, free_memory)
+
+    def predictions(self, reader, weights, description, tolerant=False):
+        """Yields the Prediction of every image of an ImageReader, in the reader's order, on one device.
+
+        Args:
+          reader: an ImageReader.
+          weights: those of load().
+          description: the text at the progress bar.
+          tolerant: whether an image that cannot be read becomes a Prediction with a fault.
+
+        Raises:
+          UserError: the weights do not fit, the memory is exhausted or, unless tolerant, an image cannot be read.
+        """
+        self.build()
+        with self.graph.as_default(), tf.Session(config=self.session_config) as sess:
+            self.load(sess, weights)
+            with loading(reader, self.session_config, tolerant) as images, \
+                    contextlib.closing(Progress(len(reader.images), description)) as progress:
+                for image in images:
+                    yield self.predict(sess, image, progress.show_window)
+                    progress.next_image()
+
+    def build(self):
+        """Builds the graph; later calls do nothing. The free memory is measured here, not when a training starts."""
+        if self.graph:
+            return
+        self.graph = tf.Graph()
+        with self.graph.as_default(), tf.device(self._device):
+            self._images = tf.placeholder(tf.float32, [1, None, None, 3])
+            self.net, scores = merged_passes(self._network, self._images, self.scoring, self._align_corners)
+            self._scores = scores[0]  # [H, W, num_classes]
+            self._classes = class_map(scores)[0]  # [H, W]
+            self._fold = self.net.fold_ops()
+        if not (self.scoring.window or self._free_memory):
+            self._free_memory = windows.FreeMemory(int(scores.shape[3]), self.scoring.scales)
+
+    def load(self, sess, weights):
+        """Gives the network its weights in a session of the graph, which is the default graph.
+
+        Args:
+          sess: the tf.Session.
+          weights: the prefix of a checkpoint, or {name: array}.
+        """
+        load_weights(sess, self.net.variables, weights)
+        sess.run(self._fold)
+
+    def predict(self, sess, loaded, report):
+        """Returns the Prediction of a LoadedImage; report is that of score()."""
+        if loaded.fault:
+            return Prediction(loaded.index, None, None, fault=loaded.fault)
+        classes, scores = self.score(sess, loaded.image, report)
+        return Prediction(loaded.index, loaded.label, classes, scores)
+
+    def score(self, sess, image, report=lambda done, count: None):
+        """Scores one image: whole, or in windows if Scoring says so or the memory is too small.
+
+        Args:
+          sess: a session of the graph with loaded weights.
+          image: float32 [H, W, 3].
+          report: called before each window with the number of finished windows and of all windows.
+
+        Returns:
+          (classes int32 [H, W], scores float32 [H, W, num_classes] or None without keep_scores).
+        """
+        size = image.shape[:2]
+        while True:
+            window = self._window(size)
+            try:
+                if window == size:
+                    return self._score_whole(sess, image)
+                return self._score_windows(sess, image, window, report)
+            except tf.errors.ResourceExhaustedError:  # of a GPU, whose free memory is not known before
+                if not (self._free_memory and self._free_memory.exhausted(window)):
+                    raise
+
+    def _window(self, size):
+        """Returns (h, w) of the windows for an image of `size`: the size itself if it is scored as a whole."""
+        if self.scoring.window:
+            return tuple(min(pair) for pair in zip(self.scoring.window, size))
+        window = self._free_memory.window(size)
+        if window != size:
+            self._free_memory.announce(size, window)
+        return window
+
+    def _score_whole(self, sess, image):
+        fetches = [self._classes] + ([self._scores] if self.scoring.keep_scores else [])
+        found = sess.run(fetches, {self._images: image[np.newaxis]})
+        return found[0], found[1] if self.scoring.keep_scores else None
+
+    def _score_windows(self, sess, image, window, report):
+        def score(pixels):  # [h, w, 3] -> [h, w, num_classes]
+            return sess.run(self._scores, {self._images: pixels[np.newaxis]})
+
+        classes, kept, top = np.empty(image.shape[:2], np.int32), None, 0
+        for band in windows.blended(score, image, window, self.scoring.overlap, report):  # [n, W, num_classes]
+            rows = slice(top, top + len(band))
+            classes[rows] = band.argmax(axis=2)
+            if self.scoring.keep_scores:
+                kept = np.empty(image.shape[:2] + band.shape[2:], np.float32) if kept is None else kept
+                kept[rows] = band
+            top += len(band)
+        return classes, kept
+
+
+# the graph -------------------------------------------------------------------------------------------------------
+
+
+def class_map(scores):
+    """Returns the class with the highest score: [N, H, W, num_classes] -> int32 [N, H, W]."""
+    return tf.argmax(scores, axis=3, output_type=tf.int32)
+
+
+def merged_passes(network, images, scoring, align_corners=False):
+    """Builds the network and merges its scores over the passes of a Scoring.
+
+    The passes are iterations of a loop in the graph, which therefore holds one network, and takes the memory of one
+    pass and of two arrays of scores.
+
+    Args:
+      network, align_corners: those of Predictor.
+      images: float32 [N, H, W, 3].
+      scoring: a Scoring.
+
+    Returns:
+      (network, float32 [N, H, W, num_classes]: probabilities if scoring.gives_probabilities, otherwise logits).
+    """
+    if scoring.passes == [(1.0, False)]:
+        return network(images)
+    scales, mirrored = zip(*scoring.passes)
+    full_size, net, num_classes = tf.shape(images)[1:3], None, None
+
+    def one_pass(index, total):  # total [N, H, W, num_classes], at first [1, 1, 1, 1]
+        nonlocal net, num_classes
+        size = layers.scaled_size(full_size, tf.constant(scales)[index], align_corners)
+        flip = tf.constant(mirrored)[index]  # before the scaling, as if the image itself were mirrored
+        net, logits = network(layers.resize(flipped_if(flip, images), size, align_corners))
+        num_classes = logits.shape[3]
+        logits = flipped_if(flip, layers.resize(logits, full_size, align_corners))
+        if scoring.gives_probabilities:
+            return index + 1, total + tf.nn.softmax(logits)
+        return index + 1, tf.maximum(total, logits)
+
+    start = tf.fill([1, 1, 1, 1], 0.0 if scoring.gives_probabilities else tf.float32.min)
+    _, total = tf.while_loop(lambda index, total: index < len(scales), one_pass, [tf.constant(0), start],
+                             shape_invariants=[tf.TensorShape([]), tf.TensorShape([None] * 4)],
+                             parallel_iterations=1, back_prop=False)
+    total.set_shape([images.shape[0], None, None, num_classes])
+    return net, total / len(scales) if scoring.gives_probabilities else total
+
+
+def flipped_if(flip, maps):
+    """Swaps left and right of [N, H, W, C] where the boolean tensor `flip` is true."""
+    flipped = tf.cond(flip, lambda: tf.reverse(maps, [2]), lambda: tf.identity(maps))
+    flipped.set_shape(maps.shape)
+    return flipped
+
+
+def load_weights(sess, variables, weights):
+    """Sets variables to the values of the same names.
+
+    Args:
+      sess: a tf.Session of the default graph.
+      variables: a list of variables.
+      weights: the prefix of a checkpoint, or {name: array}.
+
+    Raises:
+      UserError: the checkpoint is damaged or does not fit.
+    """
+    if isinstance(weights, str):
+        checkpoints.restore_checkpoint(sess, variables, weights)
+    else:
+        checkpoints.load_values(sess, variables, weights)
+
+
+# the list --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def loading(reader, session_config=None, tolerant=False):
+    """Gives a generator of the LoadedImages of an ImageReader, which reads ahead.
+
+    Inside, exhausted memory, also of the network, is raised as a UserError, and so is an image that cannot be read
+    unless `tolerant`.
+    """
+    faults = {}  # {index: sentence}
+
+    def images():
+        for index in range(len(reader.images)):
+            image, label = sess.run(pair)
+            yield LoadedImage(index, image[0], label[0, :, :, 0], faults.pop(index, None))
+
+    with tf.Graph().as_default():
+        pair = reader.single(faults if tolerant else None)  # [1, H, W, 3], [1, H, W, 1]
+        with tf.Session(config=session_config) as sess, memory.report_exhaustion('--window or --eval_scales'), \
+                reader.running(sess):
+            yield images()
+
+
+class Progress(object):
+    """The progress bar of a list of images, which also shows the windows of large images."""
+
+    def __init__(self, count, description):
+        self._bar = tqdm(total=count, desc=description, unit='image', mininterval=1.0,
+                         leave=description != VALIDATION)
+        self._refreshed = time.time()
+
+    def show_window(self, done, count):
+        """Shows how many windows of an image are finished, at most once in REFRESH_SECONDS."""
+        if time.time() - self._refreshed >= REFRESH_SECONDS:
+            self._refreshed = time.time()
+            self._bar.set_postfix_str('window %d of %d' % (done, count))
+
+    def next_image(self):
+        self._bar.set_postfix_str('', refresh=False)
+        self._bar.update()
+
+    def close(self):
+        self._bar.close()
