@@ -284,7 +284,7 @@ class Model(object):
     # parts -------------------------------------------------------------------------------------------------------
 
     def _input(self, known):
-        """Returns the compat.Input that the flags choose; by default that of the weights or, if unknown, of --compat."""
+        """Returns the compat.Input that the flags choose; by default those of the weights or of --compat."""
         conf = self.conf
         return compat.chosen_input(known or self.numerics.input, conf.channel_order, conf.img_mean)
 
