@@ -27,7 +27,11 @@ def staircase(step, conf):
     return conf.step_factor ** (step // conf.step_size)
 
 
-SCHEDULES = {'poly': poly, 'cosine': cosine, 'step': staircase}
+SCHEDULES = {
+    'poly': poly,
+    'cosine': cosine,
+    'step': staircase,
+}
 
 
 def learning_rate(step, conf):
@@ -56,7 +60,10 @@ def adam(rate, conf):
     return tf.train.AdamOptimizer(rate, beta1=conf.momentum)
 
 
-OPTIMIZERS = {'momentum': momentum, 'adamw': adam}
+OPTIMIZERS = {
+    'momentum': momentum,
+    'adamw': adam,
+}
 # Optimizers whose weight decay shrinks the weights themselves, at the rate of the step, instead of being a part of the
 # gradient (Loshchilov and Hutter 2019, algorithm 2).
 DECOUPLED_DECAY = ('adamw',)
