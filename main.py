@@ -42,7 +42,9 @@ MOST_THREADS = 256
 MOST_TOWERS = 64
 MOST_SIDE = 65535  # of a JPEG
 
-# Values of --option that read a flag. A flag is declared for those in which it has an effect.
+# A flag is declared once, here: what it is, which values of --option it has an effect for, and what it decides. From
+# that follow what a resume compares, what predict requires, what a command line may give and docs/flags.md, which
+# `python tools/make_flags_page.py > docs/flags.md` makes anew.
 ALL = ('train', 'test', 'predict', 'export', 'check')
 TRAIN, TEST, PREDICT, EXPORT = ('train',), ('test',), ('predict',), ('export',)
 SCORES = TEST + PREDICT  # what is scored

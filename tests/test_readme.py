@@ -2,12 +2,15 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 from absl import flags
+from absl.testing import flagsaver
 
-import main  # noqa: F401  defines the flags
+import main
+from utils.system import command_line
 from utils.system.command_line import RECORDS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -57,3 +60,15 @@ def test_commands_name_files_that_exist():
     scripts = set(re.findall(r'python (\S+\.py)', readme())) | set(re.findall(r'--flagfile=(\S+\.flags)', readme()))
     assert len(scripts) >= 6
     assert [name for name in scripts if not os.path.exists(os.path.join(ROOT, name))] == []
+
+
+def test_no_command_gives_a_flag_that_its_option_does_not_read(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r'(?m)^ *(?:pip .* && )?python main(?:_msc)?\.py (.*)$', readme().replace('\\\n', ' '))
+    commands += re.findall(r'`python main(?:_msc)?\.py ([^`]*)`', readme())
+    assert len(commands) > 20
+    for command in commands:
+        args = shlex.split(re.sub('--flagfile camvid.flags', '', command.replace('$type', 'smooth_GI')), comments=True)
+        with flagsaver.flagsaver():
+            assert command_line.run(lambda: None, ['main.py'] + args, main.sample_args) == 0, (
+                command, capsys.readouterr().err)

@@ -404,7 +404,7 @@ def refuse_unread(args):
         raise UserError('--option=%s does not read %s: %s.' % (
             option, some(['--' + record.name for record in unread], len(unread), MOST_UNREAD),
             _remedy(unread, 'give %s, ' % ' and '.join(instead) if instead else '')))
-    idle = [record for record in given if record.needs and not _is_met(record.needs)]
+    idle = [record for record in given if record.needs and not is_met(record.needs, flags.FLAGS)]
     if idle:
         needed = ['--%s needs --%s' % (record.name, record.needs.replace('|', ' or ')) for record in idle]
         raise UserError('%s: %s.' % (some(needed, len(idle), MOST_UNREAD), _remedy(idle, 'give that too, ')))
@@ -428,10 +428,10 @@ def _is_left_off(record):
     return flag.boolean and not flag.value and flag.value == record.default
 
 
-def _is_met(needs):
-    """Whether flags have the value that the `needs` of a FlagRecord tells."""
+def is_met(needs, conf):
+    """Returns whether flags, as attributes, have the value that the `needs` of a FlagRecord asks for."""
     name, _, values = needs.partition('=')
-    value = flags.FLAGS[name].value
+    value = getattr(conf, name)
     return str(value) in values.split('|') if values else bool(value)
 
 
