@@ -1,5 +1,6 @@
 """utils/metrics.py: against hand-made figures, scikit-learn and tf.metrics."""
 
+import types
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow.compat.v1 as tf
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
+from utils.data.palette import load_classes
 from utils.prediction import metrics
 from utils.system.errors import UserError
 
@@ -149,3 +151,12 @@ def test_plot_keeps_the_old_file_when_it_fails(tmp_path):
     with pytest.raises(UserError, match='cannot be written'):
         metrics.plot_confusion_matrix(np.eye(2), str(tmp_path / 'folder.png'))
     assert [p.name for p in tmp_path.iterdir()] == ['folder.png']
+
+
+def test_scores_are_printed_though_the_disk_is_full(tmp_path, full_disk, capsys):
+    conf = types.SimpleNamespace(out_dir=str(tmp_path), valid_data_list='val.txt')
+    with full_disk(100), pytest.raises(UserError, match='metrics.json.*cannot be written'):
+        metrics.write_scores(conf, np.array([[2, 1], [0, 2]]), 'model.ckpt-1', load_classes(2))
+    assert list(tmp_path.iterdir()) == [] and 'mean IoU' in capsys.readouterr().out
+    assert metrics.write_scores(conf, np.array([[2, 1], [0, 2]]), 'model.ckpt-1', load_classes(2))['mean_iou'] > 0.6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['confusion_matrix.png', 'metrics.json']
