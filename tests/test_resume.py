@@ -92,7 +92,8 @@ def assert_equal_runs(one, other):
     (Model, {'grad_update_every': 2, 'valid_interval': 4}),
     (Model_msc, {'grad_update_every': 2, 'batch_size': 1}),
     (Model, {'num_gpus': 2}),
-], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers'])
+    (Model_msc, {'decoder': 'aspp_pooling', 'num_gpus': 2}),
+], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers', 'image pooling'])
 def test_a_run_killed_twice_equals_one_never_stopped(run, monkeypatch, model_class, flags):
     whole, stopped = run('whole', **flags), run('stopped', num_threads=3, **flags)
     model_class(whole).train()
