@@ -123,7 +123,8 @@ def decoded():
     (Model, {'compat': 'caffe', 'dilated_type': 'smooth_GI'}, ['eager']),
     (Model, {'channel_order': 'rgb', 'img_mean': ['1', '2', '3.5'], 'dilated_type': 'smooth_SSC'}, ['eager']),
     (Model_msc, {'dilated_type': 'decompose'}, ['session']),
-], ids=['plain', 'caffe', 'rgb', 'msc'])
+    (Model_msc, {'decoder': 'aspp_pooling'}, ['eager']),
+], ids=['plain', 'caffe', 'rgb', 'msc', 'image pooling'])
 def test_a_fresh_process_gets_the_masks_of_predict(trained, tmp_path, model_class, flags, loaders):
     conf = trained(model_class, frozen=True, **flags)
     model_class(conf).predict()
@@ -151,7 +152,7 @@ def test_images_of_any_number_and_size(trained, tmp_path):
 
 
 @pytest.mark.skipif(not NEWER, reason="--tflite needs TensorFlow 2's converter")
-@pytest.mark.parametrize('flags', [{}, {'compat': 'caffe', 'dilated_type': 'smooth_SSC'}])
+@pytest.mark.parametrize('flags', [{}, {'compat': 'caffe', 'dilated_type': 'smooth_SSC', 'decoder': 'aspp_pooling'}])
 def test_tensorflow_lite_gets_the_masks_of_predict(trained, tmp_path, flags):
     conf = trained(tflite=True, **flags)
     Model(conf).predict()

@@ -97,7 +97,9 @@ def assert_equal_runs(one, other):
     (Model, {'num_gpus': 2}),
     (Model, {'optimizer': 'adamw', 'loss': 'ce+dice', 'schedule': 'cosine', 'warmup_steps': 2, 'valid_interval': 3}),
     (Model, {'random_rotation': 20.0, 'random_colour': [0.2, 0.3, 0.4], 'random_flip_vertical': True}),
-], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers', 'adamw and dice', 'augmented'])
+    (Model_msc, {'decoder': 'aspp_pooling', 'num_gpus': 2}),
+], ids=['trained batch norm', 'frozen', 'accumulated', 'msc', 'towers', 'adamw and dice', 'augmented',
+        'image pooling'])
 def test_a_run_killed_twice_equals_one_never_stopped(run, monkeypatch, model_class, flags):
     whole, stopped = run('whole', **flags), run('stopped', num_threads=3, **flags)
     model_class(whole).train()
