@@ -1,7 +1,7 @@
 """A run that commit e6b5847 made and that was killed in step 4: this version resumes it and predicts with it.
 
-Its network is a ResNet of one unit with a 16th of the channels; tests/golden/run_e6b5847 has its files after step 2, the
-losses of the uninterrupted run of six steps and the norms of its last weights.
+Its network is a ResNet of one unit with a 16th of the channels. tests/golden/run_e6b5847 has its files after step 2,
+the losses of the uninterrupted run of six steps and the norms of its last weights.
 """
 
 import csv
@@ -35,12 +35,13 @@ def conf(tmp_path, settings, monkeypatch):
     path.write_text(path.read_text().replace('REPO', ROOT))
 
     def make(**changed):
-        values = dict(
+        values = {flag: str(tmp_path / name) for flag, name in (
+            ('modeldir', 'model'), ('logfile', 'log.txt'), ('logdir', 'log'), ('out_dir', 'output'))}
+        values.update(
             data_list=os.path.join(SAMPLE, 'train.txt'), valid_data_list=os.path.join(SAMPLE, 'val.txt'),
             data_dir=SAMPLE, num_classes=6, encoder_name='res50', input_height=33, input_width=33, batch_size=2,
             num_steps=6, save_interval=2, check_labels=False, learning_rate=1e-3, valid_num_steps=2, valid_interval=2,
-            num_threads=2, modeldir=str(modeldir), logfile=str(tmp_path / 'log.txt'), logdir=str(tmp_path / 'log'),
-            out_dir=str(tmp_path / 'output'))
+            num_threads=2)
         return settings(**dict(values, **changed))
 
     return make

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import glob
 import itertools
 import os
@@ -14,6 +13,7 @@ import sys
 import typing
 import uuid
 
+import filelock
 import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
@@ -283,28 +283,31 @@ class RunFolder(object):
     @contextlib.contextmanager
     def locked(self):
         """Keeps other trainings out; a process that ends in whatever way holds the folder no longer."""
-        lock = self._open_lock()
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError('another training (%s) writes to %s: wait until it ends or give another --modeldir.' % (
-                    quoted(os.read(lock, 99).decode('utf-8', 'replace')) or 'process unknown', quoted(self.path)))
-            with contextlib.suppress(OSError):  # on a full disk the lock holds, though nobody can read whose it is
-                os.ftruncate(lock, 0)
-                os.write(lock, ('process %d on %s' % (os.getpid(), socket.gethostname())).encode())
-            yield
-        finally:
-            os.close(lock)
-
-    def _open_lock(self):
         path = os.path.join(self.path, LOCK)
         output_files.check_file(path, 'modeldir')
+        lock, holder = filelock.FileLock(path), self._holder(path)  # read first: older versions of filelock empty it
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError('another training (%s) writes to %s: wait until it ends or give another --modeldir.' % (
+                holder, quoted(self.path)))
         except OSError as error:
             raise UserError('%s cannot be written (%s): free space or give another --modeldir.' % (
                 quoted(path), reason(error)))
+        try:
+            # On a full disk the lock holds, though nobody can read whose it is.
+            with contextlib.suppress(OSError), open(path, 'w') as file:
+                file.write('process %d on %s' % (os.getpid(), socket.gethostname()))
+            yield
+        finally:
+            lock.release()
+
+    @staticmethod
+    def _holder(path):
+        """Returns what the lock file says of the process that holds it."""
+        with contextlib.suppress(OSError), open(path, 'rb') as file:
+            return quoted(file.read(99).decode('utf-8', 'replace')) or 'process unknown'
+        return 'process unknown'
 
     def resume(self, mode):
         """Where training goes on, nothing being written yet.
