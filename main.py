@@ -161,7 +161,7 @@ DEFINE_switch('random_flip_vertical', False, 'swap top and bottom of training im
 DEFINE_number('random_rotation', 0.0, 'rotate training images by up to this many degrees in either direction', 0, 180,
               options=TRAIN, decides=RESULT)
 DEFINE_fractions('random_colour', None, 'change brightness, contrast and saturation of training images by up to these '
-                 'fractions, such as 0.2,0.2,0.2', count=3, options=TRAIN, decides=RESULT)
+                 'fractions, such as 0.2,0.2,0.2; by default not at all', count=3, options=TRAIN, decides=RESULT)
 
 topic('Validation and test')
 DEFINE_whole('valid_interval', 0, 'iterations between validations while training; 0 for none', options=TRAIN,
