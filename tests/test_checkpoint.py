@@ -622,7 +622,7 @@ def test_unknown_variables_of_a_checkpoint(small, tmpdir, capsys):
     result, found = restored(shapes, prefix)
     assert result is None
     assert capsys.readouterr().out == (
-        'note: %s holds variables of an unknown kind, which are not used (Variable_1)\n' % prefix)
+        'note: %s holds variables of an unknown kind, which are not used (Variable_1)\n' % quoted(prefix))
     prefix = write_checkpoint(tmpdir.join('model.ckpt-3'), dict(values, **{'head/weights': np.ones(3, np.float32)}))
     result, found = restored(shapes, prefix)
     assert_sentence(result, '1 are extra (head/weights)', 'no --decoder here has its head/weights')

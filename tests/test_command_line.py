@@ -89,7 +89,7 @@ def test_nearest_flag():
 
 @pytest.mark.parametrize('args, told', [
     (['--option=tset'], '<train|test|predict|export|check>'),
-    (['--encoder_name=vgg'], '<deeplab|res101|res50>'),
+    (['--encoder_name=vgg'], '<deeplab|res152|res101|res50>'),
     (['--dilated_type=dense'], '<regular|decompose|smooth_GI|smooth_SSC>'),
     (['--batch_size=0'], 'batch_size'),
     (['--batch_size=' + '9' * 5000], 'batch_size'),

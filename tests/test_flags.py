@@ -194,8 +194,8 @@ def test_settings_of_an_object_that_lacks_newer_flags():
     assert (settings['model'], settings['towers']) == ('Model', 2)
     assert set(settings) == {'model', 'towers'} | {
         name for name, record in RECORDS.items() if record.decides in (RESULT, NETWORK)}
-    assert run_settings.network_settings(conf) == {'encoder_name': 'deeplab', 'num_classes': 5,
-                                                   'dilated_type': 'regular'}
+    assert run_settings.network_settings(conf) == {
+        'encoder_name': 'deeplab', 'decoder': 'aspp', 'num_classes': 5, 'dilated_type': 'regular'}
 
 
 def test_the_content_of_a_file_counts(tmp_path, settings):

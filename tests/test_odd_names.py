@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from test_main import in_the_repo, run, small  # noqa: F401  fixtures
+from test_main import flag_file, in_the_repo, run, small  # noqa: F401  fixtures
 from test_run_folder import make_folder, save_steps
 
 from utils import checkpoint
@@ -16,8 +16,7 @@ from utils.system.errors import UserError
 from utils.weights import checkpoints, weight_files
 
 ODD = ['exp?', 'lr[3e-3]', 'a\\b', 'a*b', '{x}', 'a]', '[!a]', 'ü[1]', 'tail\\']
-SMALL = ['--flagfile=dataset/sample.flags', '--batch_size=2', '--input_height=33', '--input_width=33',
-         '--check_labels=false', '--valid_num_steps=2']
+SMALL = ['--flagfile=tests/small.flags']
 
 
 def names_in(folder):
@@ -83,8 +82,9 @@ def test_a_temporary_folder_of_such_a_name_is_not_used(tmp_path, monkeypatch):
 def work(folder, name):
     """Trains, resumes, tests, predicts and exports with all outputs in folder/name; what must not depend on it."""
     place = os.path.join(str(folder), name)
-    flags = SMALL + ['--%s=%s' % (flag, os.path.join(place, flag)) for flag in (
-        'modeldir', 'logdir', 'logfile', 'out_dir', 'export_dir')]
+    flags = SMALL + [flag_file(os.path.join(str(folder), 'places.flags'), [
+        '--%s=%s' % (flag, os.path.join(place, flag)) for flag in (
+            'modeldir', 'logdir', 'logfile', 'out_dir', 'export_dir')])]
     modeldir = os.path.join(place, 'modeldir')
 
     def done(*args):
