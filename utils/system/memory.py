@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-import resource
 from typing import NamedTuple
 
+import psutil
 import tensorflow.compat.v1 as tf
 
 from utils.system import runtime
@@ -38,16 +38,19 @@ def free(proc='/proc', cgroup=runtime.CGROUP):
     It is the smallest of three: the machine's available memory, what the limits of the process's cgroups (those of a
     container or a batch job) leave, and what its address space limit (`ulimit -v`) leaves.
     """
-    left = [1024 * _value(os.path.join(proc, 'meminfo'), 'MemAvailable:')]
+    left = [float('inf')]
+    with contextlib.suppress(OSError):
+        left.append(psutil.virtual_memory().available)
     left += [_left_in_cgroup(folder, files) for files in CGROUP_VERSIONS
              for folder in _cgroup_folders(proc, cgroup, files.controller)]
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        left.append(limit - 1024 * _value(os.path.join(proc, 'self', 'status'), 'VmSize:', unknown=0))
+    if hasattr(psutil, 'RLIMIT_AS'):  # on Linux
+        limit = psutil.Process().rlimit(psutil.RLIMIT_AS)[0]
+        if limit != psutil.RLIM_INFINITY:
+            left.append(limit - psutil.Process().memory_info().vms)
     return max(0, min(left))
 
 
-def _value(path, name, unknown=float('inf')):
+def _value(path, name, unknown):
     """Returns the number after a name in a file with lines of the form `name number`."""
     with contextlib.suppress(OSError, ValueError), open(path) as file:
         for words in map(str.split, file):
