@@ -33,7 +33,8 @@ def updates(model_class, conf, steps=5):
 
 @pytest.mark.parametrize('model_class, counts, flags', [
     (Model, (2, 4), {}), (Model, (2,), {'loss': 'ohem', 'grad_update_every': 2, 'dilated_type': 'smooth_GI'}),
-    (Model, (2,), {'decoder': 'aspp_pooling'}), (Model_msc, (4,), {}), (Model_msc, (2,), {'grad_update_every': 2, 'compat': 'caffe', 'encoder_name': 'deeplab'}),
+    (Model, (2,), {'decoder': 'aspp_pooling'}),
+    (Model_msc, (4,), {}), (Model_msc, (2,), {'grad_update_every': 2, 'compat': 'caffe', 'encoder_name': 'deeplab'}),
 ], ids=['plain', 'ohem, accumulated, GI', 'image pooling', 'msc', 'msc, accumulated, caffe'])
 def test_towers_equal_one(model_class, counts, flags, settings, narrow):
     narrow({'res50': UNITS, 'deeplab': (1, 1, 1, 1)})
