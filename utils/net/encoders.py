@@ -71,7 +71,8 @@ class ResNet(layers.Piece):
     def _bottleneck(self, inputs, stage, unit, stride):
         """1x1 down to depth / 4, 3x3, 1x1 up to depth, added to the input or, in a block's first unit, to its 1x1."""
         shortcut, reduce, middle, expand = [self._convolutions.get((stage, unit, index)) for index in range(4)]
+        # The shortcut comes first: the order of the ops decides how TensorFlow 1.15 rounds the gradients' sums.
+        shortcut = shortcut(inputs, stride=stride) if shortcut else inputs
         residual = tf.nn.relu(reduce(inputs, stride=stride))
         residual = tf.nn.relu(middle(residual))
-        residual = expand(residual)
-        return tf.nn.relu(residual + (shortcut(inputs, stride=stride) if shortcut else inputs))
+        return tf.nn.relu(expand(residual) + shortcut)
