@@ -324,7 +324,7 @@ class Model(object):
           known: the compat.Input of the weights, the default; if None, the default is that of --compat.
         """
         conf = self.conf
-        return compat.chosen_input(known or self.numerics.input, conf.channel_order, conf.img_mean)
+        return compat.input_from_flags(known or self.numerics.input, conf.channel_order, conf.img_mean)
 
     def _trained_input(self):
         """Returns the compat.Input for the checkpoints of modeldir, by default the one they were trained with."""
@@ -359,11 +359,9 @@ class Model(object):
           weights: the prefix of a checkpoint.
           option: 'test', where an image that cannot be read raises a UserError, or 'predict', where it becomes a
             Prediction with a fault.
-
           scoring: a Scoring.
           refinement: the crf.Settings to refine the class maps with, or None.
           keep_scores: whether the Predictions hold the scores.
-
         """
         print('%s with %s' % (option, weights))
         tolerant = option == 'predict'

@@ -21,7 +21,6 @@ class Model_msc(Model):
         Returns:
           a list of logits [fused, scale 1.0, scale 0.75, scale 0.5]. The first two are [N, h, w, num_classes]; h and w
           of the others are smaller in proportion to their scale.
-
         """
         align_corners = self.numerics.align_corners
         scaled = [net.outputs]

@@ -63,7 +63,6 @@ class DilatedResNet(object):
 
     def on(self, inputs):
         """Returns a network that shares this one's weights, on other inputs [N, H, W, 3] and the current device."""
-
         other = copy.copy(self)
         other.decoder = self.decoder.on_another_device()
         other._compute(inputs)
@@ -132,7 +131,6 @@ def build(encoder_name, images, num_classes, phase, **settings):
     Args:
       **settings: further arguments of DilatedResNet.
     """
-
     if encoder_name == 'deeplab':
         return Deeplab_v2(images, num_classes, phase, **settings)
     return ResNet_segmentation(images, num_classes, phase, encoder_name, **settings)

@@ -1,2 +1,1 @@
 """The parts of the network: layers, dilated convolutions, encoders, decoders, block tables and --compat's numerics."""
-

@@ -86,11 +86,9 @@ def root_depth(blocks):
 def convolutions(blocks):
     """Yields (stage, unit, index, kernel shape) of each convolution.
 
-    Stage 1 is conv1 alone; stages 2 to 5 are the blocks. Units are numbered from 1. Index 0 is the shortcut of the first
-    unit of a block; 1, 2 and 3 are the convolutions of a bottleneck.
-
+    Stage 1 is conv1 alone; stages 2 to 5 are the blocks. Units are numbered from 1. Index 0 is the shortcut of the
+    first unit of a block; 1, 2 and 3 are the convolutions of a bottleneck.
     """
-
     channels = root_depth(blocks)
     yield 1, 1, 1, (7, 7, 3, channels)
     for stage, block in enumerate(blocks, 2):

@@ -22,7 +22,6 @@ class Numerics(typing.NamedTuple):
     align_corners: bool   # how logits, labels and multi-scale inputs are resized, and how the sizes of the latter are
     #                       rounded; for labels of 8k+1 pixels it is Caffe's label[::8] (label[::16] at half the scale)
     gaussian_aspp: bool   # whether decoder weights start from N(0, 0.01) and biases at zero, not both from Glorot's
-
     scales: tuple         # the scales that random scaling chooses from; None for uniform in [0.5, 1.5]
     test_multiple: int    # test images are padded to a multiple of this plus 1; None leaves them as they are
     input: Input          # the default
@@ -51,14 +50,13 @@ def numerics(compat):
     return COMPAT[compat]
 
 
-def chosen_input(default, channel_order=None, img_mean=None):
+def input_from_flags(default, channel_order=None, img_mean=None):
     """Returns the Input that the flags choose.
 
     Args:
       default: the Input of a --compat mode or of a weights file.
       channel_order: 'bgr' or 'rgb', to which the default's mean is reordered. None keeps the default's order.
       img_mean: three numbers, as text, in the channel order; None keeps the default's mean.
-
 
     Raises:
       UserError: img_mean is not three finite numbers.

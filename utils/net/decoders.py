@@ -110,7 +110,6 @@ DECODERS = {
 
 def lookup(decoder):
     """Returns the class of a decoder; raises ValueError, which lists the valid names, for an unknown one."""
-
     if decoder not in DECODERS:
         raise ValueError("decoder '%s' is not one of %s" % (decoder, ', '.join(sorted(DECODERS))))
     return DECODERS[decoder]

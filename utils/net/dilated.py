@@ -196,7 +196,6 @@ DILATED_TYPES = {
 
 def lookup(dilated_type):
     """Returns the entry of DILATED_TYPES; raises ValueError, which lists the valid names, for an unknown type."""
-
     if dilated_type not in DILATED_TYPES:
         raise ValueError("dilated_type '%s' is not one of %s" % (dilated_type, ', '.join(sorted(DILATED_TYPES))))
     return DILATED_TYPES[dilated_type]

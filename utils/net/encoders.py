@@ -73,7 +73,6 @@ class ResNet(layers.Piece):
 
         The shortcut is the input itself or, in a block's first unit, a 1x1 convolution of it.
         """
-
         shortcut, reduce, middle, expand = [self._convolutions.get((stage, unit, index)) for index in range(4)]
         residual = tf.nn.relu(reduce(inputs, stride=stride))
         residual = tf.nn.relu(middle(residual))

@@ -39,8 +39,8 @@ def ordered_sum(tensors):
 class Piece(object):
     """A part of a network that has variables: the encoder or the decoder.
 
-    A subclass creates its variables in its constructor, with `variable` or as ConvBN layers passed to `add`. It computes
-    its outputs when it is called, which may be any number of times.
+    A subclass creates its variables in its constructor, with `variable` or as ConvBN layers passed to `add`, and
+    computes its outputs when it is called, which may be any number of times.
     """
 
     def __init__(self):
@@ -226,6 +226,5 @@ def resize(inputs, size, align_corners):
 
 def scaled_size(size, scale, align_corners):
     """Returns int(size * scale), or with align_corners Caffe's int((size - 1) * scale) + 1, at least 1: int32 [2]."""
-
     offset = 1 if align_corners else 0
     return tf.maximum(tf.cast(tf.cast(size - offset, tf.float32) * scale, tf.int32) + offset, 1)
