@@ -363,7 +363,7 @@ class RunFolder(object):
             path = os.path.join(self.path, '%s-%d' % (checkpoints.NEWEST, step))
             try:
                 values = checkpoints.read_values(path)
-            except weight_files.NotLinked:  # the checkpoint is not damaged, so an earlier one is no remedy
+            except weight_files.NotLinked:  # the path is the problem, and earlier checkpoints share it
                 raise
             except UserError as error:
                 print('%s training resumes from an earlier one.' % error, file=sys.stderr)
