@@ -34,32 +34,6 @@ FAILED = (tf.errors.OpError, RuntimeError)  # raised by a session; RuntimeError 
 QUICK_SECONDS, MOST_QUICK = 20.0, 5
 
 
-class Lost(Exception):
-    """A machine was lost during the work; the text names it."""
-
-
-class Attempt(object):
-    """A context that catches Lost and keeps it as the attribute `lost`; other exceptions pass through."""
-
-    lost = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        self.lost = error if isinstance(error, Lost) else None
-        return self.lost is not None
-
-
-def _cause(error):
-    """Returns the exception that a UserError was raised from, if any; otherwise the error itself.
-
-    If a machine is lost while weights are read or written, this is reported as a checkpoint that cannot be read or
-    written, and only the cause reveals the loss.
-    """
-    return error.__context__ if isinstance(error, UserError) and error.__context__ else error
-
-
 def from_flags(conf):
     """Returns the Cluster that --cluster and --task_index, or the environment variable TF_CONFIG, describe.
 
@@ -119,6 +93,23 @@ def _check_address(address, source):
         socket.getaddrinfo(host.strip('[]'), int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UserError("%s: the host of '%s' is not known (%s)." % (source, quoted(address), reason(error)))
+
+
+class Lost(Exception):
+    """Raised if a machine is lost during the work; the text names it."""
+
+
+class Attempt(object):
+    """A context that catches Lost and keeps it as the attribute `lost`; other exceptions pass through."""
+
+    lost = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.lost = error if isinstance(error, Lost) else None
+        return self.lost is not None
 
 
 class Cluster(object):
@@ -190,30 +181,6 @@ class Cluster(object):
             raise UserError('%s cannot serve any longer (%s).' % (self.name(self.index), reason(failures[0])))
         print('%s has ended: done' % self.name(0))
 
-    @contextlib.contextmanager
-    def session_on(self, task, timeout_ms=0):
-        """Yields a tf.Session with its own graph, for ops on a task's CPU; it needs no tasks but that one and this."""
-        config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=self._filters(task))
-        place = '/job:%s/task:%d/device:CPU:0' % (JOB, task)
-        with tf.Graph().as_default(), tf.device(place), tf.Session(self._server.target, config=config) as sess:
-            yield sess
-
-    def _run_on(self, task, make_op, timeout_ms=0):
-        """Runs make_op(queue), an op on the queue END of a task."""
-        with self.session_on(task, timeout_ms) as sess:
-            sess.run(make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END)))
-
-    def _filters(self, task):
-        """Returns device filters for a task and this one, so that a session does not depend on any other task."""
-        return sorted({'/job:%s/task:%d' % (JOB, one) for one in (task, self.index)})
-
-    def finish(self):
-        """Ends the other tasks: tells them that the work is finished."""
-        for task in range(1, self.tasks) if self._met else ():
-            with contextlib.suppress(tf.errors.OpError):  # the task may be gone already
-                if _answers(self.addresses[task]):
-                    self._run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
-
     def wait(self):
         """Waits until all other tasks answer and prints which do not yet.
 
@@ -239,53 +206,17 @@ class Cluster(object):
         finally:
             self.finish()
 
+    def finish(self):
+        """Ends the other tasks: tells them that the work is finished."""
+        for task in range(1, self.tasks) if self._met else ():
+            with contextlib.suppress(tf.errors.OpError):  # the task may be gone already
+                if _answers(self.addresses[task]):
+                    self._run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
+
     def dismiss(self):
         """Tells the other tasks, as soon as they answer, that there is nothing to do."""
         with self.met():
             pass
-
-    def session_with(self, task, config):
-        """Returns a tf.Session on the devices of a task and of this one; losing another task does not affect it."""
-        if not self.addresses:
-            return tf.Session(config=config)
-        own = tf.ConfigProto()
-        own.CopyFrom(config)
-        own.isolate_session_state = True
-        own.device_filters.extend(self._filters(task))
-        return tf.Session(self._server.target, config=own)
-
-    def gone(self, task, error):
-        """Returns a text such as 'task 1 (host:port) is gone' if that is why a session_with it failed; otherwise ''."""
-        error = _cause(error)
-        if task == self.index or not isinstance(error, FAILED):
-            return ''
-        if not isinstance(error, GONE):
-            time.sleep(POLL_SECONDS)  # a dying process needs a moment to close its port
-            if _answers(self.addresses[task]):
-                return ''
-        return self.name(task) + ' is gone'
-
-    @contextlib.contextmanager
-    def session(self, config):
-        """Yields a tf.Session on all devices; errors inside it that come from the loss of a machine are raised as Lost.
-
-        Its state is isolated: a session after a loss shares no variables with earlier ones.
-        """
-        if not self.addresses:
-            with tf.Session(config=config) as sess:
-                yield sess
-            return
-        config.isolate_session_state = True
-        self._lost = None
-        try:
-            with tf.Session(self._server.target, config=config) as sess, self._watched(sess):
-                yield sess
-        except FAILED + (UserError,) as error:
-            why = _cause(error)
-            lost = isinstance(why, FAILED) and (self._lost or self._name_lost(why))
-            if not lost:
-                raise
-            raise Lost(lost)
 
     def attempts(self):
         """Yields contexts to do the work in: one, plus another after each loss of a machine, once all tasks answer.
@@ -313,6 +244,28 @@ class Cluster(object):
             print('\n' + PAUSED % attempt.lost, file=sys.stderr)
             time.sleep(POLL_SECONDS)
 
+    @contextlib.contextmanager
+    def session(self, config):
+        """Yields a tf.Session on all devices; errors inside it that come from the loss of a machine are raised as Lost.
+
+        Its state is isolated: a session after a loss shares no variables with earlier ones.
+        """
+        if not self.addresses:
+            with tf.Session(config=config) as sess:
+                yield sess
+            return
+        config.isolate_session_state = True
+        self._lost = None
+        try:
+            with tf.Session(self._server.target, config=config) as sess, self._watched(sess):
+                yield sess
+        except FAILED + (UserError,) as error:
+            why = _cause(error)
+            lost = isinstance(why, FAILED) and (self._lost or self._name_lost(why))
+            if not lost:
+                raise
+            raise Lost(lost)
+
     def _name_lost(self, error):
         """Returns a text that names the lost machine that caused an error, or '' if no machine was lost."""
         gone = isinstance(error, GONE)
@@ -325,11 +278,6 @@ class Cluster(object):
         named = re.search(r'remote target \S*task:(\d+)', str(error)) or re.search(r'task:(\d+)', str(error))
         known = named and 0 < int(named.group(1)) < self.tasks
         return (self.name(int(named.group(1))) if known else 'a machine') + ' was gone for a moment'
-
-    def _begin_again(self):
-        """Replaces this process with one that resumes from the newest checkpoint."""
-        print('\n' + PAUSED % self._lost, file=sys.stderr, flush=True)
-        os.execv(sys.executable, [sys.executable] + sys.argv + ['--resume=auto'])
 
     @contextlib.contextmanager
     def _watched(self, sess):
@@ -348,6 +296,32 @@ class Cluster(object):
                 yield
             finally:
                 ended.set()
+
+    def _begin_again(self):
+        """Replaces this process with one that resumes from the newest checkpoint."""
+        print('\n' + PAUSED % self._lost, file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable] + sys.argv + ['--resume=auto'])
+
+    def session_with(self, task, config):
+        """Returns a tf.Session on the devices of a task and of this one; losing another task does not affect it."""
+        if not self.addresses:
+            return tf.Session(config=config)
+        own = tf.ConfigProto()
+        own.CopyFrom(config)
+        own.isolate_session_state = True
+        own.device_filters.extend(self._filters(task))
+        return tf.Session(self._server.target, config=own)
+
+    def gone(self, task, error):
+        """Returns a text such as 'task 1 (host:port) is gone' if that is why a session_with it failed; otherwise ''."""
+        error = _cause(error)
+        if task == self.index or not isinstance(error, FAILED):
+            return ''
+        if not isinstance(error, GONE):
+            time.sleep(POLL_SECONDS)  # a dying process needs a moment to close its port
+            if _answers(self.addresses[task]):
+                return ''
+        return self.name(task) + ' is gone'
 
     @contextlib.contextmanager
     def listening(self, lost):
@@ -380,6 +354,32 @@ class Cluster(object):
             yield
         finally:
             ended.set()
+
+    @contextlib.contextmanager
+    def session_on(self, task, timeout_ms=0):
+        """Yields a tf.Session with its own graph, for ops on a task's CPU; it needs no tasks but that one and this."""
+        config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=self._filters(task))
+        place = '/job:%s/task:%d/device:CPU:0' % (JOB, task)
+        with tf.Graph().as_default(), tf.device(place), tf.Session(self._server.target, config=config) as sess:
+            yield sess
+
+    def _run_on(self, task, make_op, timeout_ms=0):
+        """Runs make_op(queue), an op on the queue END of a task."""
+        with self.session_on(task, timeout_ms) as sess:
+            sess.run(make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END)))
+
+    def _filters(self, task):
+        """Returns device filters for a task and this one, so that a session does not depend on any other task."""
+        return sorted({'/job:%s/task:%d' % (JOB, one) for one in (task, self.index)})
+
+
+def _cause(error):
+    """Returns the exception that a UserError was raised from, if any; otherwise the error itself.
+
+    If a machine is lost while weights are read or written, this is reported as a checkpoint that cannot be read or
+    written, and only the cause reveals the loss.
+    """
+    return error.__context__ if isinstance(error, UserError) and error.__context__ else error
 
 
 def _answers(address, timeout=2.0):

@@ -60,7 +60,7 @@ class _Pool(object):
         """
         Args:
           devices: _Devices, the first of them on this machine.
-          single, weights, towers: those of predictions().
+          single, weights, towers: as in predictions().
           num_classes: channels of the scores.
           show_window: called with the number of finished windows and of all windows of the images in work.
         """

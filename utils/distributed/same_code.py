@@ -44,7 +44,7 @@ def announced(cluster):
 
 
 def agrees(cluster, task):
-    """On task 0: returns True if a task, which answers, runs the same as this one, and False if it is gone meanwhile.
+    """On task 0: returns True if a task that answered runs the same as task 0, and False if it is gone by now.
 
     Raises:
       UserError: it runs something else, in which case it is notified, or it does not report what it runs.

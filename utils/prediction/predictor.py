@@ -57,7 +57,7 @@ class LoadedImage:
 
 @dataclasses.dataclass
 class Prediction:
-    """The result for an image."""
+    """The result of predicting an image."""
 
     index: int  # of the image in the list
     label: Optional[np.ndarray]  # int32 [H, W], ignore_label everywhere if the list has no label

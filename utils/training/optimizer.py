@@ -114,7 +114,7 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
     # that weights and averages always result from complete updates, wherever a run is stopped.
     averages = [average for average, _ in statistics]
     if conf.grad_update_every > 1:
-        sums, moves = zeros_beside(variables, 'gradient_sum'), zeros_beside(averages, 'move')
+        sums, moves = local_zeros(variables, 'gradient_sum'), local_zeros(averages, 'move')
         accumulate = tf.group(
             *[tf.assign_add(s, g / conf.grad_update_every) for s, g in zip(sums, gradients)]
             + [tf.assign_sub(move, (average + move - seen) * (1 - conf.bn_decay))
@@ -159,18 +159,18 @@ def move_averages(statistics, decay):
     return [tf.assign_sub(average, (average - seen) * (1 - decay)) for average, seen in statistics]
 
 
-def zeros_beside(variables, name):
+def local_zeros(variables, name):
     """Creates, for each variable, a local variable of zeros of the same shape on the same device.
 
     Local variables are not saved in checkpoints; tf.local_variables_initializer() sets them to zero.
     """
-    beside = []
+    zeros = []
     for variable in variables:
         with tf.colocate_with(variable.op):
-            beside.append(tf.get_variable(
+            zeros.append(tf.get_variable(
                 '%s/%s' % (variable.op.name, name), variable.shape, initializer=tf.initializers.zeros(),
                 trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES], use_resource=True))
-    return beside
+    return zeros
 
 
 def decay_gradient(variable, gradient, conf):

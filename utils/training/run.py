@@ -42,7 +42,7 @@ class TrainingGraph:
 
 
 class Run(object):
-    """One training and everything around its steps.
+    """One training: everything but the computation of its steps.
 
         with Run(conf, settings, classes, towers) as run:
             for attempt in run.attempts():  # one, plus another each time a machine is lost
@@ -259,36 +259,8 @@ class Run(object):
                     name, step, self.conf.modeldir, self.conf.learning_rate))
 
 
-def all_finite(variables):
-    """Returns a bool scalar tensor: whether all values of the variables are finite. Each is checked on its own device.
-
-    Vectors on the same device are checked together: four of five variables are vectors, so one op for each would add
-    many ops to the graph.
-    """
-    together = collections.OrderedDict()
-    for variable in variables:
-        vector = variable.shape.ndims == 1
-        together.setdefault(variable.device if vector else variable.op.name, []).append(variable)
-    finite = []
-    for group in together.values():
-        with tf.colocate_with(group[0].op):
-            finite.append(tf.reduce_all(tf.is_finite(tf.concat(group, 0) if len(group) > 1 else group[0])))
-    return tf.reduce_all(finite)
-
-
-def trains_batch_norm(conf):
-    """Returns whether batch norm is trained.
-
-    Raises:
-      UserError: --train_bn is given although --freeze_encoder keeps the encoder from being trained.
-    """
-    if conf.freeze_encoder and conf.train_bn:
-        raise UserError('--freeze_encoder and --train_bn exclude each other: batch norm is in the encoder.')
-    return not (conf.pretrain_file or conf.freeze_encoder) if conf.train_bn is None else conf.train_bn
-
-
 class RunFolder(object):
-    """A training's modeldir."""
+    """The folder modeldir of a training: its lock, settings and checkpoints."""
 
     def __init__(self, modeldir, flags):
         """
@@ -493,3 +465,31 @@ class RunFolder(object):
             for path in glob.glob(os.path.join(glob.escape(self.path), pattern)):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
+
+
+def trains_batch_norm(conf):
+    """Returns whether batch norm is trained.
+
+    Raises:
+      UserError: --train_bn is given although --freeze_encoder keeps the encoder from being trained.
+    """
+    if conf.freeze_encoder and conf.train_bn:
+        raise UserError('--freeze_encoder and --train_bn exclude each other: batch norm is in the encoder.')
+    return not (conf.pretrain_file or conf.freeze_encoder) if conf.train_bn is None else conf.train_bn
+
+
+def all_finite(variables):
+    """Returns a bool scalar tensor: whether all values of the variables are finite. Each is checked on its own device.
+
+    Vectors on the same device are checked together: four of five variables are vectors, so one op for each would add
+    many ops to the graph.
+    """
+    together = collections.OrderedDict()
+    for variable in variables:
+        vector = variable.shape.ndims == 1
+        together.setdefault(variable.device if vector else variable.op.name, []).append(variable)
+    finite = []
+    for group in together.values():
+        with tf.colocate_with(group[0].op):
+            finite.append(tf.reduce_all(tf.is_finite(tf.concat(group, 0) if len(group) > 1 else group[0])))
+    return tf.reduce_all(finite)
