@@ -1,4 +1,4 @@
-"""Training, testing and predicting with one network; what multi-scale changes is one method of Model."""
+"""Training, testing and predicting with one network. Multi-scale (model_msc.py) overrides one method, Model.logits."""
 
 import collections
 import dataclasses
@@ -26,12 +26,12 @@ from utils.training.run import Run, TrainingGraph, all_finite, trains_batch_norm
 from utils.weights import checkpoints
 
 FLOAT16_LOSS_SCALE = 128.0
-# What a session raises when the threads of its reader have ended, since a file cannot be read.
+# A session raises one of these when its reader's threads have stopped because a file cannot be read.
 READER_ENDED = (tf.errors.OutOfRangeError, tf.errors.CancelledError)
 
 
 class Validation(typing.NamedTuple):
-    """How the weights of a training are scored."""
+    """How the weights are scored during training."""
     reader: ImageReader   # of the validation list
     predictor: Predictor  # its graph is built once, for the first validation
 
@@ -40,7 +40,11 @@ class Model(object):
     """Runs one option of the flags in `conf`: train(), test(), predict(), export() or check()."""
 
     def __init__(self, conf, cluster=None):
-        """conf: the flags of main.py, or any object with their names as attributes; cluster: the Cluster to work on."""
+        """
+        Args:
+          conf: the flags of main.py, or any object that has them as attributes.
+          cluster: the Cluster to run on; by default this machine alone.
+        """
         self.conf, self.cluster = conf, cluster or Cluster()
         self.numerics = compat.numerics(conf.compat)
         self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
@@ -49,21 +53,28 @@ class Model(object):
         self.towers = towers.Towers(conf.num_gpus, self.cluster, conf.variables_on)
 
     def logits(self, net, images):
-        """Returns the logits that are trained, a list; the first predicts. Multi-scale overrides this.
+        """Returns a list of the logits that the loss is computed on; the first are the ones to predict with.
+
+        Multi-scale overrides this method.
 
         Args:
           net: the network, built on `images`.
           images: [N, H, W, 3].
 
         Returns:
-          [logits [N, h, w, num_classes]].
+          a list of one tensor, logits [N, h, w, num_classes].
         """
         return [net.outputs]
 
     # train -------------------------------------------------------------------------------------------------------
 
     def train(self):
-        """Trains to step num_steps, from the newest checkpoint of modeldir, pre-trained weights or random ones."""
+        """Trains up to step num_steps, starting from the newest checkpoint of modeldir, pre-trained or random weights.
+
+        Raises:
+          UserError: something the flags name is missing or faulty or cannot be written, or training has diverged.
+          interrupts.Interrupted: a signal stopped the training, after its weights were saved.
+        """
         conf = self.conf
         self.towers.check_batch(conf.batch_size)
         settings = run_settings.settings_from_flags(
@@ -82,7 +93,7 @@ class Model(object):
                 validation = Validation(self._reader('valid_data_list', net_input, conf.valid_num_steps),
                                         self._predictor(Scoring(window=conf.window, overlap=conf.overlap)))
 
-            for attempt in run.attempts():  # one, and another after each loss of a machine
+            for attempt in run.attempts():  # one, plus another each time a machine is lost
                 with attempt, tf.Graph().as_default():
                     tf.set_random_seed(conf.random_seed)
 
@@ -104,7 +115,7 @@ class Model(object):
                             saving = run.is_due(step, conf.save_interval)
                             try:
                                 values, pictures = self.train_step(sess, graph, step, with_pictures=saving)
-                            except READER_ENDED:  # reader.running then names the file
+                            except READER_ENDED:  # reader.running turns it into an error that names the file
                                 run.save_unfinished(step)
                                 raise
                             panels = write_to_log.panel(pictures, self.classes, net_input) if saving else ()
@@ -115,7 +126,7 @@ class Model(object):
                                 self.validate(sess, graph.net, run, validation, step)
 
     def training_graph(self, images, labels, class_weights=None):
-        """Builds network, loss and update.
+        """Builds the network, the loss and the update.
 
         Args:
           images: [N, H, W, 3], minus the mean.
@@ -127,7 +138,7 @@ class Model(object):
         """
         conf, align_corners = self.conf, self.numerics.align_corners
         with self.towers.chief():
-            # Network: one, or a tower with the same variables for each device and its part of the batch.
+            # Network: one, or on each device a tower that shares the variables and takes a part of the batch.
             net, parts = None, []
             for place, part in self.towers.split(images):
                 with place:
@@ -135,18 +146,18 @@ class Model(object):
                         part, phase=True, batch_norm='trained' if self.train_bn else 'frozen')
                     parts.append(self.logits(tower, part))
                 net = net or tower
-            logits = towers.joined(parts)  # [N, h, w, num_classes] of each scale; the first is the one to predict with
+            logits = towers.joined(parts)  # a list of [N, h, w, num_classes]; the first is the one to predict with
 
             # Loss: the terms of --loss and weight decay. Any function of logits and labels may be added as a term.
             terms = losses.loss_terms(logits, labels, self.classes, class_weights, conf, align_corners)
             loss = functools.reduce(tf.add, terms.values())
             decay = losses.total_weight_decay(net.variables, conf.weight_decay)
-            if conf.optimizer in optimizer.DECOUPLED_DECAY:  # no part of the loss there
+            if conf.optimizer in optimizer.DECOUPLED_DECAY:  # its weight decay is not part of the loss
                 decay = tf.zeros([])
 
             # Update: the gradients of the loss; the optimizer adds the weight decay.
             rate = tf.placeholder(tf.float32, [], 'learning_rate')
-            with tf.control_dependencies([decay]):  # it is of the weights before the update
+            with tf.control_dependencies([decay]):  # so that the logged decay is that of the weights before the update
                 update_rate = tf.identity(rate)
             groups = optimizer.rate_groups(net, conf)
             variables = [v for members, _ in groups for v in members]
@@ -163,11 +174,17 @@ class Model(object):
                 saver=tf.train.Saver(net.variables + update.state, max_to_keep=conf.max_to_keep))
 
     def train_step(self, sess, graph, step, with_pictures=False):
-        """Updates the weights once, from grad_update_every iterations.
+        """Updates the weights once, with the gradients of grad_update_every iterations.
+
+        Args:
+          sess: a tf.Session of the graph.
+          graph: a TrainingGraph.
+          step: the number of the step, which decides the learning rate.
+          with_pictures: whether to return the pictures too.
 
         Returns:
-          ({tag: number} of the losses, averaged over the iterations, and of records.RATES; the pictures of the last
-          iteration as arrays, or None without with_pictures).
+          (values, pictures): values is {tag: number} of the losses, averaged over the iterations, and of records.RATES;
+          pictures are graph.pictures of the last iteration as arrays, or None unless with_pictures.
         """
         every, rate = self.conf.grad_update_every, optimizer.learning_rate(step, self.conf)
         gradient = graph.update.accumulate if every > 1 else graph.update.apply
@@ -185,12 +202,16 @@ class Model(object):
         return values, fetched[-1].get('pictures')
 
     def validate(self, sess, net, run, validation, step):
-        """Scores the weights after `step` on the validation list; records nothing if a signal came meanwhile."""
+        """Scores the weights after `step` on the validation list; records nothing if a signal arrives meanwhile.
+
+        Raises:
+          UserError: an image or a label of the list cannot be read; the weights are saved before.
+        """
         weights = dict(zip([v.op.name for v in net.variables], sess.run(net.variables)))
         try:
             predictions = validation.predictor.predictions(validation.reader, weights, VALIDATION)
             matrix = metrics.count(predictions, self.classes, stopped=lambda: run.signal.number)
-        except UserError:  # a file of the list cannot be read; the step was done all the same
+        except UserError:  # a file of the list cannot be read, but the step itself is complete: keep it
             run.save(step)
             raise
         if not run.signal.number:
@@ -207,7 +228,8 @@ class Model(object):
           the dict of metrics.scores.
 
         Raises:
-          UserError: there is no such checkpoint, or it, an image, a label or an output has a fault.
+          UserError: the checkpoint is missing or damaged, an image or a label cannot be read, or an output cannot be
+            written.
         """
         conf, refinement = self.conf, crf.settings_from_flags(self.conf)
         output_files.make_dir(conf.out_dir, 'out_dir')
@@ -226,11 +248,11 @@ class Model(object):
         return scores
 
     def predict(self):
-        """Writes the mask of every image that can be read, and what else the flags ask for, to out_dir.
+        """Writes the mask of every readable image, and any further outputs that the flags ask for, to out_dir.
 
         Raises:
-          UserError: there is no such checkpoint, it or an output has a fault or, after all other masks are written,
-            images could not be read.
+          UserError: the checkpoint is missing or damaged or an output cannot be written; or, once all other masks are
+            written, that some images could not be read.
         """
         conf, refinement, scoring = self.conf, crf.settings_from_flags(self.conf), self._scoring()
         weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
@@ -243,10 +265,10 @@ class Model(object):
         writer.write_all(self._predictions(reader, weights, 'predict', scoring, refinement, writer.needs_scores))
 
     def export(self):
-        """Writes a checkpoint's network, from pictures to masks, to export_dir, for use without this repo.
+        """Writes the network of a checkpoint, from images to masks, to export_dir, for use without this repo.
 
         Raises:
-          UserError: there is no such checkpoint, it has a fault, or export_dir cannot be written.
+          UserError: the checkpoint is missing or damaged, or export_dir cannot be written.
         """
         conf = self.conf
         export.check(conf)
@@ -255,18 +277,30 @@ class Model(object):
         export.write(conf, self.scores, weights, self._trained_input(), self.classes)
 
     def check(self):
-        """Reads every file of the three lists and reports; UserError if training, testing or predicting would fail."""
+        """Reads every file of the three lists and prints what it finds.
+
+        Raises:
+          UserError: training, testing or predicting would fail.
+        """
         sources.check_lists(self.conf, self.classes)
 
     # graphs ------------------------------------------------------------------------------------------------------
 
     def network(self, images, phase, batch_norm):
-        """Builds the network that the flags choose on images [N, H, W, 3]; batch_norm is one of layers.BATCH_NORM."""
+        """Builds the network that the flags choose on float32 images [N, H, W, 3].
+
+        Args:
+          images: float32 [N, H, W, 3], minus the mean.
+          phase: True in training.
+          batch_norm: one of layers.BATCH_NORM.
+        """
         return network.build(images=images, phase=phase, compat=self.conf.compat, batch_norm=batch_norm,
                              **run_settings.network_settings(self.conf))
 
     def scores(self, images):
-        """Builds the network for prediction; its fold_ops() must run once after its variables are restored.
+        """Builds the network for prediction, with logits at the size of the images.
+
+        Its fold_ops() must run once after its variables are restored.
 
         Args:
           images: float32 [N, H, W, 3], minus the mean.
@@ -284,12 +318,16 @@ class Model(object):
     # parts -------------------------------------------------------------------------------------------------------
 
     def _input(self, known):
-        """Returns the compat.Input that the flags choose; by default those of the weights or of --compat."""
+        """Returns the compat.Input that the flags choose.
+
+        Args:
+          known: the compat.Input of the weights, the default; if None, the default is that of --compat.
+        """
         conf = self.conf
-        return compat.chosen_input(known or self.numerics.input, conf.channel_order, conf.img_mean)
+        return compat.input_from_flags(known or self.numerics.input, conf.channel_order, conf.img_mean)
 
     def _trained_input(self):
-        """Returns the compat.Input for the checkpoints of modeldir: by default that of their training."""
+        """Returns the compat.Input for the checkpoints of modeldir, by default the one they were trained with."""
         conf = self.conf
         trained = run_settings.read(conf.modeldir)
         if trained:
@@ -297,7 +335,7 @@ class Model(object):
         return self._input(trained.get('input'))
 
     def _reader(self, flag, net_input, num_steps=None):
-        """Returns an ImageReader over the list that a flag names, after a check of its files."""
+        """Checks the files of the list that a flag names and returns an ImageReader of them."""
         conf = self.conf
         source = sources.labelled_list(conf, self.classes, flag, num_steps)
         return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
@@ -306,7 +344,7 @@ class Model(object):
         return runtime.set_precision(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
 
     def _scoring(self):
-        """Returns the Scoring of test and predict."""
+        """Returns the Scoring that the flags choose for test and predict."""
         conf = self.conf
         return Scoring(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge, conf.window, conf.overlap)
 
@@ -314,15 +352,16 @@ class Model(object):
         return Predictor(self.scores, scoring, self.numerics.align_corners, self._session_config())
 
     def _predictions(self, reader, weights, option, scoring, refinement=None, keep_scores=False):
-        """Yields the Prediction of each of the reader's images, for test or predict.
+        """Returns a generator of the Predictions of the reader's images, for test or predict.
 
         Args:
           reader: an ImageReader.
           weights: the prefix of a checkpoint.
-          option: 'test', in which an image that cannot be read is a UserError, or 'predict', in which it is a fault.
+          option: 'test', where an image that cannot be read raises a UserError, or 'predict', where it becomes a
+            Prediction with a fault.
           scoring: a Scoring.
           refinement: the crf.Settings to refine the class maps with, or None.
-          keep_scores: whether the Predictions hold their scores.
+          keep_scores: whether the Predictions hold the scores.
         """
         print('%s with %s' % (option, weights))
         tolerant = option == 'predict'

@@ -12,14 +12,15 @@ class Model_msc(Model):
     """A Model whose logits are the pixel-wise maximum over the scales 1.0, 0.75 and 0.5."""
 
     def logits(self, net, images):
-        """Logits of all scales (DeepLab v2, section 4.1.2).
+        """Returns the logits fused over the scales and those of each scale (DeepLab v2, section 4.1.2).
 
         Args:
-          net: the network, built on `images`; its weights serve every scale.
+          net: the network, built on `images`; its weights are shared by all scales.
           images: [N, H, W, 3].
 
         Returns:
-          [fused, 1.0, 0.75, 0.5]; the first two are [N, h, w, num_classes], the others as small as their scale.
+          a list of logits [fused, scale 1.0, scale 0.75, scale 0.5]. The first two are [N, h, w, num_classes]; h and w
+          of the others are smaller in proportion to their scale.
         """
         align_corners = self.numerics.align_corners
         scaled = [net.outputs]

@@ -1,11 +1,12 @@
 """The network: a dilated ResNet as encoder and atrous spatial pyramid pooling as decoder.
 
     net = build('res50', images, num_classes=21, phase=True)
-    net.encoding   # [N, H/8, W/8, 2048], of images [N, H, W, 3]
+    net.encoding   # [N, H/8, W/8, 2048], for images [N, H, W, 3]
     net.outputs    # [N, H/8, W/8, num_classes], logits
-    net.variables  # under the names that weights files of this encoder have
+    net.variables  # under the names that the weights files of this encoder use
 
-utils/net/encoders.py has the ResNet, utils/net/decoders.py the ASPP, utils/net/blocks.py the table of encoders.
+The ResNet is in utils/net/encoders.py, the ASPP in utils/net/decoders.py and the table of encoders in
+utils/net/blocks.py.
 """
 
 import copy
@@ -19,7 +20,7 @@ from utils.net.encoders import ResNet
 
 
 class DilatedResNet(object):
-    """An encoder and a decoder: `outputs` are decoder(encoder(inputs))."""
+    """An encoder and a decoder: `outputs` is decoder(encoder(inputs))."""
 
     def __init__(self, inputs, num_classes, phase, encoder_name, decoder='aspp', dilated_type='regular',
                  compat='original', batch_norm='frozen', blocks=None):
@@ -28,13 +29,13 @@ class DilatedResNet(object):
         Args:
           inputs: float32 [N, H, W, 3], minus the mean; BGR unless compat is 'slim'.
           num_classes: channels of the logits.
-          phase: True in training. It concerns batch_norm 'trained' only, which in False is 'frozen'.
+          phase: True in training. Only batch_norm 'trained' depends on it: if phase is False, it becomes 'frozen'.
           encoder_name: a key of ENCODERS.
           decoder: a key of DECODERS.
-          dilated_type: of the 3x3 convolutions of block3 and block4, a key of dilated.DILATED_TYPES.
-          compat: whose padding, epsilon and initial values, a key of compat.COMPAT.
+          dilated_type: a key of dilated.DILATED_TYPES, for the 3x3 convolutions of block3 and block4.
+          compat: a key of compat.COMPAT: whose padding, epsilon and initial values to use.
           batch_norm: one of layers.BATCH_NORM.
-          blocks: a list of Block instead of the encoder's own.
+          blocks: a list of Blocks to use instead of the encoder's own.
 
         Raises:
           ValueError: unknown encoder_name, decoder, dilated_type, compat or batch_norm.
@@ -51,17 +52,17 @@ class DilatedResNet(object):
         self._compute(inputs)
 
     def _compute(self, inputs):
-        self.maps = self.encoder.maps(inputs)       # after pool1 and after each block, block k at [k]
+        self.maps = self.encoder.maps(inputs)       # maps[0] is pool1's output, maps[k] that of block k
         self.encoding = self.maps[-1]               # [N, H/8, W/8, 2048]
         self.outputs = self.decoder(self.encoding)  # [N, H/8, W/8, num_classes]
 
     def apply(self, inputs):
-        """Returns encoding and logits of other inputs [N, H, W, 3] by the same weights."""
+        """Returns (encoding, logits) for other inputs [N, H, W, 3], computed with the same weights."""
         encoding = self.encoder(inputs)
         return encoding, self.decoder(encoding)
 
     def on(self, inputs):
-        """Returns the same network, with its weights, on other inputs [N, H, W, 3] and perhaps another device."""
+        """Returns a network that shares this one's weights, on other inputs [N, H, W, 3] and the current device."""
         other = copy.copy(self)
         other.decoder = self.decoder.on_another_device()
         other._compute(inputs)
@@ -77,14 +78,14 @@ class DilatedResNet(object):
 
     @property
     def variables(self):
-        """All variables of the network, trained or not; the encoder's first."""
+        """All variables of the network, whether they are trained or not; the encoder's come first."""
         return self.encoder.variables + self.decoder.variables
 
     def rate_groups(self):
-        """Returns the trainable variables by the learning rate that they have, {group: list}.
+        """Returns the trainable variables grouped by learning rate, {group: list of variables}.
 
-        The groups are 'encoder', 'decoder_weights' and 'decoder_biases' (DeepLab v2 trains the last two faster);
-        variables of a decoder that are no biases, such as a batch norm's, are among its weights.
+        The groups are 'encoder', 'decoder_weights' and 'decoder_biases' (DeepLab v2 trains the last two faster). All
+        variables of the decoder other than biases, such as those of a batch norm, are in 'decoder_weights'.
         """
         decoder = [v for v in self.decoder.variables if v.trainable]
         biases = [v for v in decoder if v.op.name.endswith('/biases')]
@@ -93,25 +94,29 @@ class DilatedResNet(object):
                 'decoder_biases': biases}
 
     def statistics(self):
-        """[(variable of batch norm's moving average, what every call saw on average)]; [] unless it is trained."""
+        """Returns the new values for batch norm's moving averages; [] unless batch norm is trained.
+
+        Returns:
+          [(variable of a moving average, tensor with the mean of that statistic over all calls)].
+        """
         return self.encoder.statistics() + self.decoder.statistics()
 
     def fold_ops(self):
-        """Ops that fold batch norm into the variables for good, for batch_norm 'folded'."""
+        """Returns ops that fold batch norm into the variables permanently, for batch_norm 'folded'."""
         ops = self.encoder.fold_ops()
         with tf.control_dependencies(ops[-1:]):
             return ops + self.decoder.fold_ops()
 
 
 class Deeplab_v2(DilatedResNet):
-    """ResNet-101 under the names of the Caffe model: res4b22_branch2c, bn4b22_branch2c, fc1_voc12_c0."""
+    """ResNet-101 whose variables have the names of the Caffe model: res4b22_branch2c, bn4b22_branch2c, fc1_voc12_c0."""
 
     def __init__(self, inputs, num_classes, phase, **settings):
         super(Deeplab_v2, self).__init__(inputs, num_classes, phase, 'deeplab', **settings)
 
 
 class ResNet_segmentation(DilatedResNet):
-    """ResNet-152, -101 or -50 under slim's names: resnet_v1_50/block3/unit_2/bottleneck_v1/conv2."""
+    """ResNet-152, -101 or -50 whose variables have slim's names: resnet_v1_50/block3/unit_2/bottleneck_v1/conv2."""
 
     def __init__(self, inputs, num_classes, phase, encoder_name, **settings):
         known = [name for name, encoder in ENCODERS.items() if encoder.family == 'slim']
@@ -121,7 +126,11 @@ class ResNet_segmentation(DilatedResNet):
 
 
 def build(encoder_name, images, num_classes, phase, **settings):
-    """Returns the network of an encoder_name on images [N, H, W, 3]; settings are those of DilatedResNet."""
+    """Returns a network with the encoder `encoder_name` on images [N, H, W, 3].
+
+    Args:
+      **settings: further arguments of DilatedResNet.
+    """
     if encoder_name == 'deeplab':
         return Deeplab_v2(images, num_classes, phase, **settings)
     return ResNet_segmentation(images, num_classes, phase, encoder_name, **settings)

@@ -10,16 +10,16 @@ from utils.system.errors import UserError
 
 def test_channel_order_turns_the_modes_mean():
     original = compat.numerics('original').input
-    rgb = compat.chosen_input(original, 'rgb')
+    rgb = compat.input_from_flags(original, 'rgb')
     assert rgb.channel_order == 'rgb' and rgb.img_mean == original.img_mean[::-1]
-    assert compat.chosen_input(original, 'bgr') == compat.chosen_input(original) == original
-    assert compat.chosen_input(original, 'rgb', ['1', '2', '3.5']) == compat.Input('rgb', (1, 2, 3.5))
+    assert compat.input_from_flags(original, 'bgr') == compat.input_from_flags(original) == original
+    assert compat.input_from_flags(original, 'rgb', ['1', '2', '3.5']) == compat.Input('rgb', (1, 2, 3.5))
 
 
 @pytest.mark.parametrize('mean', [['1', '2'], ['1', '2', 'x'], ['1', '2', '3', '4'], ['1', '2', 'nan']])
 def test_a_bad_mean_is_reported(mean):
     with pytest.raises(UserError, match='--img_mean'):
-        compat.chosen_input(compat.numerics('caffe').input, None, mean)
+        compat.input_from_flags(compat.numerics('caffe').input, None, mean)
 
 
 def test_unknown_mode_names_the_valid_ones():

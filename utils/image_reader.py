@@ -11,16 +11,16 @@ from utils.data import augment, data_check, image_files
 from utils.label_utils import preprocess
 from utils.system.errors import UserError
 
-DEVICE = '/cpu:0'  # where the reader's ops run: on a GPU, each would copy the image there and back
-MOST_BYTES = 1 << 30  # rough limit of the memory of all images that threads work on or queues hold
-BYTES_IN_WORK = 40  # memory per pixel of a whole image that a thread works on: decoded, as floats, and its label
+DEVICE = '/cpu:0'  # for the reader's ops: on a GPU, each op would copy the image there and back
+MOST_BYTES = 1 << 30  # approximate limit on the memory of all images that threads work on or queues hold
+BYTES_IN_WORK = 40  # per pixel of a whole image that a thread works on: decoded, as floats, and its label
 
 
 class Sample(typing.NamedTuple):
-    """A sample as it is read, of arrays or of tensors."""
+    """A sample as it is read from files; its fields are arrays or tensors."""
     number: typing.Any  # its number k in the endless sequence of samples
-    encoded: typing.Any  # the bytes of a JPEG, which TensorFlow decodes; b'' for other images
-    pixels: typing.Any  # uint8 RGB [H, W, 3] of an image that is no JPEG; [0, 0, 3] for JPEGs
+    encoded: typing.Any  # the bytes of a JPEG file, which TensorFlow decodes; b'' for other formats
+    pixels: typing.Any  # uint8 RGB [H, W, 3] for formats other than JPEG; [0, 0, 3] for JPEG
     label: typing.Any  # int32 [H, W, 1]
 
 
@@ -30,12 +30,12 @@ SAMPLE_TYPES = Sample(number=tf.int64, encoded=tf.string, pixels=tf.uint8, label
 class ImageReader(object):
     """Reads pairs of image and label: shuffled and augmented without end, or each whole image once in order.
 
-    Every thread has its own queue: thread t reads the samples t, t + num_threads and so on, and one more thread takes
-    from these queues in turn. So the order and the augmentation of the samples depend on the seed alone, not on the
-    number of threads or on their timing.
+    Every thread has its own queue: thread t reads samples t, t + num_threads, t + 2 * num_threads and so on, and
+    another thread takes samples from these queues in turn. Thus the order and the augmentation of the samples depend
+    only on the seed, not on the number of threads or on their timing.
 
-    Files are opened in Python, where faults are reported with the file's name. JPEGs are decoded by TensorFlow, as in
-    the original, other images and labels by Pillow.
+    Files are opened in Python, so that errors name the file. JPEGs are decoded by TensorFlow, as in the original; other
+    images and labels are decoded by Pillow.
     """
 
     def __init__(self, images, labels, classes, net_input, num_threads=1, seed=0):
@@ -43,12 +43,12 @@ class ImageReader(object):
         Args:
           images: paths of the images.
           labels: paths of their labels; '' for an image without one.
-          classes: a Classes. Label values other than 0..num_classes-1 and ignore_label are refused; padding and missing
-            labels are ignore_label.
+          classes: a Classes. Label values other than 0..num_classes-1 and ignore_label are errors; padding and missing
+            labels are set to ignore_label.
           net_input: a compat.Input, the channel order and the mean of the network's input.
-          num_threads: number of threads that load and augment; fewer are used if the images are so large that they
-            would fill the memory.
-          seed: seed of order and augmentation, 0..2**32-1.
+          num_threads: number of threads that load and augment images; fewer are used for images so large that the
+            memory would be exhausted.
+          seed: of the order and the augmentation, 0..2**32-1.
         """
         self.images, self.labels = images, labels
         self.classes, self.net_input, self.seed = classes, net_input, seed
@@ -56,16 +56,19 @@ class ImageReader(object):
         self._positions = []  # for each thread, the number of the sample that it reads next
         self._orders = {}  # epoch -> permutation
         self._errors = []
-        self._inspected = set()  # indices of the labels that were checked
-        self._recent = collections.deque(maxlen=4 * self.num_threads)  # paths, more than all threads work on
+        self._inspected = set()  # indices of the labels that have been checked
+        self._recent = collections.deque(maxlen=4 * self.num_threads)  # paths of at least all images now in work
 
     def training_batch(self, batch_size, augmentation):
-        """Returns tensors of augmented crops: images float32 [N, h, w, 3] minus the mean, labels int32 [N, h, w, 1].
+        """Builds the ops that read a batch of shuffled, augmented crops.
 
         Args:
           batch_size: N.
           augmentation: an augment.Augmentation, whose size is (h, w); smaller images are padded at the bottom and the
             right.
+
+        Returns:
+          tensors (images float32 [N, h, w, 3] minus the mean, labels int32 [N, h, w, 1]).
         """
         height, width = augmentation.size
         mean = np.array(self.net_input.img_mean, np.float32)
@@ -91,11 +94,14 @@ class ImageReader(object):
             return merged.dequeue_many(batch_size)
 
     def single(self, faults=None):
-        """Returns tensors of the next whole image [1, H, W, 3] and its label [1, H, W, 1], each once in list order.
+        """Builds the ops that read the next whole image; each image is read once, in the order of the list.
 
         Args:
-          faults: a dict to which {index: sentence} is added for each file that cannot be read; a black pixel takes its
-            place. If None, the first such file ends the run.
+          faults: a dict to which {index: sentence} is added for each file that cannot be read, and a single black pixel
+            replaces the image. If None, the first such file ends the run.
+
+        Returns:
+          tensors (image float32 [1, H, W, 3] minus the mean, label int32 [1, H, W, 1]).
         """
         def produce(thread):
             sample = Sample(*tf.py_func(lambda t: self._load_next(t, faults), [thread], SAMPLE_TYPES))
@@ -108,23 +114,27 @@ class ImageReader(object):
 
     @contextlib.contextmanager
     def running(self, sess, start=0):
-        """Runs the threads from sample number `start`; inside, a fault of a file is raised as its UserError."""
+        """Runs the threads from sample number `start`.
+
+        Raises:
+          UserError: a file could not be read; it replaces the tf.errors.OpError of the closed queue.
+        """
         self._positions = [start + thread for thread in range(self.num_threads)]
         coord = tf.train.Coordinator()
         threads = tf.train.start_queue_runners(sess, coord)
         try:
             yield
-        except tf.errors.OpError:  # the queue was closed; the threads know why
+        except tf.errors.OpError:  # the queue was closed; the threads have the reason
             self._raise_first_cause()
             coord.raise_requested_exception()
             raise
         finally:
             coord.request_stop()
-            with contextlib.suppress(tf.errors.OpError):  # reported above, by its first cause
+            with contextlib.suppress(tf.errors.OpError):  # its first cause has been raised above
                 coord.join(threads, stop_grace_period_secs=30, ignore_live_threads=True)
 
     def _merged(self, produce, capacity, shapes=None):
-        """Returns a queue of the pairs (image, label) that produce(thread) makes in each thread, in sample order."""
+        """Returns a queue of pairs (image, label) in the order of the samples; produce(thread) builds the pair."""
         queues = [tf.FIFOQueue(1, [tf.float32, tf.int32], shapes) for _ in range(self.num_threads)]
         merged = tf.FIFOQueue(capacity, [tf.float32, tf.int32], shapes)
         passed_on = tf.no_op()
@@ -137,14 +147,15 @@ class ImageReader(object):
         return merged
 
     def _next_number(self, thread):
+        """Returns the number of the thread's next sample and advances by num_threads."""
         k = self._positions[thread]
         self._positions[thread] += self.num_threads
         return k
 
     def _load_next(self, thread, faults):
-        """Loads the thread's next Sample in list order; StopIteration, the end for its queue, after the last.
+        """Loads the thread's next Sample in list order; after the last, raises StopIteration, which ends the queue.
 
-        With `faults`, JPEGs are decoded here, by the same decoder: a damaged one in the graph would end the run.
+        With `faults`, JPEGs are decoded here, with the same decoder: in the graph, a damaged one would end the run.
         """
         k = self._next_number(thread)
         if k >= len(self.images):
@@ -177,7 +188,7 @@ class ImageReader(object):
             return Sample(k, encoded, pixels, self._load_label(index, size or pixels.shape[:2]))
 
     def _load_label(self, index, size):
-        """Loads the label of an image of a size (H, W) as int32 [H, W, 1], checked when it is first read."""
+        """Loads the label of an image of size (H, W) as int32 [H, W, 1]; checks it the first time."""
         path = self.labels[index]
         if not path:
             return np.full(tuple(size) + (1,), self.classes.ignore_label, np.int32)
@@ -190,12 +201,13 @@ class ImageReader(object):
         return label.astype(np.int32)[:, :, np.newaxis]
 
     def _change(self, k, image, label, changes, fill):
+        """Applies augment.change to the k-th sample and keeps its errors."""
         with self._keeping_errors():
             return augment.change(image, label, changes, self.seed, k, fill)
 
     @contextlib.contextmanager
     def _keeping_errors(self):
-        """Keeps an exception for _raise_first_cause; TensorFlow would pass on its text alone."""
+        """Keeps an exception for _raise_first_cause, since TensorFlow passes on only its text."""
         try:
             yield
         except Exception as error:
@@ -211,12 +223,15 @@ class ImageReader(object):
 
 
 def at_most(wanted, item_bytes):
-    """Returns how many items of so many bytes to keep: `wanted` if MOST_BYTES allow it, at least one."""
+    """Returns how many items of item_bytes to keep: `wanted`, or fewer to stay below MOST_BYTES, but at least 1."""
     return max(1, min(wanted, MOST_BYTES // max(1, item_bytes)))
 
 
 def largest_area(images, looked_at=32):
-    """Returns the pixels of the largest of some images spread over the list; unreadable ones are left for later."""
+    """Returns the number of pixels of the largest of about `looked_at` images, taken evenly from the list.
+
+    Images that cannot be read are left out; an error is raised when they are loaded.
+    """
     areas = [0]
     for path in images[::max(1, len(images) // looked_at)]:
         with contextlib.suppress(UserError):
@@ -233,7 +248,7 @@ def decoded(sample):
 
 
 def with_channels(image, label):
-    """Returns both with their static shapes [None, None, 3] and [None, None, 1]."""
+    """Sets the static shapes of image and label to [None, None, 3] and [None, None, 1]; returns both."""
     image.set_shape([None, None, 3])
     label.set_shape([None, None, 1])
     return image, label

@@ -1,4 +1,4 @@
-"""What a run leaves to read: lines of log.txt, and scalars and pictures for TensorBoard."""
+"""Writes lines of log.txt, and scalars and pictures for TensorBoard."""
 
 import contextlib
 import io
@@ -14,16 +14,16 @@ from PIL import Image
 from utils import label_utils
 from utils.system.errors import UserError, quoted, reason
 
-SUMMARY_IMAGES = 4
+SUMMARY_IMAGES = 4  # most images of a batch in a summary
 FLUSH_SECONDS = 120
-RECORD_FRAME = 16  # bytes that a TFRecord adds to an event: its length and two checksums
+RECORD_FRAME = 16  # bytes that a TFRecord adds to an event, for its length and two checksums
 
 
 def write_log(text, logfile):
-    """Appends one line to the log file, handed to the operating system when this returns.
+    """Appends one line to the log file and hands it to the operating system.
 
     Raises:
-      UserError: the line cannot be written whole; then nothing of it is left.
+      UserError: the line cannot be written completely; in this case no part of it is left.
     """
     try:
         write_line((text + '\n').encode('utf-8'), logfile)
@@ -33,13 +33,18 @@ def write_log(text, logfile):
 
 
 def write_line(line, path, start=None):
-    """Writes bytes at the end of a file, made if there is none, or over what begins at `start` and is not longer.
+    """Appends bytes to a file, which is created if it does not exist, or overwrites its end.
+
+    Args:
+      line: bytes.
+      path: of the file.
+      start: the offset to write at; the line must reach at least to the end of the file. None appends.
 
     Returns:
-      where the bytes start.
+      the offset at which the bytes start.
 
     Raises:
-      OSError: they cannot be written whole; then nothing of them is left at the end.
+      OSError: the bytes cannot be written completely; in this case the file has its former size.
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
     try:
@@ -47,7 +52,7 @@ def write_line(line, path, start=None):
         start = size if start is None else start
         written = 0
         try:
-            while written < len(line):  # one call but on a full disk, where the next one has the reason
+            while written < len(line):  # a full disk takes only a part, and the next call then raises the reason
                 written += os.pwrite(file, line[written:], start + written)
         except OSError:
             os.ftruncate(file, size)
@@ -58,21 +63,22 @@ def write_line(line, path, start=None):
 
 
 class SummaryWriter(object):
-    """Writes an event file for TensorBoard into logdir, as tf.summary.FileWriter does, but reports a failed write.
+    """Writes an event file for TensorBoard into logdir, as tf.summary.FileWriter does, but reports failures to write.
 
-    FileWriter writes in a thread of its own, whose errors reach nobody. Every method raises UserError, naming
-    --logdir, if the events cannot be written; the file then ends with the last event that was flushed.
+    FileWriter writes in a thread of its own, whose errors are lost. Here, every method raises a UserError that names
+    --logdir if the events cannot be written; the file then ends with the last event that was flushed.
     """
 
     def __init__(self, logdir, graph=None, suffix=None):
-        """Opens a file of a new name in the existing folder logdir.
+        """Opens a file with a new name in the folder logdir, which must exist.
 
         Args:
+          logdir: the folder.
           graph: a tf.Graph to show, or None.
-          suffix: what the file's name ends with, after a dot.
+          suffix: the end of the file's name, after a dot; None for none.
         """
         self.path, self.records = None, None
-        self.size, self.flushed_size, self.flushed = 0, 0, time.time()  # bytes, bytes, seconds
+        self.size, self.flushed_size, self.flushed = 0, 0, time.time()  # in bytes, bytes and seconds
         with self._reported(logdir):
             self.path = _new_event_file(logdir, '.' + suffix if suffix else '')
             self.records = tf.python_io.TFRecordWriter(self.path)
@@ -83,7 +89,7 @@ class SummaryWriter(object):
         self.flush()
 
     def add_summary(self, summary, step):
-        """Adds a tf.Summary of a step; what is written reaches the file within FLUSH_SECONDS of further calls."""
+        """Adds a tf.Summary of a step; flushes if the last flush was more than FLUSH_SECONDS ago."""
         self._add(tf.Event(wall_time=time.time(), step=step, summary=summary))
         if time.time() - self.flushed > FLUSH_SECONDS:
             self.flush()
@@ -116,6 +122,7 @@ class SummaryWriter(object):
 
     @contextlib.contextmanager
     def _reported(self, place):
+        """Turns a failure to write into a UserError that names `place`; cuts the file after its last flushed event."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
@@ -129,7 +136,12 @@ class SummaryWriter(object):
 
 
 def truncate_events(path, counts):
-    """Cuts an event file before its first torn or damaged event or the first for which counts(tf.Event) is false."""
+    """Cuts an event file before its first incomplete or damaged event, or the first that `counts` rejects.
+
+    Args:
+      path: of the file.
+      counts: a function of a tf.Event, which returns whether to keep it.
+    """
     size = 0
     with contextlib.suppress(tf.errors.DataLossError):
         for record in tf.python_io.tf_record_iterator(path):
@@ -140,7 +152,7 @@ def truncate_events(path, counts):
 
 
 def _new_event_file(logdir, suffix):
-    """Makes an empty file that TensorBoard knows as events; its name is that of no other run."""
+    """Creates an empty file that TensorBoard recognizes as an event file; no other run has its name."""
     for number in itertools.count():
         path = os.path.join(logdir, 'events.out.tfevents.%010d.%s.%d.%d%s' % (
             time.time(), socket.gethostname(), os.getpid(), number, suffix))
@@ -153,13 +165,13 @@ def _new_event_file(logdir, suffix):
 
 
 def scalar_summary(values):
-    """A tf.Summary of {tag: number}."""
+    """Returns a tf.Summary of {tag: number}."""
     return tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=float(value))
                              for tag, value in sorted(values.items())])
 
 
 def image_summary(tag, pictures):
-    """A tf.Summary of uint8 RGB pictures [N, h, w, 3], each under tag/i."""
+    """Returns a tf.Summary of uint8 RGB pictures [N, h, w, 3]; picture i has the tag TAG/i."""
     values = []
     for i, picture in enumerate(pictures):
         png = io.BytesIO()
@@ -170,12 +182,12 @@ def image_summary(tag, pictures):
 
 
 def panel(pictures, classes, net_input):
-    """Input | label | prediction of the first images of a batch, in colour.
+    """Returns pictures of input | label | prediction, side by side, of the first images of a batch.
 
     Args:
-      pictures: (images [N, h, w, 3] as the network gets them, labels [N, h, w, 1], class maps [N, h, w]), arrays.
+      pictures: arrays (network input [N, h, w, 3], labels [N, h, w, 1], class maps [N, h, w]).
       classes: a Classes.
-      net_input: a compat.Input.
+      net_input: the compat.Input of the network.
 
     Returns:
       uint8 RGB array [at most SUMMARY_IMAGES, h, 3 * w, 3].

@@ -1,1 +1,1 @@
-"""Several devices and several machines: the split of a batch, the machines of a cluster, images over devices."""
+"""Several devices and machines: parts of a batch on towers, the machines of a cluster, prediction on all devices."""

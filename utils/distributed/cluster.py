@@ -1,6 +1,6 @@
-"""Several machines, each a TensorFlow server: task 0 works on the devices of all, the others serve theirs.
+"""Several machines, each a TensorFlow server: task 0 works on the devices of all tasks, the others serve their devices.
 
-Nothing of it is encrypted or asks who calls: it belongs on a private network.
+Nothing is encrypted and no caller is authenticated: use it on a private network only.
 """
 
 import contextlib
@@ -19,50 +19,26 @@ from utils.system.errors import UserError, quoted, reason
 
 JOB = 'worker'
 TF_CONFIG = 'TF_CONFIG'
-TASK_TYPES = ('chief', 'master', 'worker')  # of TF_CONFIG; all are tasks of JOB, in this order
-SHARED = ('train', 'test', 'predict')  # values of --option whose work several machines share
-END = 'end'  # of the queue on a helper that ends it
+TASK_TYPES = ('chief', 'master', 'worker')  # in TF_CONFIG; all of them become tasks of JOB, in this order
+SHARED = ('train', 'test', 'predict')  # values of --option whose work several machines can share
+END = 'end'  # the name of a queue on each helper; an element in it ends the helper
 POLL_SECONDS = 1.0
-LOST_SECONDS = 20.0  # without an answer, after which a machine is given up
-ENDED_SECONDS = 3.0  # the same where nothing listens any more
+LOST_SECONDS = 20.0  # a machine that has not answered for so long is given up
+ENDED_SECONDS = 3.0  # the same for a machine on which nothing listens on the port any more
 ANSWERS, REFUSES, SILENT = 'answers', 'refuses', 'silent'  # a server; a machine on which nothing listens; neither
 CLOSE_SECONDS = 5.0
-PAUSED = '%s: training pauses until it is back, then goes on from the newest checkpoint'
-GONE = (tf.errors.UnavailableError, tf.errors.AbortedError)  # what fails at once when a process has ended
-FAILED = (tf.errors.OpError, RuntimeError)  # what a session raises; the latter where it was closed
-QUICK_SECONDS, MOST_QUICK = 20.0, 5  # a loss within so many seconds, so many times in a row, is no accident
-
-
-class Lost(Exception):
-    """A machine is gone in the middle of the work; the text names it."""
-
-
-class Attempt(object):
-    """A context that keeps a Lost that ends it as `lost`, and lets any other exception pass."""
-
-    lost = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        self.lost = error if isinstance(error, Lost) else None
-        return self.lost is not None
-
-
-def _cause(error):
-    """What a UserError was made of, if it was; any other error itself.
-
-    A machine that goes while weights are read or written looks like a checkpoint that cannot be.
-    """
-    return error.__context__ if isinstance(error, UserError) and error.__context__ else error
+PAUSED = '%s: training pauses until it is back, then resumes from the newest checkpoint'
+GONE = (tf.errors.UnavailableError, tf.errors.AbortedError)  # raised at once when a remote process has ended
+FAILED = (tf.errors.OpError, RuntimeError)  # raised by a session; RuntimeError by one that was closed
+# A machine that is lost within QUICK_SECONDS of the start, MOST_QUICK times in a row, is not lost by accident.
+QUICK_SECONDS, MOST_QUICK = 20.0, 5
 
 
 def from_flags(conf):
-    """The Cluster that --cluster and --task_index, or the environment's TF_CONFIG, describe.
+    """Returns the Cluster that --cluster and --task_index, or the environment variable TF_CONFIG, describe.
 
     Raises:
-      UserError: they are not as they should be, or a host has no address.
+      UserError: they are invalid, or a host name cannot be resolved.
     """
     if conf.cluster:
         addresses = [address.strip() for address in conf.cluster]
@@ -89,7 +65,7 @@ def from_flags(conf):
 
 
 def _from_environment(text):
-    """(addresses, index) of a TF_CONFIG, whose chief comes before its workers."""
+    """Returns (addresses, index of this task) of a TF_CONFIG; the chief comes before the workers."""
     try:
         config = json.loads(text)
         cluster, task = config['cluster'], config['task']
@@ -109,6 +85,7 @@ def _from_environment(text):
 
 
 def _check_address(address, source):
+    """Raises UserError, naming the `source` of the address, unless it is host:port and the host is known."""
     host, colon, port = address.rpartition(':')
     if not colon or not host or not re.match(r'\d{1,5}$', port) or not 0 < int(port) < 65536:
         raise UserError("%s: '%s' is no host:port." % (source, quoted(address)))
@@ -118,14 +95,31 @@ def _check_address(address, source):
         raise UserError("%s: the host of '%s' is not known (%s)." % (source, quoted(address), reason(error)))
 
 
+class Lost(Exception):
+    """Raised if a machine is lost during the work; the text names it."""
+
+
+class Attempt(object):
+    """A context that catches Lost and keeps it as the attribute `lost`; other exceptions pass through."""
+
+    lost = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.lost = error if isinstance(error, Lost) else None
+        return self.lost is not None
+
+
 class Cluster(object):
-    """The machines of a run; without addresses this one alone, for which most of it does nothing."""
+    """The machines of a run. Without addresses it is this machine alone, and most methods do nothing."""
 
     def __init__(self, addresses=(), index=0):
         """
         Args:
           addresses: 'host:port' of each task.
-          index: of this one.
+          index: the index of this task.
         """
         self.addresses, self.index = list(addresses), index
         self.job, self.tasks = (JOB, len(addresses)) if addresses else ('localhost', 1)
@@ -134,10 +128,18 @@ class Cluster(object):
         self._lost = None  # the text of a Lost
 
     def name(self, task):
+        """Returns a task's name for messages, such as 'task 1 (host:2222)'."""
         return 'task %d (%s)' % (task, self.addresses[task])
 
     def start(self, config):
-        """Starts this task's server, which gives its devices a tf.ConfigProto; UserError if the port is in use."""
+        """Starts this task's server.
+
+        Args:
+          config: a tf.ConfigProto for its devices.
+
+        Raises:
+          UserError: the port is in use or cannot be opened.
+        """
         if not self.addresses:
             return
         address = self.addresses[self.index]
@@ -152,105 +154,101 @@ class Cluster(object):
                             'list of the machines.' % (port, quoted(address), reason(error)))
 
     def serve(self):
-        """What the tasks but 0 do: they serve their devices until task 0 ends."""
+        """Serves this task's devices until task 0 ends. All tasks other than task 0 do only this.
+
+        Raises:
+          UserError: task 0 refused this machine, or the server failed.
+        """
         print('%s of %d serves its devices to %s' % (self.name(self.index), self.tasks, self.name(0)))
         ended, failures = threading.Event(), []
 
         def wait():
             try:
                 self._run_on(self.index, lambda queue: queue.dequeue())
-            except Exception as error:  # handed to the thread that waits
+            except Exception as error:  # the main thread reports it
                 failures.append(error)
             ended.set()
 
         threading.Thread(target=wait, daemon=True).start()
         try:
-            with same_code.told(self) as refused:
-                while not ended.wait(POLL_SECONDS):  # in turns, so that signals are seen
+            with same_code.announced(self) as refused:
+                while not ended.wait(POLL_SECONDS):  # with a timeout, so that signals are handled
                     if refused():
                         raise same_code.refusal(self)
         except tf.errors.OpError as error:
             failures.append(error)
         if failures:
-            raise UserError('%s cannot go on (%s).' % (self.name(self.index), reason(failures[0])))
+            raise UserError('%s cannot serve any longer (%s).' % (self.name(self.index), reason(failures[0])))
         print('%s has ended: done' % self.name(0))
 
-    @contextlib.contextmanager
-    def session_on(self, task, timeout_ms=0):
-        """A tf.Session for ops on a task's processor, made inside; it needs no other task than that one and this."""
-        config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=self._filters(task))
-        place = '/job:%s/task:%d/device:CPU:0' % (JOB, task)
-        with tf.Graph().as_default(), tf.device(place), tf.Session(self._server.target, config=config) as sess:
-            yield sess
-
-    def _run_on(self, task, make_op, timeout_ms=0):
-        """Runs an op on a task's queue END."""
-        with self.session_on(task, timeout_ms) as sess:
-            sess.run(make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END)))
-
-    def _filters(self, task):
-        """What keeps a session to the devices of a task and of this one, whatever becomes of the others."""
-        return sorted({'/job:%s/task:%d' % (JOB, one) for one in (task, self.index)})
-
-    def finish(self):
-        """Tells the other tasks that the work has ended."""
-        for task in range(1, self.tasks) if self._met else ():
-            with contextlib.suppress(tf.errors.OpError):  # one that is gone is told nothing
-                if _answers(self.addresses[task]):
-                    self._run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
-
     def wait(self):
-        """Waits until all other tasks answer; a line names those that do not."""
-        missing, told = list(range(1, self.tasks)), None
+        """Waits until all other tasks answer and prints which do not yet.
+
+        Raises:
+          UserError: a task runs another TensorFlow or another state of this project.
+        """
+        missing, printed = list(range(1, self.tasks)), None
         while missing:
             missing = [task for task in missing if not (
                 _answers(self.addresses[task]) and same_code.agrees(self, task))]
-            if missing and missing != told:
+            if missing and missing != printed:
                 print('waiting for ' + ', '.join(map(self.name, missing)), file=sys.stderr)
-                told = missing
+                printed = missing
             time.sleep(POLL_SECONDS if missing else 0)
         self._met = True
 
     @contextlib.contextmanager
     def met(self):
-        """Inside, all other tasks have answered once; at the end, whatever it is, they are told."""
+        """Waits for all other tasks at the beginning and tells them at the end, even after an error, to stop."""
         try:
             self.wait()
             yield
         finally:
             self.finish()
 
+    def finish(self):
+        """Ends the other tasks: tells them that the work is finished."""
+        for task in range(1, self.tasks) if self._met else ():
+            with contextlib.suppress(tf.errors.OpError):  # the task may be gone already
+                if _answers(self.addresses[task]):
+                    self._run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
+
     def dismiss(self):
-        """Tells the other tasks, once they answer, that there is nothing to do."""
+        """Tells the other tasks, as soon as they answer, that there is nothing to do."""
         with self.met():
             pass
 
-    def session_with(self, task, config):
-        """A tf.Session on the devices of a task and of this one, which the loss of any other does not disturb."""
-        if not self.addresses:
-            return tf.Session(config=config)
-        own = tf.ConfigProto()
-        own.CopyFrom(config)
-        own.isolate_session_state = True
-        own.device_filters.extend(self._filters(task))
-        return tf.Session(self._server.target, config=own)
+    def attempts(self):
+        """Yields contexts to do the work in: one, plus another after each loss of a machine, once all tasks answer.
 
-    def gone(self, task, error):
-        """What to say of a task if it is why a session_with it has failed; '' if it is not."""
-        error = _cause(error)
-        if task == self.index or not isinstance(error, FAILED):
-            return ''
-        if not isinstance(error, GONE):
-            time.sleep(POLL_SECONDS)  # a dying process takes its time to close its port
-            if _answers(self.addresses[task]):
-                return ''
-        return self.name(task) + ' is gone'
+            for attempt in cluster.attempts():
+                with attempt:
+                    ...
+
+        finish() must be called at the end, even after an error.
+
+        Raises:
+          UserError: a machine was lost soon after the start several times in a row.
+        """
+        quick = 0
+        while True:
+            self.wait()
+            attempt, started = Attempt(), time.time()
+            yield attempt
+            if attempt.lost is None:
+                return
+            quick = quick + 1 if time.time() - started < QUICK_SECONDS else 0
+            if quick == MOST_QUICK:
+                raise UserError('%s: %d times in a row within %d seconds; see what that machine says.' % (
+                    attempt.lost, quick, QUICK_SECONDS))
+            print('\n' + PAUSED % attempt.lost, file=sys.stderr)
+            time.sleep(POLL_SECONDS)
 
     @contextlib.contextmanager
     def session(self, config):
-        """A tf.Session on all devices; what fails in it since a machine is gone is raised as Lost.
+        """Yields a tf.Session on all devices; errors inside it that come from the loss of a machine are raised as Lost.
 
-        State is that of this session alone: one after a loss shares nothing with those before.
+        Its state is isolated: a session after a loss shares no variables with earlier ones.
         """
         if not self.addresses:
             with tf.Session(config=config) as sess:
@@ -268,36 +266,10 @@ class Cluster(object):
                 raise
             raise Lost(lost)
 
-    def attempts(self):
-        """Yields contexts to do the work in: one, and another after each loss of a machine, once all tasks answer.
-
-            for attempt in cluster.attempts():
-                with attempt:
-                    ...
-
-        finish() must be called at the end, whatever it is.
-
-        Raises:
-          UserError: several losses in a row soon after the beginning.
-        """
-        quick = 0
-        while True:
-            self.wait()
-            attempt, started = Attempt(), time.time()
-            yield attempt
-            if attempt.lost is None:
-                return
-            quick = quick + 1 if time.time() - started < QUICK_SECONDS else 0
-            if quick == MOST_QUICK:
-                raise UserError('%s: %d times in a row within %d seconds; see what that machine says.' % (
-                    attempt.lost, quick, QUICK_SECONDS))
-            print('\n' + PAUSED % attempt.lost, file=sys.stderr)
-            time.sleep(POLL_SECONDS)
-
     def _name_lost(self, error):
-        """What to say of a machine that an error comes from; '' if it comes from none."""
+        """Returns a text that names the lost machine that caused an error, or '' if no machine was lost."""
         gone = isinstance(error, GONE)
-        time.sleep(POLL_SECONDS if gone else 0)  # a dying process takes its time to close its port
+        time.sleep(POLL_SECONDS if gone else 0)  # a dying process needs a moment to close its port
         silent = [task for task in range(1, self.tasks) if not _answers(self.addresses[task])]
         if silent:
             return self.name(silent[0]) + ' is gone'
@@ -307,21 +279,16 @@ class Cluster(object):
         known = named and 0 < int(named.group(1)) < self.tasks
         return (self.name(int(named.group(1))) if known else 'a machine') + ' was gone for a moment'
 
-    def _begin_again(self):
-        """Replaces this process by one that goes on from the newest checkpoint."""
-        print('\n' + PAUSED % self._lost, file=sys.stderr, flush=True)
-        os.execv(sys.executable, [sys.executable] + sys.argv + ['--resume=auto'])
-
     @contextlib.contextmanager
     def _watched(self, sess):
-        """Closes the session, whose run then fails, when a task is silent."""
+        """Closes the session when a task falls silent, which makes the session's run fail."""
         ended = threading.Event()
 
         def lost(task, text):
             if not self._lost:
                 self._lost = text
                 threading.Thread(target=sess.close, daemon=True).start()
-                if not ended.wait(CLOSE_SECONDS):  # TensorFlow 1.15 waits for the machine, whatever is closed
+                if not ended.wait(CLOSE_SECONDS):  # TensorFlow 1.15 waits for the machine even after close()
                     self._begin_again()
 
         with self.listening(lost):
@@ -330,12 +297,41 @@ class Cluster(object):
             finally:
                 ended.set()
 
+    def _begin_again(self):
+        """Replaces this process with one that resumes from the newest checkpoint."""
+        print('\n' + PAUSED % self._lost, file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable] + sys.argv + ['--resume=auto'])
+
+    def session_with(self, task, config):
+        """Returns a tf.Session on the devices of a task and of this one; losing another task does not affect it."""
+        if not self.addresses:
+            return tf.Session(config=config)
+        own = tf.ConfigProto()
+        own.CopyFrom(config)
+        own.isolate_session_state = True
+        own.device_filters.extend(self._filters(task))
+        return tf.Session(self._server.target, config=own)
+
+    def gone(self, task, error):
+        """Returns a text such as 'task 1 (host:port) is gone' if that is why a session_with it failed; otherwise ''."""
+        error = _cause(error)
+        if task == self.index or not isinstance(error, FAILED):
+            return ''
+        if not isinstance(error, GONE):
+            time.sleep(POLL_SECONDS)  # a dying process needs a moment to close its port
+            if _answers(self.addresses[task]):
+                return ''
+        return self.name(task) + ' is gone'
+
     @contextlib.contextmanager
     def listening(self, lost):
-        """Inside, a thread calls lost(task, what to say of it) for each task that is silent for too long, once.
+        """Runs a thread that calls lost(task, text), once, for each task that is silent for too long.
 
-        What runs on a process that ends fails at once by itself, but for the setting up of a session, which waits; a
-        process that was stopped, or a machine without power, answers nothing.
+        Ops on a process that has ended fail at once, so this is needed for the other cases: the setup of a session
+        waits, and a suspended process or a machine without power never answers.
+
+        Args:
+          lost: a function of the task's index and a text such as 'task 1 (host:port) is gone'.
         """
         ended = threading.Event()
 
@@ -359,16 +355,42 @@ class Cluster(object):
         finally:
             ended.set()
 
+    @contextlib.contextmanager
+    def session_on(self, task, timeout_ms=0):
+        """Yields a tf.Session with its own graph, for ops on a task's CPU; it needs no tasks but that one and this."""
+        config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=self._filters(task))
+        place = '/job:%s/task:%d/device:CPU:0' % (JOB, task)
+        with tf.Graph().as_default(), tf.device(place), tf.Session(self._server.target, config=config) as sess:
+            yield sess
+
+    def _run_on(self, task, make_op, timeout_ms=0):
+        """Runs make_op(queue), an op on the queue END of a task."""
+        with self.session_on(task, timeout_ms) as sess:
+            sess.run(make_op(tf.FIFOQueue(1, tf.int32, [[]], shared_name=END)))
+
+    def _filters(self, task):
+        """Returns device filters for a task and this one, so that a session does not depend on any other task."""
+        return sorted({'/job:%s/task:%d' % (JOB, one) for one in (task, self.index)})
+
+
+def _cause(error):
+    """Returns the exception that a UserError was raised from, if any; otherwise the error itself.
+
+    If a machine is lost while weights are read or written, this is reported as a checkpoint that cannot be read or
+    written, and only the cause reveals the loss.
+    """
+    return error.__context__ if isinstance(error, UserError) and error.__context__ else error
+
 
 def _answers(address, timeout=2.0):
-    """Whether a server answers at host:port."""
+    """Returns whether a server answers at host:port."""
     return _reached(address, timeout) == ANSWERS
 
 
 def _reached(address, timeout):
-    """What is found at host:port: one of ANSWERS, REFUSES and SILENT.
+    """Returns what is found at host:port: ANSWERS, REFUSES or SILENT.
 
-    gRPC's server speaks first; a process that was stopped just lets connect.
+    A gRPC server speaks first; a suspended process still accepts connections, but sends nothing.
     """
     host, _, port = address.rpartition(':')
     try:

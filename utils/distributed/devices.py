@@ -1,4 +1,4 @@
-"""Several devices that predict the images of one list, each one image at a time in a thread and session of its own."""
+"""Prediction on several devices: each predicts one image of the list at a time, in its own thread and session."""
 
 import collections
 import contextlib
@@ -12,22 +12,25 @@ from tqdm import tqdm
 from utils.prediction import predictor, windows
 
 JOIN_SECONDS = 0.1
-AHEAD = 2  # images for each device at most that wait, are in work, or are finished and wait for an earlier one
+AHEAD = 2  # most images per device that are waiting, in work, or finished but waiting for an earlier one
 
 
 class Stopped(Exception):
-    """The result of what a device works on is no longer needed."""
+    """Raised in a device's thread when the result of its work is no longer needed."""
 
 
 def predictions(single, reader, weights, description, towers, tolerant=False):
-    """Yields what Predictor.predictions yields, bit for bit, by all devices of a Towers.
+    """Yields the same Predictions as Predictor.predictions, bit for bit, computed on all devices of a Towers.
 
     Other machines need neither the images nor the checkpoint. If one fails, the other devices take over its images.
 
     Args:
-      single: the Predictor for one device.
-      reader, weights, description, tolerant: those of Predictor.predictions.
+      single: the Predictor for one device, of which each device gets a replica.
+      reader, weights, description, tolerant: as in Predictor.predictions.
       towers: a Towers.
+
+    Raises:
+      UserError: as in Predictor.predictions, or a machine lacks one of the devices.
     """
     names, cluster, config = towers.devices[:max(1, len(reader.images))], towers.cluster, single.session_config
     with cluster.met(), contextlib.closing(predictor.Progress(len(reader.images), description)) as progress:
@@ -40,24 +43,24 @@ def predictions(single, reader, weights, description, towers, tolerant=False):
 
 
 class _Device(object):
-    """A device and what it works on; the pool's condition guards the attributes."""
+    """A device and the image that it works on; the pool's condition guards the attributes."""
 
     def __init__(self, name):
         self.name, self.task = name, int(re.search(r'task:(\d+)', name).group(1))
         self.job = None  # the LoadedImage in work
-        self.windows = (0, 0)  # of that image, finished and all
+        self.windows = (0, 0)  # numbers of finished windows and of all windows of that image
         self.lost = False  # whether its machine has failed
         self.thread = None
 
 
 class _Pool(object):
-    """Predicts with all devices while its context lasts."""
+    """A context in which all devices predict images, each in a thread of its own."""
 
     def __init__(self, devices, single, weights, towers, num_classes, show_window):
         """
         Args:
           devices: _Devices, the first of them on this machine.
-          single, weights, towers: those of predictions().
+          single, weights, towers: as in predictions().
           num_classes: channels of the scores.
           show_window: called with the number of finished windows and of all windows of the images in work.
         """
@@ -83,12 +86,12 @@ class _Pool(object):
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        for device in self._devices:  # to its very end: a process that ends while a thread frees a session is aborted
+        for device in self._devices:  # wait for each thread: exiting while one frees its session aborts the process
             while device.thread.is_alive() and not device.lost:
                 device.thread.join(JOIN_SECONDS)
 
     def predictions(self, images):
-        """Yields the Predictions of LoadedImages, in their order."""
+        """Yields the Prediction of each LoadedImage, in the order of the images."""
         waiting = collections.deque()  # indices
         for image in images:
             while len(waiting) >= AHEAD * sum(not device.lost for device in self._devices):
@@ -101,7 +104,7 @@ class _Pool(object):
             yield self._result(waiting.popleft())
 
     def _result(self, index):
-        """Waits for the Prediction of an image; raises what failed on any device."""
+        """Waits for the Prediction of an image and returns it; raises the error of any device that failed."""
         with self._changed:
             self._changed.wait_for(lambda: self._failure or index in self._results)
             if self._failure:
@@ -109,7 +112,7 @@ class _Pool(object):
             return self._results.pop(index)
 
     def lose(self, task, text):
-        """Returns the images of a failed machine's devices to the queue; text says what has happened to it."""
+        """Puts the images that a failed machine was working on back into the queue; text says what happened to it."""
         with self._changed:
             lost = [device for device in self._devices if device.task == task and not device.lost]
             for device in lost:
@@ -130,25 +133,25 @@ class _Pool(object):
                         sess, image, lambda done, count: self._report_window(device, done, count)))
         except Stopped:
             pass
-        except Exception as error:  # handed to the thread that waits
+        except Exception as error:  # _result raises it in the main thread
             self._fail(device, error)
 
     @contextlib.contextmanager
     def _session(self, device):
-        """Gives (a Predictor on the device, its session), with loaded weights."""
+        """Yields (a Predictor on the device, its session) with loaded weights."""
         cluster, config = self._towers.cluster, self._single.session_config
         with tf.Graph().as_default(), cluster.session_with(device.task, config) as sess:
-            self._towers.check_devices(sess, [device.name])  # before the network is built, which takes its time
+            self._towers.check_devices(sess, [device.name])  # before building the network, which takes long
         own = self._single.replica(device.name, self._free_memory)
         with self._building:
             own.build()
         with own.graph.as_default(), cluster.session_with(device.task, config) as sess:
-            with tf.device('/job:%s/task:0/device:CPU:0' % cluster.job):  # which can read the checkpoint
+            with tf.device('/job:%s/task:0/device:CPU:0' % cluster.job):  # only task 0 needs to read the checkpoint
                 own.load(sess, self._weights)
             yield own, sess
 
     def _next(self, device):
-        """Waits for a LoadedImage for the device; raises Stopped if there will be none."""
+        """Waits for the device's next LoadedImage and returns it; raises Stopped if there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._stopped or device.lost)
             self._check_needed(device)
@@ -156,6 +159,7 @@ class _Pool(object):
             return device.job
 
     def _finish(self, device, prediction):
+        """Hands over a device's Prediction; raises Stopped if it is no longer needed."""
         with self._changed:
             self._check_needed(device)
             self._results[prediction.index] = prediction
@@ -163,7 +167,7 @@ class _Pool(object):
             self._changed.notify_all()
 
     def _report_window(self, device, done, count):
-        """Shows the windows of all devices; raises Stopped if the image is no longer needed."""
+        """Shows how many windows of all devices are finished; raises Stopped if the image is no longer needed."""
         with self._changed:
             self._check_needed(device)
             device.windows = done, count
@@ -174,7 +178,7 @@ class _Pool(object):
             raise Stopped()
 
     def _fail(self, device, error):
-        """Handles an error in a device's thread: its machine has failed, or the run ends with the error."""
+        """Handles an error in a device's thread: if its machine is lost, others take over; if not, the run fails."""
         failed = self._towers.cluster.gone(device.task, error)
         if failed:
             self.lose(device.task, failed)

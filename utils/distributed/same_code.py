@@ -1,4 +1,4 @@
-"""Whether all machines of a cluster run the same TensorFlow and the same code; one that does not is named."""
+"""A check that all machines of a cluster run the same TensorFlow and the same code; one that does not is refused."""
 
 import contextlib
 import glob
@@ -12,13 +12,13 @@ from utils.system.command_line import REPO
 from utils.system.errors import UserError, quoted, reason
 
 DECIDING = ('*.py', os.path.join('utils', '**', '*.py'))  # the project's files that decide what is computed
-CONTAINER = 'same_code'  # of two variables on a helper:
-RUNS, REFUSED = ('runs', tf.string), ('refused', tf.bool)  # what it runs, and whether task 0 has refused it
+CONTAINER = 'same_code'  # the resource container of two variables on each helper
+RUNS, REFUSED = ('runs', tf.string), ('refused', tf.bool)  # described() of the helper; whether task 0 has refused it
 ASK_SECONDS, POLL_SECONDS = 60.0, 0.5
 
 
 def checksum(folder=REPO):
-    """A checksum of the names and contents of the project's DECIDING files; git may be missing."""
+    """Returns a checksum of the names and contents of the project's DECIDING files; it does not need git."""
     found = hashlib.sha1()
     for path in sorted(path for pattern in DECIDING for path in glob.glob(
             os.path.join(glob.escape(folder), pattern), recursive=True)):
@@ -30,13 +30,13 @@ def checksum(folder=REPO):
 
 
 def described():
-    """What this machine runs: 'VERSION CHECKSUM'."""
+    """Returns what this machine runs, as 'VERSION CHECKSUM': TensorFlow's version and the project's checksum."""
     return '%s %s' % (tf.__version__, checksum())
 
 
 @contextlib.contextmanager
-def told(cluster):
-    """On a helper: says what it runs to whoever asks; yields a function that says whether task 0 has refused it."""
+def announced(cluster):
+    """On a helper: publishes what it runs, and yields a function that returns whether task 0 has refused it."""
     with cluster.session_on(cluster.index) as sess:
         sess.run([_assign(RUNS, described()), _assign(REFUSED, False)])
         refused = _read(REFUSED)
@@ -44,21 +44,21 @@ def told(cluster):
 
 
 def agrees(cluster, task):
-    """On task 0: whether a task that answers runs the same; False if it is gone meanwhile.
+    """On task 0: returns True if a task that answered runs the same as task 0, and False if it is gone by now.
 
     Raises:
-      UserError: it runs something else, and was told so, or it does not say what.
+      UserError: it runs something else, in which case it is notified, or it does not report what it runs.
     """
     try:
         other = _ask(cluster, task)
     except (tf.errors.UnavailableError, tf.errors.AbortedError):
         return False
-    except tf.errors.InvalidArgumentError:  # TensorFlow 1.15, asked by 2, which it does not understand
+    except tf.errors.InvalidArgumentError:  # TensorFlow 1.15 does not understand a request from TensorFlow 2
         _refuse(cluster, task)
         raise UserError('%s runs a TensorFlow that does not understand this one, %s: install the same on all '
                         'machines.' % (cluster.name(task), tf.__version__))
     except tf.errors.OpError as error:
-        raise UserError('%s does not say which TensorFlow and project it runs (%s): install the same on all '
+        raise UserError('%s does not report which TensorFlow and project it runs (%s): install the same on all '
                         'machines.' % (cluster.name(task), reason(error)))
     if other == described():
         return True
@@ -72,32 +72,33 @@ def agrees(cluster, task):
 
 
 def refusal(cluster):
-    """The UserError of a helper that was refused."""
+    """Returns the UserError for a helper that was refused."""
     return UserError('%s refused this machine: it runs another TensorFlow than %s or another state of this project; '
                      'bring the same to all machines.' % (cluster.name(0), tf.__version__))
 
 
 def _refuse(cluster, task):
-    """Tells a task, if it hears, that it is refused."""
+    """Tells a task that it is refused, if it can be reached."""
     with contextlib.suppress(tf.errors.OpError), cluster.session_on(task, timeout_ms=5000) as sess:
         sess.run(_assign(REFUSED, True))
 
 
 def _ask(cluster, task):
-    """What a task runs; one that has just started is given time to say it."""
+    """Returns what a task runs, as described(); a task that has just started is given ASK_SECONDS to publish it."""
     end = time.time() + ASK_SECONDS
     with cluster.session_on(task, timeout_ms=int(1000 * ASK_SECONDS)) as sess:
         runs = _read(RUNS)
         while True:
             try:
                 return sess.run(runs).decode('utf-8', 'replace')
-            except (tf.errors.FailedPreconditionError, tf.errors.NotFoundError):  # it has not said it
+            except (tf.errors.FailedPreconditionError, tf.errors.NotFoundError):  # it is not published yet
                 if time.time() > end:
                     raise
             time.sleep(POLL_SECONDS)
 
 
-# TensorFlow 2 leaves out attributes with default values of what it sends; 1.15 wants them all. Queues have such ones.
+# The two versions of TensorFlow must understand each other's request. TensorFlow 2 omits attributes that have their
+# default values, but 1.15 needs them all: these raw ops have none, whereas queues do.
 def _variable(name, dtype):
     return tf.raw_ops.VarHandleOp(dtype=dtype, shape=[], container=CONTAINER, shared_name=name)
 

@@ -5,7 +5,7 @@
         with place:
             net, outputs = ...  # the network, with the same variables on every tower
         parts.append(outputs)
-    loss = ...  # of towers.joined(parts), the outputs of the whole batch
+    loss = ...  # a function of towers.joined(parts), the outputs of the whole batch
     gradients = towers.gradients(loss, variables, parts)
 """
 
@@ -19,17 +19,18 @@ from utils.system.errors import UserError
 
 
 class Towers(object):
-    """The devices of a training, one or several, and the split of its batches over them."""
+    """The devices of a training, one or several, among which each batch is split."""
 
     def __init__(self, num_gpus, cluster, variables_on='spread'):
         """
         Args:
-          num_gpus: towers of a machine: its first GPUs, or logical CPU devices where TensorFlow sees no GPU.
+          num_gpus: number of towers on each machine: its first GPUs, or logical CPU devices if TensorFlow sees no GPU.
           cluster: the Cluster of machines.
-          variables_on: 'spread' over the machines by size, or all on the 'chief', task 0.
+          variables_on: where the variables are: 'spread' evenly over the machines, by size, or all on the 'chief', task
+            0.
 
         Raises:
-          UserError: this machine has fewer GPUs.
+          UserError: this machine has fewer than num_gpus GPUs, but not none.
         """
         kind, gpus = runtime.device_kind(), len(runtime.gpus())
         if gpus and num_gpus > gpus:
@@ -44,7 +45,7 @@ class Towers(object):
                         for task in range(cluster.tasks) for index in range(num_gpus)]
 
     def check_batch(self, batch_size):
-        """Raises UserError, with the nearest possible sizes, if a batch cannot be divided by the towers."""
+        """Raises UserError, which gives the nearest valid sizes, if the towers cannot divide a batch evenly."""
         towers = len(self.devices)
         if batch_size % towers:
             lower = batch_size // towers * towers
@@ -53,7 +54,9 @@ class Towers(object):
 
     def check_devices(self, sess, devices=None):
         """Raises UserError if a machine of a session lacks one of the devices, by default those of all towers."""
-        with sess.graph.as_default():  # list_devices, if it is first, waits with Python's lock held: nothing else runs
+        # If list_devices were the session's first call, it would wait for the machines while it holds Python's global
+        # lock, so no other thread could run.
+        with sess.graph.as_default():
             sess.run(tf.no_op())
         found = {device.name.replace('/replica:0', '') for device in sess.list_devices()}
         for device in devices or (self.devices if self._placed() else ()):
@@ -63,17 +66,17 @@ class Towers(object):
                     self.cluster.name(int(task)), kind, index))
 
     def chief(self):
-        """Returns a context for ops that are neither a tower's nor a variable's: on the first machine."""
+        """Returns a context that places ops other than those of towers and variables on the first machine."""
         return tf.device(self._chief) if self._placed() else tf.device(None)
 
     def split(self, batch):
-        """Returns [(context of the tower's device, the tower's part of a batch [N, ...])], one pair for each tower."""
+        """Splits a batch [N, ...]; returns [(context of a tower's device, part [n, ...])], one pair per tower."""
         count = len(self.devices)
         parts = tf.split(batch, count) if count > 1 else [batch]
         return [(self._on(device), part) for device, part in zip(self.devices, parts)]
 
     def _placed(self):
-        """Returns whether there is anything to place: TensorFlow itself chooses a single device."""
+        """Returns whether ops are placed explicitly; a single device is left to TensorFlow's own choice."""
         return len(self.devices) > 1
 
     def _on(self, device):
@@ -83,7 +86,7 @@ class Towers(object):
             ps_tasks=self._tasks, ps_device=self._variables, worker_device=device, ps_strategy=self._least_loaded))
 
     def _least_loaded(self, op):
-        """Returns the task with the fewest bytes of variables, to which those of a VarHandleOp are then added."""
+        """Returns the task with the fewest bytes of variables so far, and counts those of a VarHandleOp towards it."""
         task = self._bytes.index(min(self._bytes))
         shape = tf.TensorShape(op.get_attr('shape'))
         self._bytes[task] += shape.num_elements() * op.get_attr('dtype').size
@@ -96,17 +99,23 @@ def joined(parts):
 
 
 def gradients(loss, variables, parts=()):
-    """Returns the gradients of a loss, where each tower does its part of the work.
+    """Returns the gradients of a loss with respect to variables; each tower computes its part on its own device.
 
     The loss, a scalar on the first machine, may be any function of the towers' outputs. Its gradient with respect to
-    these is sent to the towers. Each computes its part of the variables' gradients on its device; they are added up on
-    the variable's. One call of tf.gradients would add them by AddN, in an order that varies; see layers.ordered_sum.
+    the outputs is sent to the towers, each of which computes its part of the variables' gradients. The parts are summed
+    on the device of each variable. A single call of tf.gradients would sum them with AddN, in varying order; see
+    layers.ordered_sum.
 
     Args:
+      loss: a scalar tensor.
+      variables: a list of variables.
       parts: [[outputs of one tower] of each tower].
 
+    Returns:
+      a list of tensors, in the order of the variables.
+
     Raises:
-      ValueError: there are several towers and the loss depends on a variable by another path than their outputs: that
+      ValueError: there are several towers and the loss depends on a variable by another path than their outputs; that
         part of its gradient would be missing.
     """
     if len(parts) < 2:
@@ -117,7 +126,8 @@ def gradients(loss, variables, parts=()):
     if astray:
         raise ValueError('the loss depends on %s by another path than the outputs of the towers: let each tower '
                          'return what the loss reads' % astray[0])
-    # The outputs of a tower may depend on each other (fused logits on those of each scale): partial derivatives.
+    # These are partial derivatives, since the outputs of a tower may depend on each other: fused logits depend on the
+    # logits of each scale.
     outer = iter(tf.gradients(loss, outputs, stop_gradients=outputs))
     found = []
     for part in parts:

@@ -1,1 +1,1 @@
-"""What the network is made of: layers, dilated convolutions, block tables and the modes of numerics."""
+"""The parts of the network: layers, dilated convolutions, encoders, decoders, block tables and --compat's numerics."""

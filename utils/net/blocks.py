@@ -1,29 +1,29 @@
-"""The ResNets as data: the blocks of each encoder, and place, names and shape of every convolution in them."""
+"""The ResNets as data: the blocks of each encoder, and the position, names and shape of every convolution in them."""
 
 import functools
 import typing
 
 
 class Block(typing.NamedTuple):
-    """Bottleneck units that share their depth and their dilation."""
+    """A block of bottleneck units of the same depth and dilation rate."""
 
-    depth: int   # channels of its output, 4 times those inside its bottlenecks
-    units: int   # how many bottleneck units
+    depth: int   # channels of its output, 4 times as many as inside its bottlenecks
+    units: int   # number of bottleneck units
     stride: int  # of the first unit
-    rate: int    # dilation of the 3x3 convolutions
+    rate: int    # dilation rate of the 3x3 convolutions
 
 
 class Encoder(typing.NamedTuple):
-    """A ResNet and the names that its weights files have."""
+    """A ResNet and the names that its weights files use."""
 
-    units: tuple  # bottleneck units of each block
+    units: tuple  # number of bottleneck units in each block
     scopes: typing.Callable  # (stage, unit, index) of `convolutions` -> (scope of the weights, scope of the batch norm)
-    family: str   # whose names the decoder has: 'caffe' or 'slim'
-    keras: str    # its published weights in keras.applications
+    family: str   # the naming scheme of the decoder's variables: 'caffe' or 'slim'
+    keras: str    # name of its published weights in keras.applications
 
 
 def caffe_scopes(stage, unit, index):
-    """Names of the Caffe model: ('res4b22_branch2c', 'bn4b22_branch2c')."""
+    """Returns the scopes of a convolution in the Caffe model, such as ('res4b22_branch2c', 'bn4b22_branch2c')."""
     if stage == 1:
         return 'conv1', 'bn_conv1'
     if stage in (2, 5):
@@ -35,7 +35,10 @@ def caffe_scopes(stage, unit, index):
 
 
 def slim_scopes(root, stage, unit, index):
-    """Names of slim's model `root`, such as resnet_v1_50/block3/unit_2/bottleneck_v1/conv2 and its BatchNorm."""
+    """Returns the scopes of a convolution in slim's model `root`.
+
+    For example resnet_v1_50/block3/unit_2/bottleneck_v1/conv2, and the same followed by /BatchNorm.
+    """
     if stage == 1:
         scope = root + '/conv1'
     else:
@@ -45,7 +48,7 @@ def slim_scopes(root, stage, unit, index):
 
 
 def slim(root):
-    """slim_scopes of a model."""
+    """Returns slim_scopes for the model `root`, such as 'resnet_v1_50'."""
     return functools.partial(slim_scopes, root)
 
 
@@ -58,11 +61,11 @@ ENCODERS = {
 
 
 def resnet_blocks(units, depth=256):
-    """The four blocks of a ResNet at output stride 8, where dilation replaces the last two strides.
+    """Returns the four Blocks of a ResNet at output stride 8, where dilation replaces the last two strides.
 
     Args:
-      units: numbers of bottleneck units, e.g. (3, 4, 23, 3).
-      depth: channels of the first block's output; each further block has twice as many.
+      units: number of bottleneck units of each block, e.g. (3, 4, 23, 3).
+      depth: channels of the first block's output; each later block has twice as many as the one before it.
     """
     return [
         Block(depth, units[0], 1, 1),
@@ -76,15 +79,15 @@ BLOCKS = {name: resnet_blocks(encoder.units) for name, encoder in ENCODERS.items
 
 
 def root_depth(blocks):
-    """Channels of conv1, a quarter of the first block's as in its own bottlenecks."""
+    """Returns the number of channels of conv1: a quarter of the first block's depth, as in its bottlenecks."""
     return blocks[0].depth // 4
 
 
 def convolutions(blocks):
     """Yields (stage, unit, index, kernel shape) of each convolution.
 
-    Stage 1 is conv1 alone, stages 2 to 5 are the blocks; units count from 1; index 0 is the unit's shortcut
-    and 1, 2, 3 are its bottleneck convolutions.
+    Stage 1 is conv1 alone; stages 2 to 5 are the blocks. Units are numbered from 1. Index 0 is the shortcut of the
+    first unit of a block; 1, 2 and 3 are the convolutions of a bottleneck.
     """
     channels = root_depth(blocks)
     yield 1, 1, 1, (7, 7, 3, channels)

@@ -1,8 +1,8 @@
 """The decoders: from the encoder's features to logits of the same height and width.
 
-A further decoder is a class with a `build` and a `__call__` as below, a line in DECODERS and its name in main.py's
---decoder. All that its `build` creates by `conv`, `variable` or `add` is trained, saved, restored and exported: the
-rest of the code asks the network what it has.
+To add a decoder, write a class with `build` and `__call__` as below, add a line to DECODERS and its name to --decoder.
+Everything that `build` creates with `conv`, `variable` or `add` is trained, saved, restored and exported, because the
+rest of the code asks the network for its variables.
 """
 
 import copy
@@ -15,17 +15,17 @@ ASPP_RATES = (6, 12, 18, 24)
 
 
 class Decoder(layers.Piece):
-    """What every decoder has: its variables, under names of the encoder's family, and convolutions with biases."""
+    """The base class of decoders: variables named after the encoder's family, and convolutions with biases."""
 
     def __init__(self, family, depth, num_classes, numerics, batch_norm='frozen'):
         """Creates the variables.
 
         Args:
-          family: whose names the variables have, 'caffe' or 'slim'.
+          family: the naming scheme of the variables, 'caffe' or 'slim'.
           depth: channels of the features.
           num_classes: channels of the logits.
           numerics: a compat.Numerics.
-          batch_norm: one of layers.BATCH_NORM, for decoders that have some.
+          batch_norm: one of layers.BATCH_NORM, for decoders with batch norm.
         """
         super(Decoder, self).__init__()
         self.family, self.depth, self.num_classes = family, depth, num_classes
@@ -37,11 +37,11 @@ class Decoder(layers.Piece):
         raise NotImplementedError
 
     def __call__(self, features):
-        """[N, h, w, depth] -> logits [N, h, w, num_classes]."""
+        """Returns logits [N, h, w, num_classes] of features [N, h, w, depth]."""
         raise NotImplementedError
 
     def conv(self, scope, size):
-        """Creates weights [size, size, depth, num_classes] and biases [num_classes]; returns their values."""
+        """Creates weights [size, size, depth, num_classes] and biases [num_classes]; returns the values of both."""
         weights_start, biases_start = None, None
         if self.numerics.gaussian_aspp:
             weights_start = tf.initializers.random_normal(stddev=0.01, seed=layers.seed_of(scope))
@@ -51,14 +51,14 @@ class Decoder(layers.Piece):
         return layers.read(weights), layers.read(biases)
 
     def on_another_device(self):
-        """A decoder with the same variables that keeps nothing else that was computed from them on a device."""
+        """Returns a decoder with the same variables, without tensors that were computed from them on this device."""
         return copy.copy(self)
 
 
 class ASPP(Decoder):
-    """Atrous spatial pyramid pooling (DeepLab v2, section 3.2): four dilated 3x3 convolutions with biases, summed.
+    """Atrous spatial pyramid pooling (DeepLab v2, section 3.2): the sum of four dilated 3x3 convolutions with biases.
 
-    They are regular dilated convolutions whatever dilated_type says.
+    They are regular dilated convolutions, whatever dilated_type is.
     """
 
     SCOPES = {'caffe': ['fc1_voc12_c%d' % i for i in range(4)],
@@ -66,7 +66,7 @@ class ASPP(Decoder):
 
     def build(self):
         self._branches = [self.conv(scope, 3) for scope in self.SCOPES[self.family]]
-        self._pyramid = None  # convolution and bias [num_classes], on the device of the first call, for all others too
+        self._pyramid = None  # (convolution, bias [num_classes]), created by the first call for all later ones
 
     def __call__(self, features):
         if self._pyramid is None:
@@ -82,10 +82,11 @@ class ASPP(Decoder):
 
 
 class ASPPPooling(ASPP):
-    """ASPP and a branch of image pooling, added to its sum: what the whole image is about, for every pixel.
+    """ASPP plus an image-level branch, which tells every pixel about the image as a whole.
 
-    The features' mean over the image goes through a 1x1 convolution (Liu et al. 2015, ParseNet; Chen et al. 2017,
-    DeepLab v3, section 3.3, which joins the branches otherwise and normalizes them).
+    The mean of the features over the image passes through a 1x1 convolution and is added to ASPP's sum (Liu et al.
+    2015, ParseNet). DeepLab v3 (Chen et al. 2017, section 3.3) also has this branch, but concatenates the branches and
+    applies batch norm to them.
     """
 
     POOLING_SCOPE = {'caffe': 'fc1_voc12_pool', 'slim': 'decoder/aspp/image_pooling'}
@@ -108,7 +109,7 @@ DECODERS = {
 
 
 def lookup(decoder):
-    """The class of a decoder; ValueError with the valid names for an unknown one."""
+    """Returns the class of a decoder; raises ValueError, which lists the valid names, for an unknown one."""
     if decoder not in DECODERS:
         raise ValueError("decoder '%s' is not one of %s" % (decoder, ', '.join(sorted(DECODERS))))
     return DECODERS[decoder]

@@ -1,4 +1,4 @@
-"""Dilated 3x3 convolutions: regular, decomposed, and smoothed by group interaction or a shared filter."""
+"""Dilated 3x3 convolutions: regular, decomposed, and smoothed by group interaction or by a shared filter."""
 
 import functools
 
@@ -10,10 +10,10 @@ from utils.system import runtime
 
 @functools.lru_cache(maxsize=None)
 def native_gradient_works():
-    """Whether conv2d's own dilations can be trained where this process runs.
+    """Returns whether conv2d with `dilations` has a gradient in this process.
 
-    TensorFlow's plain CPU kernels compute them forwards only; with oneDNN or on a GPU both ways work. No public
-    call tells which is at hand, so a tiny gradient is tried once.
+    TensorFlow's plain CPU kernels implement only the forward pass; with oneDNN or on a GPU the gradient works too. No
+    public function tells which kernels are in use, so a tiny gradient is tried once.
     """
     with tf.Graph().as_default():
         x, kernel = tf.ones([1, 5, 5, 1]), tf.ones([3, 3, 1, 1])
@@ -27,7 +27,7 @@ def native_gradient_works():
 
 
 def regular(inputs, kernel, rate):
-    """SAME convolution with holes: [N, h, w, C], [3, 3, C, D] -> [N, h, w, D]."""
+    """Returns the dilated convolution with SAME padding: [N, h, w, C], [3, 3, C, D] -> [N, h, w, D]."""
     if rate == 1:
         return tf.nn.conv2d(inputs, kernel, strides=[1, 1, 1, 1], padding='SAME')
     if native_gradient_works():
@@ -36,10 +36,11 @@ def regular(inputs, kernel, rate):
 
 
 def pyramid(kernels, rates):
-    """Returns a function that adds up regular dilated convolutions of one map: [N, h, w, C] -> [N, h, w, D].
+    """Returns a function that sums several regular dilated convolutions of its input: [N, h, w, C] -> [N, h, w, D].
 
     Args:
-      kernels: a list of [3, 3, C, D]; rates: theirs.
+      kernels: a list of kernels [3, 3, C, D].
+      rates: the dilation rate of each kernel.
     """
     if not runtime.on_gpu():
         return pyramid_on_cpu(kernels, rates)
@@ -47,10 +48,10 @@ def pyramid(kernels, rates):
 
 
 def pyramid_on_cpu(kernels, rates):
-    """The form of `pyramid` that is quicker on a CPU for few output channels.
+    """Returns the same function as `pyramid`, in a form that is faster on a CPU if the output has few channels.
 
-    All taps of all kernels are one matrix product, whose small outputs are then shifted and added: the many channels
-    of the input are read once, where each of the convolutions would gather them nine times.
+    One matrix product computes all taps of all kernels; its outputs, which have few channels, are then shifted and
+    added. This reads the many channels of the input once, whereas each convolution would gather them nine times.
     """
     depth_in, depth = kernels[0].shape[2], kernels[0].shape[3]
     taps = tf.concat([tf.reshape(kernel, [9, depth_in, depth]) for kernel in kernels], axis=0)  # [9 * k, C, D]
@@ -68,7 +69,7 @@ def pyramid_on_cpu(kernels, rates):
 
 
 def shift(inputs, rows, columns):
-    """outputs[y, x] = inputs[y + rows, x + columns], zero where that is outside: [N, h, w, D] -> the same."""
+    """Returns outputs[y, x] = inputs[y + rows, x + columns], with zeros from outside: [N, h, w, D] -> [N, h, w, D]."""
     pads = [[0, 0]] + [[max(-offset, 0), max(offset, 0)] for offset in (rows, columns)] + [[0, 0]]
     outputs = tf.slice(tf.pad(inputs, pads), [0, max(rows, 0), max(columns, 0), 0], tf.shape(inputs))
     outputs.set_shape(inputs.shape)
@@ -76,26 +77,40 @@ def shift(inputs, rows, columns):
 
 
 def padding_to_multiple(inputs, rate):
-    """int32 [2, 2]: the rows and columns to add (before, after) for height and width to be multiples of rate."""
+    """Returns the padding that makes height and width multiples of rate.
+
+    Returns:
+      int32 [2, 2]: the rows and the columns to add, each (before, after).
+    """
     after = tf.mod(-tf.shape(inputs)[1:3], rate)
     return tf.stack([tf.stack([0, after[0]]), tf.stack([0, after[1]])])
 
 
 def decompose(inputs, kernel, rate):
-    """The same as regular, by an ordinary convolution of each of the rate * rate interleaved groups of pixels."""
+    """Returns the same as `regular`, by an ordinary convolution of each of rate * rate interleaved groups of pixels."""
     return _by_groups(inputs, kernel, rate, lambda groups: groups)
 
 
 def group_interaction(inputs, kernel, rate, fix_w):
-    """Dilated convolution whose rate * rate interleaved groups of pixels are mixed.
+    """Returns the dilated convolution with its rate * rate interleaved groups of output pixels mixed.
 
     Smoothed Dilated Convolutions (Wang and Ji, KDD 2018), section 3.2: out_i = sum_j fix_w[j, i] * group_j.
-    The original's code took group_i for group_0 in that sum; this is the paper's formula, on purpose.
+    The original's code used group_i in place of group_0 in that sum; this deliberately follows the paper.
+
+    Args:
+      inputs: [N, h, w, C].
+      kernel: [3, 3, C, D].
+      rate: the dilation rate r.
+      fix_w: [r * r, r * r].
+
+    Returns:
+      [N, h, w, D].
     """
     if not native_gradient_works():
         return _by_groups(inputs, kernel, rate, lambda groups: mix_groups(groups, fix_w))
-    # Both are linear, so the inputs may be mixed instead of the outputs: the convolution is then a native one, which
-    # is quicker than one of the many small maps of the groups, and no output beyond the map is computed.
+    # Mixing and convolution are both linear, so the inputs can be mixed instead of the outputs. The convolution is then
+    # a single native one, which is faster than convolving the many small maps of the groups, and computes no outputs
+    # for the padding.
     extra = padding_to_multiple(inputs, rate)
     groups = tf.space_to_batch_nd(inputs, [rate, rate], extra)  # [r*r*N, h/r, w/r, C]
     mixed = tf.batch_to_space_nd(mix_groups(groups, fix_w), [rate, rate], [[0, 0], [0, 0]])  # multiples of rate
@@ -107,6 +122,7 @@ def group_interaction(inputs, kernel, rate, fix_w):
 
 
 def _by_groups(inputs, kernel, rate, mix):
+    """Convolves the rate * rate groups of pixels, applies `mix` to the results and puts the pixels back in place."""
     crops = padding_to_multiple(inputs, rate)
     groups = tf.space_to_batch_nd(inputs, [rate, rate], crops)  # [r*r*N, h/r, w/r, C]
     groups = mix(tf.nn.conv2d(groups, kernel, strides=[1, 1, 1, 1], padding='SAME'))  # [r*r*N, h/r, w/r, D]
@@ -116,16 +132,17 @@ def _by_groups(inputs, kernel, rate, mix):
 
 
 def mix_groups(groups, fix_w):
-    """out_i = sum_j fix_w[j, i] * group_j as one matrix product: [r*r*N, h, w, D], [r*r, r*r] -> the same."""
+    """Returns out_i = sum_j fix_w[j, i] * group_j by one matrix product: [r*r*N, h, w, D], [r*r, r*r] -> the former."""
     number = fix_w.shape[0]
     flat = tf.reshape(groups, [number, -1])  # [r*r, N*h*w*D]
     return tf.reshape(tf.matmul(fix_w, flat, transpose_a=True), tf.shape(groups))
 
 
 def smooth_shared(inputs, kernel, rate, fix_w):
-    """One (2r-1)x(2r-1) filter shared by all channels, then the dilated convolution (same paper, section 3.3).
+    """Returns the dilated convolution after a (2r-1)x(2r-1) filter that all channels share (same paper, section 3.3).
 
-    fix_w [2r-1, 2r-1, 1, 1, 1] starts at zero; a constant 1 at its centre makes the start an identity.
+    fix_w [2r-1, 2r-1, 1, 1, 1] starts at zero; a constant 1 is added at its centre, so the initial filter is the
+    identity.
     """
     side = 2 * rate - 1
     centre = tf.pad(tf.ones([1, 1]), [[rate - 1, rate - 1], [rate - 1, rate - 1]])
@@ -135,7 +152,7 @@ def smooth_shared(inputs, kernel, rate, fix_w):
 
 @tf.custom_gradient
 def share_filter_on_cpu(inputs, shared):
-    """layers.share_filter with a gradient of the filter that is quicker for 7x7 than depthwise_conv2d's."""
+    """Returns layers.share_filter, with a gradient that is faster for 7x7 filters than depthwise_conv2d's."""
     def gradients(outer):
         turned = tf.reverse(shared, [0, 1])
         return layers.share_filter(outer, turned), shared_gradient(inputs, outer, int(shared.shape[0]))
@@ -143,10 +160,18 @@ def share_filter_on_cpu(inputs, shared):
 
 
 def shared_gradient(inputs, outer, side):
-    """The gradient [s, s] of a shared filter from its inputs and its outputs' gradient, both [N, h, w, C].
+    """Returns the gradient of a shared filter.
 
-    At (i, j) it is the sum of outer * inputs moved by (i - s / 2, j - s / 2). For each i, matrix products over the
-    channels give the sums for every pair of columns; those of pairs that are j apart are then added.
+    At (i, j) it is the sum of outer * inputs shifted by (i - s // 2, j - s // 2). For each i, matrix products over the
+    channels give the sums for every pair of columns; the sums of the pairs at each distance j are then added.
+
+    Args:
+      inputs: [N, h, w, C], the inputs of the filter.
+      outer: [N, h, w, C], the gradient of its outputs.
+      side: s, the height and width of the filter.
+
+    Returns:
+      [s, s].
     """
     height, width = tf.shape(inputs)[1], tf.shape(inputs)[2]
     reach = side // 2
@@ -154,13 +179,13 @@ def shared_gradient(inputs, outer, side):
     padded, outer = [tf.transpose(rows, [1, 0, 2, 3]) for rows in (padded, outer)]  # [h, N, w, C]
     pairs = tf.stack([tf.reduce_sum(tf.matmul(outer, padded[i:i + height], transpose_b=True), axis=[0, 1])
                       for i in range(side)])  # [s, w, w + s - 1]
-    # With one more column a row, the pairs of one distance are in one column.
+    # With rows one element longer, all pairs at the same distance are in the same column.
     length = width + side
     pairs = tf.pad(tf.reshape(pairs, [side, -1]), tf.stack([[0, 0], [0, width]]))
     return tf.reduce_sum(tf.reshape(pairs, [side, width, length])[:, :, :side], axis=1)
 
 
-# type: (function, the shape of fix_w from the rate, its initial value)
+# {type: (function, shape of fix_w as a function of the rate, initializer of fix_w)}; None without a fix_w.
 DILATED_TYPES = {
     'regular': (regular, None, None),
     'decompose': (decompose, None, None),
@@ -170,7 +195,7 @@ DILATED_TYPES = {
 
 
 def lookup(dilated_type):
-    """The row of DILATED_TYPES; ValueError with the valid names for an unknown type."""
+    """Returns the entry of DILATED_TYPES; raises ValueError, which lists the valid names, for an unknown type."""
     if dilated_type not in DILATED_TYPES:
         raise ValueError("dilated_type '%s' is not one of %s" % (dilated_type, ', '.join(sorted(DILATED_TYPES))))
     return DILATED_TYPES[dilated_type]

@@ -1,1 +1,1 @@
-"""What comes out: the scores of an image, the masks written from them and how well they fit the labels."""
+"""Prediction: the class map of an image, its refinement by a CRF, the files written from it, metrics and export."""

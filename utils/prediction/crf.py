@@ -1,7 +1,8 @@
-"""The paper's fully connected CRF, which makes a class map follow the edges of the image, in separate processes.
+"""The paper's fully connected CRF, which aligns a class map with the edges of the image, in separate processes.
 
 Krähenbühl and Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials (2011). The processes
-do not import TensorFlow, which does not survive a fork, nor any module that does, so they start as fast as numpy.
+are spawned, as TensorFlow does not survive a fork. They import neither TensorFlow nor a module that imports it, so they
+start quickly.
 """
 
 import collections
@@ -16,13 +17,13 @@ from utils.data import image_files
 from utils.system.errors import UserError, quoted, reason
 
 INSTALL = 'pip install -r requirements-crf.txt'
-LEAST_PROBABILITY = 1e-5  # before the logarithm, as in pydensecrf's unary_from_softmax
-# The lattice keeps coordinates in 16 bits; they grow with pixels / sxy, and with 255 / srgb (0.2 and more, main.py).
+LEAST_PROBABILITY = 1e-5  # lower ones are raised to it before the logarithm, as in pydensecrf's unary_from_softmax
+# The lattice stores coordinates in 16 bits; they grow with pixels / sxy and with 255 / srgb (the flag is at least 0.2).
 MOST_GAUSSIAN_REACH, MOST_BILATERAL_REACH = 10000, 5000
-MOST_SCORE_BYTES = 2 ** 31 - 1  # the most that Python 3.7 sends to a process and that the library counts
-SCORE_COPIES = 10  # of an image's scores at most while it is refined, including the original
-USED = 0.5  # of the free memory
-PIXEL_BYTES = 400  # of the lattice, for each pixel
+MOST_SCORE_BYTES = 2 ** 31 - 1  # the most that Python 3.7 can send to a process and that the library can index
+SCORE_COPIES = 10  # most copies of an image's scores, including the original, while the image is refined
+USED = 0.5  # the fraction of the free memory that may be used
+PIXEL_BYTES = 400  # memory of the lattice per pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,24 +31,24 @@ class Settings:
     """Parameters of the CRF."""
 
     iterations: int  # of mean-field inference
-    gaussian_sxy: float  # deviation in pixels of the smoothness term
-    gaussian_weight: float  # factor of its energy
-    bilateral_sxy: float  # deviation in pixels of the appearance term
-    bilateral_srgb: float  # deviation in grey levels of the appearance term
-    bilateral_weight: float  # factor of its energy
+    gaussian_sxy: float  # standard deviation of the smoothness term, in pixels
+    gaussian_weight: float  # factor of the smoothness term
+    bilateral_sxy: float  # standard deviation of the appearance term in position, in pixels
+    bilateral_srgb: float  # standard deviation of the appearance term in colour, in levels of 0 to 255
+    bilateral_weight: float  # factor of the appearance term
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """How the work is divided."""
+    """Limits on the work."""
 
-    processes: int  # at most
-    most_bytes: float  # for all images that are in work at the same time
+    processes: int  # most processes at a time
+    most_bytes: float  # most memory of all images that are refined at the same time
     keep_scores: bool  # whether the predictions keep their scores
 
 
 def settings_from_flags(conf):
-    """Returns the Settings of the flags, None without --crf; UserError if the library is missing."""
+    """Returns the Settings that the flags choose, or None without --crf; raises UserError if the library is missing."""
     if not conf.crf:
         return None
     try:
@@ -58,7 +59,7 @@ def settings_from_flags(conf):
 
 
 def softmax(logits):
-    """Returns the probabilities of logits [..., num_classes], float32 of the same shape."""
+    """Returns the softmax over the last axis of logits [..., num_classes], float32 of the same shape."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float32)
     powers /= powers.sum(axis=-1, keepdims=True)
     return powers
@@ -67,9 +68,10 @@ def softmax(logits):
 def refine(image, scores, are_probabilities, settings):
     """Returns the class map after mean-field inference.
 
-    The energy is -log of the network's probabilities plus, for each pair of pixels of different classes,
-    gaussian_weight * exp(-|p|^2 / 2 gaussian_sxy^2) + bilateral_weight * exp(-|p|^2 / 2 bilateral_sxy^2 - |I|^2 / 2
-    bilateral_srgb^2) of their distances in place, p, and colour, I (DeepLab v2, equation 3).
+    The energy is the sum of -log(probability) over the pixels and, over each pair of pixels of different classes, of
+    gaussian_weight * exp(-|p|^2 / (2 gaussian_sxy^2))
+    + bilateral_weight * exp(-|p|^2 / (2 bilateral_sxy^2) - |I|^2 / (2 bilateral_srgb^2)),
+    where p and I are the differences of the pair in position and colour (DeepLab v2, equation 3).
 
     Args:
       image: uint8 [H, W, 3], RGB.
@@ -99,16 +101,16 @@ def refined(predictions, images, are_probabilities, settings, work):
 
     Args:
       predictions: a generator of Predictions that hold scores; it is closed at the end.
-      images: paths of the list's images.
+      images: the paths of the images in the list.
       are_probabilities: whether the scores are probabilities, not logits.
       settings: a Settings.
       work: a Work.
 
     Raises:
-      UserError: an image is too large, or a process died or failed at it.
+      UserError: an image is too large, or the process that refined it died or failed.
     """
     with contextlib.closing(predictions), _Processes(work.processes, (are_probabilities, settings)) as processes:
-        running = collections.deque()  # (process, Prediction, bytes), oldest first; a fault has no process
+        running = collections.deque()  # (process, Prediction, bytes), oldest first; process is None for a fault
 
         def finished():
             process, prediction, _ = running.popleft()
@@ -135,7 +137,7 @@ def refined(predictions, images, are_probabilities, settings, work):
 
 
 def _check_size(path, scores, settings):
-    """Raises UserError for an image so large that a counter of the library would overflow."""
+    """Raises UserError if an image is so large that a counter in the library would overflow."""
     most = min(MOST_GAUSSIAN_REACH * settings.gaussian_sxy, MOST_BILATERAL_REACH * settings.bilateral_sxy)
     if scores.nbytes > MOST_SCORE_BYTES or max(scores.shape[:2]) > most:
         raise UserError('%s: %dx%d pixels and %d classes are too many for --crf; scale the image down, raise '
@@ -149,8 +151,8 @@ class _Processes(object):
     def __init__(self, most, constants):
         """
         Args:
-          most: processes at most.
-          constants: the arguments of refine() after the scores.
+          most: the most processes at a time.
+          constants: the arguments of refine() that follow the scores.
         """
         self._most, self._constants = most, constants
         self._started, self._idle = [], collections.deque()  # (Process, Connection)
@@ -183,10 +185,11 @@ class _Processes(object):
         return classes
 
     def _start(self, path):
+        """Starts an idle process; raises UserError, which names the image at path, if that fails."""
         context = multiprocessing.get_context('spawn')
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,) + self._constants, daemon=True)
-        # Ctrl-C reaches all processes of a group. They start with it blocked, as this process terminates them.
+        # Ctrl-C is sent to all processes of the group. These start with it blocked, since this process terminates them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
@@ -202,7 +205,7 @@ class _Processes(object):
 
 @contextlib.contextmanager
 def _death_named(process, path):
-    """Turns the end of a process into a UserError that names its image."""
+    """Turns the unexpected end of a process into a UserError that names its image."""
     try:
         yield
     except (EOFError, OSError):
@@ -212,12 +215,12 @@ def _death_named(process, path):
 
 
 def _work(connection, *constants):
-    """Refines the (image, scores) that arrive, until the other end is closed; runs in each process."""
+    """Refines each (image, scores) that arrives until the other end is closed; runs in each process."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             image, scores = connection.recv()
             try:
                 answer = refine(image, scores, *constants), None
-            except Exception as error:  # a traceback in a process would be lost
+            except Exception as error:  # the main process reports it
                 answer = None, reason(error)
             connection.send(answer)

@@ -1,4 +1,4 @@
-"""Exports a checkpoint's network, from pictures to masks, as a SavedModel that holds its weights."""
+"""Exports the network of a checkpoint, from images to masks, as a SavedModel that contains the weights."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from utils.system import output_files, runtime
 from utils.system.errors import UserError, quoted, reason
 
 SAVED_MODEL, CLASSES, FROZEN, TFLITE = 'saved_model.pb', 'classes.json', 'frozen.pb', 'model.tflite'
-# The files that an export's folder holds at least and at most; `variables` is TensorFlow's, empty.
+# The files that must and that may be in an export's folder; `variables` is an empty folder of TensorFlow's.
 LEAST, MOST = {SAVED_MODEL, CLASSES}, {SAVED_MODEL, CLASSES, FROZEN, TFLITE, 'variables', 'fingerprint.pb'}
 VARIABLE_OPS = ('VarHandleOp', 'ReadVariableOp')
 
@@ -27,7 +27,7 @@ with open(sys.argv[2], 'wb') as file:
 
 
 def check(conf):
-    """Raises UserError if write() cannot do what the flags ask for."""
+    """Raises UserError if the flags ask for something that write() cannot do."""
     if conf.tflite and tf.__version__.startswith('1.'):
         raise UserError('--tflite needs TensorFlow 2, whose converter knows the ops of this network: '
                         'export there, or leave --tflite out.')
@@ -35,11 +35,11 @@ def check(conf):
 
 
 def write(conf, network, weights, net_input, classes):
-    """Writes export_dir, complete or not at all; an earlier export is replaced.
+    """Writes export_dir, complete or not at all, in place of an earlier export.
 
     Args:
       conf: the flags as attributes.
-      network, weights, net_input, classes: those of build(); weights is the prefix of a checkpoint.
+      network, weights, net_input, classes: as in build(); weights must be the prefix of a checkpoint.
 
     Raises:
       UserError: the checkpoint does not fit, or something cannot be written or converted.
@@ -89,10 +89,10 @@ def build(network, weights, net_input, classes):
 
 
 def constant_graph(sess, fetches):
-    """Copies the ops that some tensors need into a new graph, with constants for the variables.
+    """Copies the ops that some tensors depend on into a new graph, with constants in place of variables.
 
-    TensorFlow's own convert_variables_to_constants puts all weights into one message, which is read again: three
-    copies of the weights that are not needed here. Each weight is copied by itself.
+    TensorFlow's own convert_variables_to_constants puts all weights into one message and parses it again, which takes
+    three more copies of the weights. Here, weights are copied one at a time.
 
     Args:
       sess: a session whose resource variables have their final values.
@@ -107,7 +107,7 @@ def constant_graph(sess, fetches):
     for node in others.node:
         node.attr.pop('_class', None)  # the variable that the op is colocated with
     with tf.Graph().as_default() as graph:
-        constants, values = {}, {}  # by the variable's name; by the name of each of its readers
+        constants, values = {}, {}  # {name of a variable: constant}; {name of a read of it: constant}
         for node in needed.node:
             if node.op == 'ReadVariableOp':
                 name = node.input[0]
@@ -119,7 +119,7 @@ def constant_graph(sess, fetches):
 
 
 def save(graph, folder):
-    """Writes the SavedModel of a graph of build() into an empty folder."""
+    """Writes a graph that build() returned as a SavedModel into an empty folder."""
     named = {name: graph.get_tensor_by_name(name + ':0') for name in ('images', 'classes', 'softmax', 'colours')}
     signature = tf.saved_model.predict_signature_def({'images': named.pop('images')}, named)
     builder = tf.saved_model.Builder(folder)
@@ -133,7 +133,10 @@ def save(graph, folder):
 def save_tflite(folder):
     """Converts the SavedModel in a folder to a TensorFlow Lite model in the same folder, float32 with built-in ops.
 
-    The converter runs in a process of its own, as it keeps the signature in eager mode only.
+    The converter runs in a process of its own, because it keeps the signature only in eager mode.
+
+    Raises:
+      UserError: the converter failed.
     """
     print('converting for TensorFlow Lite')
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_CPP_MIN_LOG_LEVEL='3')
@@ -142,11 +145,11 @@ def save_tflite(folder):
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding='utf-8', errors='replace')
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if 'Error: ' in line] or ['it failed']
-            raise UserError('TensorFlow Lite does not take this network (%s): leave --tflite out.' % reason(lines[-1]))
+            raise UserError('TensorFlow Lite cannot convert this network (%s): leave --tflite out.' % reason(lines[-1]))
 
 
 def class_table(classes):
-    """Returns [{'name': text, 'colour': [r, g, b]}] by class index."""
+    """Returns [{'name': text, 'colour': [r, g, b]}] in the order of the classes."""
     palette, number = classes.palette, classes.num_classes
     names = palette.names or ['class %d' % index for index in range(number)]
     return [{'name': name, 'colour': [int(value) for value in colour]}

@@ -1,4 +1,4 @@
-"""The files that predict writes for each image: its mask, pictures of it and its scores."""
+"""The files that --option=predict writes for each image: its mask, pictures of it and its scores."""
 
 import collections
 import concurrent.futures
@@ -16,15 +16,15 @@ from utils.prediction.crf import softmax
 from utils.system import output_files
 from utils.system.errors import UserError, quoted
 
-MOST_WAITING, MOST_WAITING_BYTES = 8, 2 ** 28  # images that wait to be written, and bytes of their arrays
+MOST_WAITING, MOST_WAITING_BYTES = 8, 2 ** 28  # limits on the images that wait to be written and on their arrays
 FLOAT16_MAX = 65504.0
 
 
 class MaskWriter(object):
-    """Writes the predictions of images into sub-folders of out_dir, in a thread beside the network.
+    """Writes the predictions of images into sub-folders of out_dir, in a thread of its own while the network runs.
 
     Attributes:
-      paths: of the images to predict; with skip_existing only those without all of their outputs.
+      paths: of the images to predict; with skip_existing, only the images that lack any of their outputs.
       folders: {kind: folder} of the outputs.
       needs_scores: whether the Predictions must hold scores.
     """
@@ -32,8 +32,8 @@ class MaskWriter(object):
     def __init__(self, conf, classes, images, are_probabilities=False):
         """
         Args:
-          conf: the flags as attributes; out_dir, visual, overlay, save_probabilities, save_logits, id_format and
-            skip_existing matter.
+          conf: the flags as attributes, of which out_dir, visual, overlay, save_probabilities, save_logits, id_format
+            and skip_existing are used.
           classes: a Classes.
           images: a sources.Images.
           are_probabilities: whether the scores of the Predictions are probabilities; otherwise they are logits.
@@ -43,8 +43,9 @@ class MaskWriter(object):
             there are no logits to save.
         """
         if conf.save_logits and are_probabilities:
-            raise UserError('--save_logits: the mean of several passes is of probabilities, there are no logits: give '
-                            '--save_probabilities, --eval_merge=max or a single scale without --eval_flip.')
+            raise UserError('--save_logits: several passes are merged by the mean of their probabilities, so there are '
+                            'no logits: give --save_probabilities, --eval_merge=max or a single scale without '
+                            '--eval_flip.')
         self.needs_scores = conf.save_probabilities or conf.save_logits
         self._classes, self._are_probabilities, self._unread = classes, are_probabilities, 0
         self._label_ids = conf.id_format == 'labelIds'
@@ -64,9 +65,9 @@ class MaskWriter(object):
         """Writes every Prediction of a generator, or reports its fault; the generator is closed at the end.
 
         Raises:
-          UserError: a file cannot be written or, after all others are written, images could not be read.
+          UserError: a file cannot be written; or, once all others are written, that some images could not be read.
         """
-        waiting = collections.deque()  # (future, bytes of its arrays)
+        waiting = collections.deque()  # (future, size of its arrays in bytes)
         with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.closing(predictions):
             for prediction in predictions:
                 if prediction.fault:
@@ -92,7 +93,11 @@ class MaskWriter(object):
             tqdm.write('warning: ' + fault, file=sys.stderr)
 
     def _cityscapes_names(self, images):
-        """Returns (name of the mask as the benchmark wants it, start of the pictures' names) of each image."""
+        """Returns [(file name of the mask in the benchmark's form, stem of the other files' names)] of the images.
+
+        Raises:
+          UserError: the classes or a name are not those of Cityscapes, or two images are of the same frame.
+        """
         if self._classes.num_classes != len(CITYSCAPES_CLASSES):
             raise UserError("--id_format=labelIds is for Cityscapes' %d classes, not --num_classes=%d." % (
                 len(CITYSCAPES_CLASSES), self._classes.num_classes))
@@ -108,7 +113,7 @@ class MaskWriter(object):
         return names
 
     def _outputs(self, names):
-        """Returns {kind: path} of the outputs of an image by its names."""
+        """Returns {kind: path} of the outputs of an image; names is its (mask's file name, stem of the others)."""
         file_name, name = names
         ends = dict(zip(sources.PREDICTED, (
             file_name, name + '_mask_visual.png', name + '_overlay.png', name + '.npz', name + '.npz')))
@@ -122,7 +127,7 @@ class MaskWriter(object):
         """Writes the outputs of an image.
 
         Args:
-          index: in paths.
+          index: of the image in paths.
           mask: uint8 [H, W].
           scores: float32 [H, W, num_classes] or None.
 
@@ -151,7 +156,7 @@ class MaskWriter(object):
         return None
 
     def _save(self, values, path, name=None):
-        """Writes a picture, or scores [H, W, num_classes] under a name in an .npz file."""
+        """Writes a picture or, if a name is given, scores [H, W, num_classes] under that name in an .npz file."""
         folder = os.path.dirname(path)
         if folder not in self._made:
             self._made.add(output_files.make_dir(folder, 'out_dir', follow=False))

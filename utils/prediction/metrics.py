@@ -1,4 +1,4 @@
-"""Scores of a segmentation, all computed from one confusion matrix, and the files that a test writes of them."""
+"""Scores of a segmentation, all computed from one confusion matrix, and the files in which a test reports them."""
 
 import contextlib
 import os
@@ -13,8 +13,9 @@ def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
     """Counts the pixels of every (label, prediction) pair.
 
     Args:
-      label, prediction: integer arrays of one shape.
-      ignore_label: pixels with this label are not counted, nor are those with a label outside 0..num_classes-1.
+      label, prediction: integer arrays of the same shape.
+      num_classes: number of classes.
+      ignore_label: pixels with this label or with a label outside 0..num_classes-1 are not counted.
 
     Returns:
       int64 [num_classes, num_classes], rows by label and columns by prediction.
@@ -35,12 +36,12 @@ def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
 
 
 def count(predictions, classes, stopped=lambda: False):
-    """Returns the confusion matrix of all Predictions of a generator, or of those before stopped() is true.
+    """Returns the confusion matrix of all Predictions of a generator.
 
     Args:
       predictions: a generator of Predictions; it is closed at the end.
       classes: a Classes.
-      stopped: a function; called after each Prediction.
+      stopped: a function that is called after each Prediction; if it returns true, the rest is left out.
 
     Returns:
       int64 [num_classes, num_classes], rows by label and columns by prediction.
@@ -73,10 +74,12 @@ def scores(matrix):
       matrix: [num_classes, num_classes], rows by label.
 
     Returns:
-      dict of fractions: iou, true positives / (label or prediction), float64 [num_classes], nan for a class in
-      neither; accuracy, true positives / label, float64 [num_classes], nan for a class not in the label;
-      mean_iou and mean_accuracy over the classes that are not nan (as tf.metrics.mean_iou);
-      pixel_accuracy; frequency_weighted_iou, IoU weighted by the label's pixels. All are nan if matrix is empty.
+      a dict of fractions, which are all nan if the matrix is all 0:
+        iou: float64 [num_classes], true positives / pixels with the class in label or prediction; nan if in neither.
+        accuracy: float64 [num_classes], true positives / pixels with the class in the label; nan if there are none.
+        mean_iou, mean_accuracy: the means over the classes that are not nan, as in tf.metrics.mean_iou.
+        pixel_accuracy: the fraction of correct pixels.
+        frequency_weighted_iou: the mean IoU, weighted by the number of pixels with each label.
     """
     matrix = np.asarray(matrix, np.float64)
     hits, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
@@ -91,7 +94,7 @@ def scores(matrix):
 
 
 def format_table(result, names=None):
-    """Returns the dict of scores() as a text in per cent: a line for each class, '-' if absent, then the totals."""
+    """Returns the dict of scores() as text, in per cent: a line for each class, with '-' for nan, then the totals."""
     def percent(value):
         return '-' if np.isnan(value) else '%.2f' % (100 * value)
 
@@ -107,15 +110,15 @@ def format_table(result, names=None):
 
 
 def plot_confusion_matrix(matrix, path, names=None):
-    """Draws the matrix, every row as shares of the label's pixels.
+    """Draws a confusion matrix with each row as fractions of the pixels with that label.
 
     Args:
       matrix: [num_classes, num_classes], rows by label.
-      path: of the picture, with a suffix of output_files.FIGURE_FORMATS.
-      names: of the classes; their indices are shown where names are missing.
+      path: of the picture, with a suffix in output_files.FIGURE_FORMATS.
+      names: of the classes; an index is shown for a class without a name.
 
     Raises:
-      UserError: the suffix is not known or the file cannot be written.
+      UserError: the suffix is unknown or the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -146,7 +149,7 @@ def write_scores(conf, matrix, prefix, classes):
     Args:
       conf: the flags as attributes.
       matrix: [num_classes, num_classes], rows by label.
-      prefix: of the checkpoint that was scored.
+      prefix: the checkpoint that was scored.
       classes: a Classes.
 
     Returns:
@@ -164,7 +167,7 @@ def write_scores(conf, matrix, prefix, classes):
     try:
         output_files.save_json(numbers, path)
         plot_confusion_matrix(matrix, picture, names)
-    finally:  # a full disk must not cost the scores
+    finally:  # even on a full disk, the scores must not be lost
         print(format_table(result, names))
     print('scores in %s and %s' % (path, picture))
     return result

@@ -1,4 +1,4 @@
-"""From images to class maps: a network at several scales and mirrored, on whole images or on overlapping windows.
+"""From images to class maps: a network at several scales, optionally mirrored, on whole images or overlapping windows.
 
     predictor = Predictor(Model(conf).scores, Scoring(scales=(0.75, 1.0), flip=True))
     for prediction in predictor.predictions(reader, 'model/model.ckpt-20000', 'predict'):
@@ -19,24 +19,24 @@ from utils.prediction import windows
 from utils.system import memory
 from utils.weights import checkpoints
 
-VALIDATION = 'validation'  # the description of a pass during a training, whose progress bar vanishes at the end
+VALIDATION = 'validation'  # the description of validation during training, whose progress bar disappears at the end
 REFRESH_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """How an image is scored; by default in a single pass of the network over the whole image."""
+    """How an image is scored; by default, in a single pass of the network over the whole image."""
 
-    scales: Tuple[float, ...] = (1.0,)  # of the image; each is one pass of the network
+    scales: Tuple[float, ...] = (1.0,)  # of the image; the network runs once for each
     flip: bool = False  # whether each scale has a second pass, over the mirrored image
-    merge: str = 'mean'  # of the passes' probabilities, or 'max' of their logits, pixel by pixel
-    window: Optional[Tuple[int, int]] = None  # (h, w) of overlapping windows; None: whole images where they fit
+    merge: str = 'mean'  # 'mean' of the passes' probabilities or 'max' of their logits, pixel by pixel
+    window: Optional[Tuple[int, int]] = None  # (h, w) of overlapping windows; None for whole images if they fit
     overlap: float = 0.33  # the least fraction of a window that neighbours share
     keep_scores: bool = False  # whether a Prediction holds the scores
 
     @property
     def passes(self):
-        """[(scale, whether the image is mirrored)] of the passes of the network."""
+        """The passes of the network, [(scale, whether the image is mirrored)]."""
         return [(scale, mirrored) for scale in self.scales for mirrored in ([False, True] if self.flip else [False])]
 
     @property
@@ -47,7 +47,7 @@ class Scoring:
 
 @dataclasses.dataclass
 class LoadedImage:
-    """An image of a list, as the network gets it."""
+    """An image of a list, as it is fed to the network."""
 
     index: int  # in the list
     image: np.ndarray  # float32 [H, W, 3], minus the mean
@@ -57,7 +57,7 @@ class LoadedImage:
 
 @dataclasses.dataclass
 class Prediction:
-    """What the network finds in an image."""
+    """The result of predicting an image."""
 
     index: int  # of the image in the list
     label: Optional[np.ndarray]  # int32 [H, W], ignore_label everywhere if the list has no label
@@ -67,7 +67,7 @@ class Prediction:
 
 
 class Predictor(object):
-    """Predicts images one at a time by one graph, which is built once and takes any weights of the network.
+    """Predicts images one at a time with one graph, which is built once and works with any weights of the network.
 
     Attributes, after build():
       graph: the tf.Graph.
@@ -80,10 +80,11 @@ class Predictor(object):
           network: a function from images float32 [N, H, W, 3] to (network with batch_norm 'folded', logits
             [N, H, W, num_classes]), such as Model.scores.
           scoring: a Scoring.
-          align_corners: how images and logits are resized, and sizes rounded, for other scales than 1.
+          align_corners: how images and logits are resized, and sizes rounded, for scales other than 1.
           session_config: a tf.ConfigProto.
-          device: the name of the device of the network; TensorFlow's choice by default.
-          free_memory: the windows.FreeMemory of the Predictors that share this machine's memory.
+          device: the name of the network's device; by default TensorFlow chooses.
+          free_memory: a windows.FreeMemory, shared by all Predictors that use this machine's memory; by default build()
+            measures the free memory.
         """
         self.scoring, self.session_config = scoring, session_config
         self._network, self._align_corners, self._device = network, align_corners, device
@@ -99,8 +100,8 @@ class Predictor(object):
 
         Args:
           reader: an ImageReader.
-          weights: those of load().
-          description: the text at the progress bar.
+          weights: as in load().
+          description: the label of the progress bar.
           tolerant: whether an image that cannot be read becomes a Prediction with a fault.
 
         Raises:
@@ -116,7 +117,11 @@ class Predictor(object):
                     progress.next_image()
 
     def build(self):
-        """Builds the graph; later calls do nothing. The free memory is measured here, not when a training starts."""
+        """Builds the graph and measures the free memory; later calls do nothing.
+
+        The memory is measured here rather than in the constructor so that, in a validation, the memory that training
+        uses counts as taken.
+        """
         if self.graph:
             return
         self.graph = tf.Graph()
@@ -130,29 +135,32 @@ class Predictor(object):
             self._free_memory = windows.FreeMemory(int(scores.shape[3]), self.scoring.scales)
 
     def load(self, sess, weights):
-        """Gives the network its weights in a session of the graph, which is the default graph.
+        """Loads weights into the network in a session of the graph, which must be the default graph.
 
         Args:
           sess: the tf.Session.
           weights: the prefix of a checkpoint, or {name: array}.
+
+        Raises:
+          UserError: the checkpoint is damaged or does not fit.
         """
         load_weights(sess, self.net.variables, weights)
         sess.run(self._fold)
 
     def predict(self, sess, loaded, report):
-        """Returns the Prediction of a LoadedImage; report is that of score()."""
+        """Returns the Prediction of a LoadedImage; see score() for the arguments."""
         if loaded.fault:
             return Prediction(loaded.index, None, None, fault=loaded.fault)
         classes, scores = self.score(sess, loaded.image, report)
         return Prediction(loaded.index, loaded.label, classes, scores)
 
     def score(self, sess, image, report=lambda done, count: None):
-        """Scores one image: whole, or in windows if Scoring says so or the memory is too small.
+        """Scores one image: as a whole, or in windows if the Scoring asks for them or the memory is too small.
 
         Args:
           sess: a session of the graph with loaded weights.
           image: float32 [H, W, 3].
-          report: called before each window with the number of finished windows and of all windows.
+          report: a function called before each window with the numbers of finished windows and of all windows.
 
         Returns:
           (classes int32 [H, W], scores float32 [H, W, num_classes] or None without keep_scores).
@@ -164,7 +172,7 @@ class Predictor(object):
                 if window == size:
                     return self._score_whole(sess, image)
                 return self._score_windows(sess, image, window, report)
-            except tf.errors.ResourceExhaustedError:  # of a GPU, whose free memory is not known before
+            except tf.errors.ResourceExhaustedError:  # on a GPU, whose free memory is not known in advance
                 if not (self._free_memory and self._free_memory.exhausted(window)):
                     raise
 
@@ -208,11 +216,11 @@ def class_map(scores):
 def merged_passes(network, images, scoring, align_corners=False):
     """Builds the network and merges its scores over the passes of a Scoring.
 
-    The passes are iterations of a loop in the graph, which therefore holds one network, and takes the memory of one
-    pass and of two arrays of scores.
+    The passes are iterations of a tf.while_loop, so the graph contains a single network and needs the memory of one
+    pass plus two arrays of scores.
 
     Args:
-      network, align_corners: those of Predictor.
+      network, align_corners: as in Predictor.
       images: float32 [N, H, W, 3].
       scoring: a Scoring.
 
@@ -227,7 +235,7 @@ def merged_passes(network, images, scoring, align_corners=False):
     def one_pass(index, total):  # total [N, H, W, num_classes], at first [1, 1, 1, 1]
         nonlocal net, num_classes
         size = layers.scaled_size(full_size, tf.constant(scales)[index], align_corners)
-        flip = tf.constant(mirrored)[index]  # before the scaling, as if the image itself were mirrored
+        flip = tf.constant(mirrored)[index]  # applied before scaling, as if the image itself were mirrored
         net, logits = network(layers.resize(flipped_if(flip, images), size, align_corners))
         num_classes = logits.shape[3]
         logits = flipped_if(flip, layers.resize(logits, full_size, align_corners))
@@ -251,7 +259,7 @@ def flipped_if(flip, maps):
 
 
 def load_weights(sess, variables, weights):
-    """Sets variables to the values of the same names.
+    """Sets variables to the values of their names.
 
     Args:
       sess: a tf.Session of the default graph.
@@ -272,10 +280,15 @@ def load_weights(sess, variables, weights):
 
 @contextlib.contextmanager
 def loading(reader, session_config=None, tolerant=False):
-    """Gives a generator of the LoadedImages of an ImageReader, which reads ahead.
+    """Yields a generator of the LoadedImages of an ImageReader, which reads ahead.
 
-    Inside, exhausted memory, also of the network, is raised as a UserError, and so is an image that cannot be read
-    unless `tolerant`.
+    Args:
+      reader: an ImageReader.
+      session_config: a tf.ConfigProto.
+      tolerant: whether an image that cannot be read becomes a LoadedImage with a fault.
+
+    Raises:
+      UserError: the memory is exhausted, even by the network, or, unless tolerant, an image cannot be read.
     """
     faults = {}  # {index: sentence}
 
@@ -292,7 +305,7 @@ def loading(reader, session_config=None, tolerant=False):
 
 
 class Progress(object):
-    """The progress bar of a list of images, which also shows the windows of large images."""
+    """A progress bar over a list of images, which also shows the progress within an image that is cut into windows."""
 
     def __init__(self, count, description):
         self._bar = tqdm(total=count, desc=description, unit='image', mininterval=1.0,
@@ -300,7 +313,7 @@ class Progress(object):
         self._refreshed = time.time()
 
     def show_window(self, done, count):
-        """Shows how many windows of an image are finished, at most once in REFRESH_SECONDS."""
+        """Shows how many windows of an image are finished; updates at most once every REFRESH_SECONDS."""
         if time.time() - self._refreshed >= REFRESH_SECONDS:
             self._refreshed = time.time()
             self._bar.set_postfix_str('window %d of %d' % (done, count))

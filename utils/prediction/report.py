@@ -1,6 +1,6 @@
 """The page that --report adds to a test, out_dir/report.html, with the scores and the worst and best images.
 
-The page's text and style are in report.html.j2. It opens offline, runs no script and loads nothing.
+Its text and style are in report.html.j2. The page works offline: it runs no script and loads no other file.
 """
 
 import base64
@@ -23,12 +23,12 @@ from utils.system.errors import printable
 
 FILE, TEMPLATE = 'report.html', 'report.html.j2'
 WORST, BEST = 20, 5  # images on the page
-PICTURES = ('image', 'label', 'prediction', 'errors')  # of each of them
-WIDTH, HEIGHT = 480, 720  # pixels that a picture has at most
-WRONG, NOT_COUNTED = (214, 30, 40), (160, 160, 160)  # colours of pixels among the errors
-MOST_CELLS = 40  # the most classes whose confusion matrix is a table; for more it is a picture
-MATRIX_SIDE = 768  # pixels of that picture
-CONFUSIONS = 10  # pairs of classes that are listed
+PICTURES = ('image', 'label', 'prediction', 'errors')  # of each image on the page
+WIDTH, HEIGHT = 480, 720  # the largest size of a picture, in pixels
+WRONG, NOT_COUNTED = (214, 30, 40), (160, 160, 160)  # colours in the picture 'errors'
+MOST_CELLS = 40  # with more classes than this, the confusion matrix is a picture instead of a table
+MATRIX_SIDE = 768  # approximate side of that picture, in pixels
+CONFUSIONS = 10  # number of pairs of classes that are listed
 TOTALS = (('mean IoU', 'mean_iou'), ('pixel accuracy', 'pixel_accuracy'), ('mean accuracy', 'mean_accuracy'),
           ('frequency weighted IoU', 'frequency_weighted_iou'))
 
@@ -39,15 +39,15 @@ class Shown:
 
     index: int  # in the list
     path: str
-    iou: float  # the mean over the classes in it
+    iou: float  # mean IoU over the classes in the image
     pictures: Dict[str, Tuple[str, bytes]]  # {one of PICTURES: (MIME type, bytes of the file)}
 
 
 class Report(object):
-    """Keeps the worst and the best of a test's predictions and writes them on a page with the scores.
+    """Collects the worst and the best predictions of a test and writes a page with them and the scores.
 
-    Images are ordered by the mean IoU of their own confusion matrix; images without a counted pixel have none. Pictures
-    are kept of at most WORST + BEST images, however many there are in the test.
+    Images are ranked by the mean IoU of their own confusion matrix; images without a counted pixel have none and are
+    left out. Pictures of at most WORST + BEST images are kept in memory, however many images the test has.
     """
 
     def __init__(self, conf, classes, images):
@@ -58,13 +58,13 @@ class Report(object):
           images: the paths of the images.
 
         Raises:
-          UserError: the page cannot be written, as its path is a folder or the like.
+          UserError: the page cannot be written because its path is a folder or the like.
         """
         self._conf, self._classes, self._images = conf, classes, images
         self._path = os.path.join(conf.out_dir, FILE)
         output_files.check_replaceable(self._path)
-        self._template = load_template()  # before the work
-        self._worst, self._best = [], []  # heaps of (key, Shown); the root is the first to be replaced
+        self._template = load_template()  # loaded now, so that an error is raised before the test and not after it
+        self._worst, self._best = [], []  # heaps of (key, Shown); the root is the next one to be replaced
         self._counted = self._left_out = 0  # images with and without an IoU
 
     def watched(self, predictions):
@@ -75,6 +75,7 @@ class Report(object):
                 yield prediction
 
     def _look_at(self, prediction):
+        """Ranks a Prediction, and keeps its pictures while it is among the worst or the best."""
         index, (num_classes, ignore_label, _) = prediction.index, self._classes
         iou = metrics.scores(metrics.confusion_matrix(
             prediction.label, prediction.classes, num_classes, ignore_label))['mean_iou']
@@ -90,7 +91,7 @@ class Report(object):
                 add(heap, (key, shown))
 
     def _pictures(self, prediction):
-        """Returns {one of PICTURES: (MIME type, bytes of the file)}, no larger than WIDTH x HEIGHT."""
+        """Returns the pictures of a Prediction, {one of PICTURES: (MIME type, bytes of the file)}."""
         num_classes, ignore_label, palette = self._classes
         photo = image_files.load_image(self._images[prediction.index])  # [H, W, 3]
         label = np.where(prediction.label == ignore_label, -1, prediction.label)  # [H, W]
@@ -107,7 +108,10 @@ class Report(object):
 
         Args:
           matrix: [num_classes, num_classes], the confusion matrix of all images, rows by label.
-          prefix: of the checkpoint that was scored.
+          prefix: the checkpoint that was scored.
+
+        Raises:
+          UserError: the page cannot be written.
         """
         matrix = np.asarray(matrix)
         count, palette, scores = len(matrix), self._classes.palette, metrics.scores(matrix)
@@ -128,7 +132,7 @@ class Report(object):
         print('report in %s' % self._path)
 
     def _galleries(self):
-        """Returns [(title, [Shown])], no image twice."""
+        """Returns the page's galleries as [(title, [Shown])]; each image is in one of them only."""
         worst, best = (sorted((shown for _, shown in heap), key=lambda shown: (shown.iou, shown.index))
                        for heap in (self._worst, self._best))
         if self._counted <= len(worst):
@@ -155,12 +159,17 @@ def percent(value, digits=1):
 
 
 def data_uri(picture):
-    """Returns the URI that holds a picture, (MIME type, bytes of the file)."""
+    """Returns a data URI that contains a picture, (MIME type, bytes of the file)."""
     return 'data:%s;base64,%s' % (picture[0], base64.b64encode(picture[1]).decode('ascii'))
 
 
 def confusions(matrix, shares):
-    """Returns [(label, other class, share of the label's pixels)] of the most frequent confusions of two classes."""
+    """Returns the most frequent confusions, [(label's class, predicted class, fraction of the label's pixels)].
+
+    Args:
+      matrix: [num_classes, num_classes], the confusion matrix, rows by label.
+      shares: the same with every row divided by its sum.
+    """
     wrong = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-wrong, axis=None, kind='mergesort')[:CONFUSIONS]
     pairs = [divmod(int(place), len(wrong)) for place in order]
@@ -168,7 +177,11 @@ def confusions(matrix, shares):
 
 
 def picture_of(shares):
-    """Returns a confusion matrix [n, n] of shares as (MIME type, bytes of the file): white for 0, blue for 1."""
+    """Draws a confusion matrix of fractions [n, n], from white (0) to blue (1).
+
+    Returns:
+      (MIME type, bytes of the file).
+    """
     blue = 255 - np.nan_to_num(shares)[..., None] * (255 - np.array([8, 48, 107]))  # [n, n, 3]
     side, file = max(1, MATRIX_SIDE // len(shares)), io.BytesIO()
     Image.fromarray(blue.astype(np.uint8).repeat(side, axis=0).repeat(side, axis=1)).save(file, 'PNG')
@@ -176,7 +189,7 @@ def picture_of(shares):
 
 
 def errors_of(photo, counted, wrong):
-    """Returns the pale grey photo with wrong pixels in red and pixels that do not count in grey.
+    """Returns the photo in pale grey, with wrong pixels in red and uncounted pixels in grey.
 
     Args:
       photo: uint8 RGB [H, W, 3].
@@ -192,7 +205,16 @@ def errors_of(photo, counted, wrong):
 
 
 def encoded(picture, kind, resample):
-    """Returns a uint8 RGB picture [H, W, 3], scaled down if it is too large, as (MIME type, bytes of the file)."""
+    """Encodes a picture, scaled down if it is larger than WIDTH x HEIGHT.
+
+    Args:
+      picture: uint8 RGB [H, W, 3].
+      kind: 'JPEG' or 'PNG'.
+      resample: Pillow's filter for scaling.
+
+    Returns:
+      (MIME type, bytes of the file).
+    """
     image, file = Image.fromarray(picture), io.BytesIO()
     factor = min(1, WIDTH / float(image.width), HEIGHT / float(image.height))
     if factor < 1:

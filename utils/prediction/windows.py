@@ -1,4 +1,4 @@
-"""Overlapping windows of an image: how large they may be, where they lie, and how their scores are blended."""
+"""Overlapping windows of an image: their size, their positions and how their scores are blended."""
 
 import threading
 from typing import List, NamedTuple
@@ -8,47 +8,47 @@ from tqdm import tqdm
 
 from utils.system import memory, runtime
 
-# What a pass of the network takes at most for a pixel and for a pixel's class. Measured as the peak above the weights,
-# ResNet-101 at 0.26 to 2 megapixels on both TensorFlows: 450 to 880 bytes with 21 classes, multi-scale 825, and 1,420
-# with 150.
+# An upper estimate of the memory that a pass of the network needs per pixel, and per pixel and class. The measured peak
+# above the weights, for ResNet-101 at 0.26 to 2 megapixels on both versions of TensorFlow, was 450 to 880 bytes per
+# pixel with 21 classes (825 with multi-scale) and 1,420 with 150.
 PIXEL_BYTES, CLASS_BYTES = 700, 8
-KEPT_BYTES = 4  # for a pixel's class: the merged scores of the earlier passes
-MESSAGE_BYTES = (1 << 31) - (1 << 20)  # the largest tensor that gRPC sends
-USED = 0.75  # of the free memory, as the need is an estimate
-SIDES = (1025, 769, 513, 321)  # of windows, in pixels
+KEPT_BYTES = 4  # per pixel and class: the merged scores of earlier passes
+MESSAGE_BYTES = (1 << 31) - (1 << 20)  # the largest tensor that gRPC can send
+USED = 0.75  # the fraction of the free memory that may be used, since the need is only estimated
+SIDES = (1025, 769, 513, 321)  # of windows, in pixels, largest first
 
 
 class FreeMemory(object):
-    """The free memory before the first image, and the size of the windows that fits it.
+    """The free memory before the first image, and the size of windows that fit into it.
 
-    The devices of a machine share its memory and one such object.
+    The devices of a machine share its memory and one FreeMemory.
     """
 
     def __init__(self, num_classes, scales=(1.0,), devices=1, sent=False):
         """
         Args:
           num_classes: channels of the scores.
-          scales: of the image, one pass each; the largest decides.
-          devices: how many score an image at the same time.
-          sent: whether an image's scores are sent from one machine to another, in a message of at most 2 GB.
+          scales: of the image, with one pass for each; the largest determines the memory needed.
+          devices: number of devices that score an image at the same time.
+          sent: whether the scores of an image are sent between machines, in a message of at most 2 GB.
         """
         magnified = max(1.0, max(scales) ** 2)  # pixels of the network's input for each pixel of the image
         self._num_classes = num_classes
         self._pixel_bytes = (PIXEL_BYTES + CLASS_BYTES * num_classes) * magnified + KEPT_BYTES * num_classes
-        # The free memory of a GPU is not known beforehand: a pass is tried there.
+        # The free memory of a GPU is not known in advance: there a pass is tried, and exhausted() called if it fails.
         self.bytes = float('inf') if runtime.on_gpu() else USED * memory.free() / devices
         if sent:
             self.bytes = min(self.bytes, self.needed((1, MESSAGE_BYTES // (4 * num_classes))))
-        self._first = threading.Semaphore()  # taken by the first image that is announced
+        self._first = threading.Semaphore()  # acquired by the first call of announce()
 
     def needed(self, size):
-        """Returns about how many bytes a pass over an image or window of `size` (h, w) takes."""
+        """Estimates how many bytes a pass over an image or window of `size` (h, w) needs."""
         return self._pixel_bytes * size[0] * size[1]
 
     def window(self, size):
-        """Returns (h, w) of the windows for an image of `size`: the size itself if the image fits as a whole.
+        """Returns (h, w) of the windows for an image of `size`, which is the size itself if the image fits as a whole.
 
-        If none fits, the smallest windows are taken.
+        If no windows fit, the smallest are returned.
         """
         if self.needed(size) <= self.bytes:
             return size
@@ -60,32 +60,32 @@ class FreeMemory(object):
         return choices[-1]
 
     def announce(self, size, window):
-        """Reports that an image of `size` is scored in windows; only the first call prints."""
+        """Prints that an image of `size` is scored in windows of size `window`; only the first call prints."""
         if self._first.acquire(blocking=False):
             tqdm.write('an image of %dx%d pixels takes about %.1f GB of memory as a whole, and %.1f GB may be used: '
                        'images as large are predicted in windows of %dx%d (--window=%d,%d sets their size)' % (
                            (size[1], size[0], self.needed(size) / 1e9, self.bytes / 1e9) + window[::-1] + window))
 
     def exhausted(self, size):
-        """Notes that a pass over `size` did not fit; returns False if no smaller window is left to try."""
+        """Records that a pass over `size` did not fit; returns whether there is a smaller window to try."""
         self.bytes = min(self.bytes, 0.99 * self.needed(size))
         return self.window(size) != size
 
 
 class Side(NamedTuple):
-    """How windows lie along one side of an image."""
+    """The positions and weights of windows along one side of an image."""
 
     starts: List[int]  # the first pixel of each window
     weights: List[np.ndarray]  # float32 [length] of each window; they add up to 1 at every pixel of the side
 
 
 def starts(size, length, overlap):
-    """Returns the first pixels of the fewest evenly spread windows that cover a side.
+    """Returns the first pixel of each window: as few windows as possible, evenly spaced, that cover a side.
 
     Args:
-      size: pixels of the side.
-      length: pixels of a window, at most size.
-      overlap: the least fraction of a window that neighbours share, below 1.
+      size: of the side, in pixels.
+      length: of a window, in pixels; at most size.
+      overlap: the least fraction of a window that neighbours share; below 1.
     """
     step = max(1, int(length * (1 - overlap)))
     gaps = -(-(size - length) // step)
@@ -93,10 +93,10 @@ def starts(size, length, overlap):
 
 
 def side(size, length, overlap):
-    """Returns the Side of `size` pixels under windows of `length`.
+    """Returns the Side of `size` pixels that is covered by windows of `length`.
 
-    A window counts most in its middle, where the network sees most around a pixel, and next to nothing at its ends:
-    sin^2(pi * (x + 1/2) / length), divided by the sum over all windows there.
+    A window's weight is largest in its middle, where the network sees the most context, and close to 0 at its ends:
+    sin^2(pi * (x + 1/2) / length), divided by the sum of all windows at that pixel.
     """
     places = starts(size, length, overlap)
     bell = np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2
@@ -112,20 +112,21 @@ def number(size, window, overlap):
 
 
 def blended(score, image, window, overlap, report=lambda done, count: None):
-    """Blends the scores of an image's windows, from the top to the bottom.
+    """Blends the scores of an image's windows, from top to bottom.
 
-    No more rows are held than a window has: the sum of the weights is known beforehand, so the rows above the next
-    windows are finished.
+    Only as many rows are kept as a window has: as the weights are normalized in advance, all rows above the next
+    windows are final.
 
     Args:
       score: a function from pixels [h, w, 3] to their scores, float32 [h, w, num_classes].
       image: [H, W, 3].
       window: (h, w), at most (H, W).
-      overlap: the least fraction of a window that neighbours share, below 1.
-      report: called before each window with the number of finished windows and of all windows.
+      overlap: the least fraction of a window that neighbours share; below 1.
+      report: a function called before each window with the numbers of finished windows and of all windows.
 
     Yields:
-      float32 [n, W, num_classes], the scores of the next n rows, valid until the next rows are asked for.
+      float32 [n, W, num_classes], the scores of the next n rows. The array is reused: it is valid only until the next
+      one is requested.
     """
     height, width = window
     rows, columns = side(image.shape[0], height, overlap), side(image.shape[1], width, overlap)

@@ -1,1 +1,1 @@
-"""What a training run needs: the loop, the loss, the update and the folder that keeps its checkpoints."""
+"""Training: the run and its folder, the losses, the update of the weights and the records."""

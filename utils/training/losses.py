@@ -18,13 +18,13 @@ MOST_BYTES = 1 << 20  # of a file of class weights
 class Labels(typing.NamedTuple):
     """Labels at the size of the logits."""
     target: tf.Tensor  # int32 [N, h, w], the class of each pixel; 0 where the pixel does not count
-    valid: tf.Tensor   # bool [N, h, w], whether the pixel counts
+    valid: tf.Tensor   # bool [N, h, w], whether the pixel is part of the loss
 
 
 # Losses ------------------------------------------------------------------------------------------------------------
 #
-# Each takes logits [N, h, w, num_classes], a Labels, the weights of the classes (a list of num_classes numbers, or None
-# for 1 each) and the flags as attributes. It returns a scalar, which is 0, not NaN, for a batch without a valid pixel.
+# Each takes logits [N, h, w, num_classes], a Labels, the weights of the classes (a list of num_classes numbers; None
+# for 1 each) and the flags as attributes. It returns a scalar, which is 0 and not NaN if the batch has no valid pixel.
 
 def cross_entropy(logits, labels, class_weights, conf):
     """Returns the mean softmax cross-entropy of the valid pixels, weighted by class."""
@@ -32,9 +32,9 @@ def cross_entropy(logits, labels, class_weights, conf):
 
 
 def hard_cross_entropy(logits, labels, class_weights, conf):
-    """Returns the cross-entropy of the hardest pixels, the share conf.ohem_fraction of the valid ones.
+    """Returns the mean cross-entropy of the hardest pixels, a fraction conf.ohem_fraction of the valid ones.
 
-    Online hard example mining (Shrivastava et al. 2016), by pixels.
+    Online hard example mining (Shrivastava et al. 2016), applied to pixels.
     """
     losses, weights = pixel_losses(logits, labels), tf.cast(labels.valid, tf.float32)
     if conf.ohem_fraction < 1:
@@ -46,7 +46,7 @@ def dice(logits, labels, class_weights, conf):
     """Returns 1 - the mean over the classes of 2 sum(p g) / (sum(p^2) + sum(g^2)) (Milletari et al. 2016, section 3).
 
     p is the probability of a class and g is 1 where the label is that class; the sums are over the valid pixels of the
-    batch. A class that no label of the batch has does not count.
+    batch. The mean leaves out classes that are absent from the batch's labels.
     """
     valid = tf.cast(labels.valid, tf.float32)[..., tf.newaxis]  # [N, h, w, 1]
     truth = tf.one_hot(labels.target, tf.shape(logits)[3]) * valid  # [N, h, w, num_classes]
@@ -61,10 +61,10 @@ def dice(logits, labels, class_weights, conf):
 
 @dataclasses.dataclass
 class Term:
-    """A part of the training loss."""
-    name: str               # of its column in metrics.csv and its curve loss/NAME
+    """A term of the training loss."""
+    name: str               # its column in metrics.csv; its curve in TensorBoard is loss/NAME
     function: typing.Callable
-    factor: float = 1.0     # in the total
+    factor: float = 1.0     # by which the total multiplies it
 
 
 LOSSES = {
@@ -79,15 +79,15 @@ def loss_terms(logits, label, classes, class_weights, conf, align_corners=False)
     """Computes the terms of --loss.
 
     Args:
-      logits: a list of [N, h, w, num_classes] of different sizes; every term is the sum over all of them.
-      label: integer [N, H, W, 1]. ignore_label and values outside 0..num_classes-1 do not count.
+      logits: a list of [N, h, w, num_classes] of different sizes; every term is summed over all of them.
+      label: integer [N, H, W, 1]. Pixels with ignore_label or a value outside 0..num_classes-1 are left out.
       classes: an object with num_classes and ignore_label.
       class_weights: [num_classes] numbers, or None.
       conf: the flags as attributes.
       align_corners: see prepare_label.
 
     Returns:
-      an OrderedDict {name: scalar}, each times its factor, whose sum is the loss.
+      an OrderedDict {name: scalar}, each multiplied by its factor; their sum is the loss.
     """
     pairs = [(one, resized_labels(label, tf.shape(one)[1:3], classes, align_corners)) for one in logits]
     terms = collections.OrderedDict()
@@ -100,21 +100,21 @@ def loss_terms(logits, label, classes, class_weights, conf, align_corners=False)
 # Weight decay ------------------------------------------------------------------------------------------------------
 
 def decayed_variables(variables):
-    """Returns the variables that decay: those named 'weights'; no biases, no batch norm, no fix_w."""
+    """Returns the variables with weight decay: the ones named 'weights', but not biases, batch norm or fix_w."""
     return [v for v in variables if v.op.name.split('/')[-1] == 'weights']
 
 
 def weight_decay_loss(value, weight_decay):
-    """Returns weight_decay * sum(w ** 2) / 2 of one variable's value.
+    """Returns weight_decay * sum(w ** 2) / 2 for the value of one variable.
 
-    This is the only place that defines the decay: what is logged is the sum over the variables, and what trains is the
-    gradient of this function (see optimizer.decay_gradient).
+    The decay is defined only here: the log shows the sum of this function over the variables, and the update uses its
+    gradient (see optimizer.decay_gradient).
     """
     return weight_decay * tf.nn.l2_loss(value)
 
 
 def total_weight_decay(variables, weight_decay):
-    """Returns the sum of weight_decay_loss over the variables that decay, each computed on its own device."""
+    """Returns the sum of weight_decay_loss over decayed_variables; each term is computed on its variable's device."""
     losses = []
     for variable in decayed_variables(variables):
         with tf.colocate_with(variable.op):
@@ -133,7 +133,7 @@ def prepare_label(label, new_size, align_corners=False):
     Args:
       label: integer tensor [N, H, W, 1].
       new_size: (h, w), numbers or an int32 tensor [2].
-      align_corners: which rule.
+      align_corners: whether to use the second rule.
 
     Returns:
       int32 tensor [N, h, w].
@@ -144,7 +144,7 @@ def prepare_label(label, new_size, align_corners=False):
 
 
 def resized_labels(label, size, classes, align_corners=False):
-    """Returns the Labels of `label`, integer [N, H, W, 1], at a size (h, w); arguments as in loss_terms."""
+    """Returns the Labels of `label`, integer [N, H, W, 1], at a size (h, w); for other arguments, see loss_terms."""
     small = prepare_label(label, size, align_corners)  # [N, h, w]
     valid = (small >= 0) & (small < classes.num_classes) & tf.not_equal(small, classes.ignore_label)
     return Labels(tf.where(valid, small, tf.zeros_like(small)), valid)
@@ -164,10 +164,16 @@ def mean_over_pixels(losses, weights, labels, class_weights):
 
 
 def hardest(losses, valid, fraction):
-    """Returns 1 for the share of the valid pixels with the highest losses, at least one, otherwise 0: [N, h, w]."""
+    """Returns 1 for the valid pixels with the highest losses and 0 for the others: float32 [N, h, w].
+
+    Args:
+      losses: float32 [N, h, w], not negative.
+      valid: bool [N, h, w].
+      fraction: of the valid pixels to choose; at least one pixel is chosen.
+    """
     count = tf.reduce_sum(tf.cast(valid, tf.float32))
     kept = tf.maximum(tf.cast(tf.ceil(count * fraction), tf.int32), 1)
-    masked = tf.where(valid, losses, tf.fill(tf.shape(losses), -1.0))  # a loss is not negative
+    masked = tf.where(valid, losses, tf.fill(tf.shape(losses), -1.0))  # -1 is below every loss
     least = tf.nn.top_k(tf.reshape(masked, [-1]), kept).values[-1]
     return tf.stop_gradient(tf.cast(masked >= least, tf.float32))
 
@@ -178,16 +184,16 @@ def load_class_weights(spec, classes, images, labels, num_threads):
     """Loads the weights that --class_weights names.
 
     Args:
-      spec: '' for none, 'balanced', or the path of a text file with one number for each class, one on a line.
+      spec: '' for no weights, 'balanced', or the path of a text file with one number for each class, one per line.
       classes: a Classes.
-      images, labels: the paths of the training set, whose pixels 'balanced' counts.
-      num_threads: files read at a time.
+      images, labels: the paths of the training set, whose pixels are counted for 'balanced'.
+      num_threads: number of files to read at a time.
 
     Returns:
       float32 [num_classes], or None.
 
     Raises:
-      UserError: the file is no list of num_classes numbers, none of them negative and not all 0.
+      UserError: the file is not a list of num_classes numbers, or one is negative, or all are 0.
     """
     if not spec:
         return None
@@ -199,10 +205,17 @@ def load_class_weights(spec, classes, images, labels, num_threads):
 
 
 def balanced_class_weights(histogram):
-    """Returns the median of the classes' shares of the pixels, divided by the share of each class.
+    """Returns a weight for each class: the median of the classes' pixel frequencies, divided by that of the class.
 
-    Median frequency balancing, Eigen and Fergus (2015), section 6.3.2, with shares of all pixels instead of shares of
-    the images that have the class. Classes without a pixel have weight 1 and do not count in the median.
+    This is median frequency balancing (Eigen and Fergus 2015, section 6.3.2), except that frequencies are relative to
+    all pixels rather than to the pixels of images that contain the class. Classes without a pixel get weight 1 and are
+    left out of the median.
+
+    Args:
+      histogram: [num_classes], the number of pixels of each class.
+
+    Returns:
+      float32 [num_classes].
     """
     shares = np.asarray(histogram, np.float64) / max(np.sum(histogram), 1)
     present = shares > 0
@@ -212,7 +225,7 @@ def balanced_class_weights(histogram):
 
 
 def read_class_weights(path, num_classes):
-    """Reads the numbers of a file: float32 [num_classes]."""
+    """Reads the class weights of a text file, float32 [num_classes]; raises UserError as load_class_weights does."""
     try:
         weights = np.array([float(word) for word in read_file(path, MOST_BYTES).decode('utf-8').split()], np.float32)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""One update of the weights: the rate of a step, the optimizer, weight decay and accumulation over iterations."""
+"""An update of the weights: learning rate schedules, optimizers, weight decay and gradient accumulation."""
 
 import dataclasses
 import math
@@ -8,9 +8,10 @@ import tensorflow.compat.v1 as tf
 
 from utils.training import losses
 
-# The rate of a step ------------------------------------------------------------------------------------------------
+# Learning rate -----------------------------------------------------------------------------------------------------
 #
-# Each schedule takes a step, from 0 to num_steps, and the flags as attributes and returns a factor of --learning_rate.
+# Each schedule takes a step, from 0 to num_steps, and the flags as attributes. It returns a factor by which
+# --learning_rate is multiplied.
 
 def poly(step, conf):
     """Returns (1 - step / num_steps) ** power (DeepLab v2, section 4.1)."""
@@ -35,9 +36,9 @@ SCHEDULES = {
 
 
 def learning_rate(step, conf):
-    """Returns the encoder's rate in a step: --schedule's, after a linear rise over the first --warmup_steps.
+    """Returns the encoder's learning rate in a step: that of --schedule, with a linear warm-up over --warmup_steps.
 
-    The last step, num_steps, only reports the losses of the final weights: its rate is 0 in every schedule.
+    The last step, num_steps, only reports the losses of the final weights, so its rate is 0 with every schedule.
     """
     if step >= conf.num_steps:
         return 0.0
@@ -47,16 +48,16 @@ def learning_rate(step, conf):
 
 # Optimizers --------------------------------------------------------------------------------------------------------
 #
-# Each takes a rate, a scalar tensor, and the flags as attributes and returns a tf.train.Optimizer. A checkpoint holds
-# all the variables that the optimizer has, whatever their names.
+# Each takes a learning rate, a scalar tensor, and the flags as attributes, and returns a tf.train.Optimizer. A
+# checkpoint holds all variables of the optimizer, whatever their names.
 
 def momentum(rate, conf):
-    """Momentum SGD: v = momentum * v + gradient, variable -= rate * v."""
+    """Returns SGD with momentum: v = momentum * v + gradient, variable -= rate * v."""
     return tf.train.MomentumOptimizer(rate, conf.momentum)
 
 
 def adam(rate, conf):
-    """Adam (Kingma and Ba 2015); --momentum is the decay of its first moment, beta1."""
+    """Returns Adam (Kingma and Ba 2015); --momentum is the decay rate of its first moment, beta1."""
     return tf.train.AdamOptimizer(rate, beta1=conf.momentum)
 
 
@@ -64,8 +65,8 @@ OPTIMIZERS = {
     'momentum': momentum,
     'adamw': adam,
 }
-# Optimizers whose weight decay shrinks the weights themselves, at the rate of the step, instead of being a part of the
-# gradient (Loshchilov and Hutter 2019, algorithm 2).
+# Optimizers with decoupled weight decay: it is subtracted from the weights, multiplied by the learning rate, instead of
+# being part of the gradient (Loshchilov and Hutter 2019, algorithm 2).
 DECOUPLED_DECAY = ('adamw',)
 
 
@@ -73,16 +74,16 @@ DECOUPLED_DECAY = ('adamw',)
 
 @dataclasses.dataclass
 class Update:
-    """The ops of an update: `accumulate`, run grad_update_every times, and then `apply`."""
-    accumulate: typing.Optional[tf.Operation]  # None if grad_update_every is 1; adds to local variables
+    """The ops of an update: `accumulate` is run grad_update_every times, and then `apply` once."""
+    accumulate: typing.Optional[tf.Operation]  # adds gradients to local variables; None if grad_update_every is 1
     apply: tf.Operation
     state: list  # the optimizer's variables, which a checkpoint must hold
 
 
 def rate_groups(net, conf):
-    """Returns [(variables, factor of their rate)] of the network's trainable variables.
+    """Returns the network's trainable variables as [(variables, factor of their learning rate)].
 
-    The decoder's weights and biases have the factors of --decoder_rate; with --freeze_encoder they are all that trains.
+    The decoder's weights and biases have the factors of --decoder_rate; with --freeze_encoder only they are trained.
     """
     weights_factor, biases_factor = conf.decoder_rate
     groups = net.rate_groups()
@@ -91,16 +92,16 @@ def rate_groups(net, conf):
 
 
 def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
-    """Builds the ops that change the weights and the averages of batch norm.
+    """Builds the ops that update the weights and the moving averages of batch norm.
 
     Args:
-      groups: [(variables, factor of the rate)], one optimizer each.
-      gradients: the gradients of the loss without weight decay, times loss_scale, in the order of the groups.
-      rate: scalar tensor.
+      groups: [(variables, factor of the learning rate)]; each group has its own optimizer.
+      gradients: the gradients of the loss without weight decay, times loss_scale, in the order of the variables.
+      rate: the learning rate, a scalar tensor.
       conf: the flags as attributes.
-      statistics: [(variable of a moving average, tensor of the value that it moves to)], for a trained batch norm.
-      loss_scale: other than 1 in float16, whose small gradients would vanish and whose large ones overflow now and
-        then: an update runs only if all gradients are finite.
+      statistics: [(variable of a moving average, tensor of the value that it moves towards)], for trained batch norm.
+      loss_scale: not 1 in float16, where small gradients would otherwise underflow. Large ones overflow now and then,
+        so an update is then applied only if all gradients are finite.
 
     Returns:
       an Update.
@@ -109,11 +110,11 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
     if loss_scale != 1.0:
         gradients = [gradient / loss_scale for gradient in gradients]
 
-    # Over several iterations, gradients add up beside their variables, and so do the moves of batch norm's averages:
-    # weights and averages are always those of whole updates, wherever a run is stopped.
+    # With several iterations, gradients and changes of batch norm's averages are accumulated in separate variables, so
+    # that weights and averages always result from complete updates, wherever a run is stopped.
     averages = [average for average, _ in statistics]
     if conf.grad_update_every > 1:
-        sums, moves = zeros_beside(variables, 'gradient_sum'), zeros_beside(averages, 'move')
+        sums, moves = local_zeros(variables, 'gradient_sum'), local_zeros(averages, 'move')
         accumulate = tf.group(
             *[tf.assign_add(s, g / conf.grad_update_every) for s, g in zip(sums, gradients)]
             + [tf.assign_sub(move, (average + move - seen) * (1 - conf.bn_decay))
@@ -149,30 +150,34 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
 
 
 def move_averages(statistics, decay):
-    """Returns ops that move averages towards what a batch has: average -= (average - seen) * (1 - decay).
+    """Returns ops that move averages towards the values of a batch: average -= (average - seen) * (1 - decay).
 
     Args:
-      statistics: [(variable of an average, tensor of the value seen)].
+      statistics: [(variable of an average, tensor of the batch's value)].
+      decay: the fraction of the average that is kept.
     """
     return [tf.assign_sub(average, (average - seen) * (1 - decay)) for average, seen in statistics]
 
 
-def zeros_beside(variables, name):
-    """Makes a local variable of zeros on the device of each variable; it is zero again once its initializer has run."""
-    beside = []
+def local_zeros(variables, name):
+    """Creates, for each variable, a local variable of zeros of the same shape on the same device.
+
+    Local variables are not saved in checkpoints; tf.local_variables_initializer() sets them to zero.
+    """
+    zeros = []
     for variable in variables:
         with tf.colocate_with(variable.op):
-            beside.append(tf.get_variable(
+            zeros.append(tf.get_variable(
                 '%s/%s' % (variable.op.name, name), variable.shape, initializer=tf.initializers.zeros(),
                 trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES], use_resource=True))
-    return beside
+    return zeros
 
 
 def decay_gradient(variable, gradient, conf):
-    """Returns the gradient of losses.weight_decay_loss on the variable's device, computed once `gradient` is known.
+    """Returns the gradient of losses.weight_decay_loss on the variable's device, computed only after `gradient`.
 
-    In the loss, TensorFlow would compute it for all the weights first and hold the results, as much memory as the
-    weights themselves, to the end of the step.
+    If weight decay were part of the loss, TensorFlow would compute the gradients of all weights first and keep them to
+    the end of the step, which takes as much memory as the weights themselves.
     """
     with tf.colocate_with(variable.op), tf.control_dependencies([gradient]):
         value = variable.read_value()
@@ -180,14 +185,14 @@ def decay_gradient(variable, gradient, conf):
 
 
 def add_decay(variable, gradient, conf):
-    """Returns the gradient with that of the weight decay added."""
+    """Returns the gradient plus the gradient of the weight decay."""
     decay = decay_gradient(variable, gradient, conf)
     with tf.colocate_with(variable.op):
         return gradient + decay
 
 
 def if_finite(gradients, update):
-    """Returns the op of update(), which runs only if all gradients are finite."""
+    """Returns an op that runs update(), a function that builds an op, only if all gradients are finite."""
     finite = tf.reduce_all([tf.reduce_all(tf.is_finite(gradient)) for gradient in gradients])
 
     def updated():

@@ -1,4 +1,4 @@
-"""What a run leaves to read, each step once: log.txt, metrics.csv and TensorBoard's events, also after a resume."""
+"""The records of a run, log.txt, metrics.csv and TensorBoard's events, with each step once, even after a resume."""
 
 import csv
 import glob
@@ -14,18 +14,18 @@ from utils.system.errors import UserError, quoted, reason
 METRICS = 'metrics.csv'
 RATES = ['learning_rate', 'images_per_second']  # columns and tags of a step, after its losses
 SCORES = ['mean_iou', 'pixel_accuracy']  # columns of a validation, before the IoU of each class
-TOTAL = 'total'  # the loss that log.txt has
+TOTAL = 'total'  # the column of the loss that is also in log.txt
 
 
 class Records(object):
-    """The three records of one run, to which a step is added as soon as it is done."""
+    """The three records of one run; each step is added as soon as it is done."""
 
     def __init__(self, conf, run_id, classes):
         """
         Args:
           conf: the flags as attributes; modeldir, logfile and logdir matter.
-          run_id: in the names of the event files, which other runs may share a logdir with.
-          classes: a Classes, for the columns of their IoU.
+          run_id: a part of the event files' names, as several runs may share a logdir.
+          classes: a Classes, which decide the columns of the IoU.
         """
         self.logfile, self.logdir, self.run_id = conf.logfile, conf.logdir, run_id
         self.metrics = os.path.join(conf.modeldir, METRICS)
@@ -33,30 +33,33 @@ class Records(object):
         self.class_names = classes.palette.names or ['class %d' % index for index in range(classes.num_classes)]
         self._score_columns = SCORES + ['iou/' + name for name in self.class_names]
         self._tags = []  # of a step's values, in the order of their columns
-        self.header = None  # of metrics.csv; before `open` that of the file, None without one
+        self.header = None  # of metrics.csv; before `open`, the header of the existing file, or None if there is none
         self.mean_iou = {}  # {step: mean IoU of its validation}
-        self._rows, self._end = [], 0  # what metrics.csv had before, without the header, and where that ends
-        self._row, self._row_start = [], 0  # the last one of metrics.csv and where it starts
+        self._rows, self._end = [], 0  # earlier rows of metrics.csv, without the header, and the offset of their end
+        self._row, self._row_start = [], 0  # the last row of metrics.csv and the offset of its start
         self._writer = None
 
     def read(self, first_step):
-        """Reads the steps before first_step, whose scores are then in mean_iou; writes nothing."""
+        """Reads the steps before first_step, which puts their scores into mean_iou; writes nothing."""
         self._rows = self._read_rows(first_step) if first_step else []
 
     def open(self, first_step, graph, losses):
-        """Makes all three records end with the step before first_step, which was read.
+        """Opens all three records, cut so that they end with the step before first_step; read() must come first.
 
-        With 0 they begin anew, and an older log is kept.
+        If first_step is 0, the records start afresh, and older ones are kept under another name.
 
         Args:
           first_step: the step to be added next.
           graph: a tf.Graph for TensorBoard.
           losses: the tags of the losses of a step, such as 'loss/total'; each has a column and a curve.
+
+        Raises:
+          UserError: a record cannot be written.
         """
         header = ['step'] + [tag.split('/')[-1] for tag in losses] + RATES + self._score_columns
         if self._rows is None or self._rows and self.header != header:
             self._rows, self.mean_iou = None, {}
-            print('%s does not hold all steps up to %d: it and the log begin anew, the old ones are kept' % (
+            print('%s does not hold all steps up to %d: it and the log start afresh, the old ones are kept' % (
                 quoted(self.metrics), first_step - 1))
         self.header, self._tags = header, list(losses) + RATES
         self._open_metrics()
@@ -64,7 +67,7 @@ class Records(object):
         events = glob.glob(os.path.join(glob.escape(self.logdir), 'events.out.tfevents.*.' + self.run_id))
         for path in events:
             write_to_log.truncate_events(path, lambda event: self._counts(event, first_step))
-            if not first_step:  # of a run that ended before its first checkpoint
+            if not first_step:  # left by a run that ended before its first checkpoint
                 os.remove(path)
         events = events if first_step else []
         self._writer = write_to_log.SummaryWriter(self.logdir, None if events else graph, self.run_id)
@@ -73,7 +76,16 @@ class Records(object):
             self._writer.add_summary(write_to_log.image_summary('classes', picture[np.newaxis]), first_step)
 
     def add(self, step, values, pictures=()):
-        """Adds a step: {tag: value} of its losses and RATES, and pictures for TensorBoard, uint8 RGB [n, h, w, 3]."""
+        """Adds a step to the three records.
+
+        Args:
+          step: its number.
+          values: {tag: number} of its losses and of RATES.
+          pictures: uint8 RGB [n, h, w, 3], for TensorBoard.
+
+        Raises:
+          UserError: a record cannot be written.
+        """
         write_to_log.write_log('%d, %f' % (step, values['loss/total']), self.logfile)
         row = [step] + [repr(float(values[tag])) for tag in self._tags]
         self._append(row + [''] * (len(self.header) - len(row)))
@@ -82,7 +94,7 @@ class Records(object):
             self._writer.add_summary(write_to_log.image_summary('input_label_prediction', pictures), step)
 
     def add_scores(self, step, result):
-        """Adds the scores of the validation in the step added last, a dict of metrics.scores."""
+        """Adds the scores of a validation, a dict as metrics.scores returns it, to the step that was added last."""
         values = [result[name] for name in SCORES] + list(result['iou'])
         curves = {'validation/' + name: value for name, value in zip(self._score_columns, values)}
         self._writer.add_summary(write_to_log.scalar_summary(
@@ -93,7 +105,7 @@ class Records(object):
         self.mean_iou[step] = result['mean_iou']
 
     def sync(self):
-        """All that was added is on the disk when this returns."""
+        """Flushes all records to the disk."""
         self._writer.flush()
         output_files.sync([self._writer.path, self.metrics, self.logfile])
 
@@ -103,13 +115,16 @@ class Records(object):
             self._writer.close()
 
     def _counts(self, event, first_step):
-        """Whether an event is of a step before first_step; scores only if metrics.csv, written after them, has them."""
+        """Returns whether to keep an event: one of a step before first_step.
+
+        Scores of the last step are kept only if they are also in metrics.csv, which is written after the events.
+        """
         scores = any(value.tag.startswith('validation/') for value in event.summary.value)
         return event.step < first_step - 1 or event.step == first_step - 1 and (
             not scores or event.step in self.mean_iou)
 
     def _read_rows(self, first_step):
-        """The lines of metrics.csv before first_step, with the header; None if they are not all there."""
+        """Returns the rows of metrics.csv before first_step, without the header; None if any is missing or damaged."""
         try:
             with open(self.metrics, newline='', encoding='utf-8') as file:
                 lines = [line for line, _ in zip(file, range(first_step + 1))]
@@ -137,7 +152,7 @@ class Records(object):
         self._append(self.header)
 
     def _open_log(self):
-        """Cuts the log after the last row; a log that is another run's is set aside and written anew."""
+        """Cuts the log after the last step that was read; a log of another run is set aside and replaced."""
         rows = self._rows
         total = self.header.index(TOTAL)
         expected = ''.join('%s, %f\n' % (row[0], float(row[total])) for row in rows or []).encode()
@@ -153,7 +168,10 @@ class Records(object):
                 file.write(expected)
 
     def _append(self, row, replaced=False):
-        """Writes a row to metrics.csv; one that replaces the last, which it is longer than, in a single write."""
+        """Appends a row to metrics.csv or, if `replaced`, overwrites the last row with it, which must not be longer.
+
+        Overwriting is a single write, so that a stop in between cannot lose the row.
+        """
         line = io.StringIO()
         csv.writer(line, lineterminator='\n').writerow(row)
         try:
@@ -166,7 +184,7 @@ class Records(object):
 
 
 def _numbers(row):
-    """Whether all cells that are not empty are numbers."""
+    """Returns whether all cells that are not empty are numbers."""
     try:
         return all(isinstance(float(cell or 0), float) for cell in row)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A training run, without its algorithm: lock, settings, checkpoints, records, signals and lost machines."""
+"""A training run, apart from its algorithm: lock, settings, checkpoints, records, signals and lost machines."""
 
 import collections
 import contextlib
@@ -25,27 +25,27 @@ from utils.weights import checkpoints, pretrained, weight_files
 
 LOCK = '.lock'
 OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...
-MOST_DIR, MOST_VALUE, MOST_CHANGED = 44, 32, 86  # characters in the sentence about changed settings
-# What TensorFlow's saver and our own files are called until they are whole.
+MOST_DIR, MOST_VALUE, MOST_CHANGED = 44, 32, 86  # limits, in characters, in the sentence about changed settings
+# Names that files of TensorFlow's saver and of this project have until they are complete.
 LEFTOVERS = ('*.ckpt-*.tempstate*', '*.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
 
 @dataclasses.dataclass
 class TrainingGraph:
-    """What is run of a training's graph."""
+    """The tensors and ops of a training's graph that are run."""
     net: typing.Any         # the network
     rate: tf.Tensor         # placeholder of the learning rate
     update: typing.Any      # an optimizer.Update
     losses: dict            # {tag: scalar}, in the order of the columns of metrics.csv
-    pictures: tuple         # images, labels and class maps of the batch
-    finite: tf.Tensor       # boolean, whether all weights are finite
+    pictures: tuple         # (images [N, H, W, 3], labels [N, H, W, 1], class maps [N, H, W]) of the batch
+    finite: tf.Tensor       # bool scalar, whether all weights are finite
     saver: tf.train.Saver   # of the weights and the optimizer's state
 
 
 class Run(object):
-    """One training and everything around its steps.
+    """One training: everything but the computation of its steps.
 
         with Run(conf, settings, classes, towers) as run:
-            for attempt in run.attempts():  # one, and another after each loss of a machine
+            for attempt in run.attempts():  # one, plus another each time a machine is lost
                 with attempt:
                     graph = ...
                     with run.session(graph, net_input, config) as sess:
@@ -56,9 +56,9 @@ class Run(object):
                                 run.save(step)
 
     Attributes:
-      first_step: the step that the training begins with, after a resume.
-      input: the compat.Input of the weights that it begins with; None if it is not known.
-      signal: the interrupts.Pending of a session, whose number is the signal that came, or None.
+      first_step: the first step to train: 0, or the one after the checkpoint that training resumes from.
+      input: the compat.Input of the initial weights; None if it is not known.
+      signal: the interrupts.Pending of a session; its number is that of the signal that arrived, or None.
     """
 
     def __init__(self, conf, settings, classes, towers):
@@ -74,11 +74,11 @@ class Run(object):
         self._folder = RunFolder(conf.modeldir, settings)
 
     def __enter__(self):
-        """Locks modeldir and finds out where to begin; nothing is written yet.
+        """Locks modeldir and finds the step and the weights to start from; modeldir's run is not changed yet.
 
         Raises:
-          UserError: another training holds modeldir, it holds a run of other settings, the weights do not fit, or
-            something cannot be written.
+          UserError: another training holds modeldir, it holds a run with other settings, the weights cannot be read, or
+            a folder or file cannot be written.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._folder.locked())
@@ -92,10 +92,10 @@ class Run(object):
     def __exit__(self, *error):
         return self._stack.__exit__(*error)
 
-    # where to begin ----------------------------------------------------------------------------------------------
+    # where to start ----------------------------------------------------------------------------------------------
 
     def _begin(self):
-        """Reads the newest checkpoint, or opens the pre-trained weights, and the records of the steps before."""
+        """Reads the newest checkpoint and the records of the earlier steps, or opens the pre-trained weights."""
         conf, self._pretrained = self.conf, None
         self.first_step, self._values, self.input = self._folder.resume(conf.resume)
         if self.first_step == 0 and conf.pretrain_file:
@@ -105,7 +105,7 @@ class Run(object):
         self._records.read(self.first_step)
 
     def finished(self):
-        """Returns whether nothing is left to do, and prints so."""
+        """Returns whether nothing is left to do; if so, prints a line that says how to continue."""
         conf = self.conf
         if self.first_step <= conf.num_steps or self.lacks_validation():
             return False
@@ -115,12 +115,12 @@ class Run(object):
         return True
 
     def lacks_validation(self):
-        """Returns whether the run was stopped between the step before first_step and the validation due there."""
+        """Returns whether the run was stopped after the last step was saved but before the validation due in it."""
         last = self.first_step - 1
         return last >= 0 and self.is_due(last, self.conf.valid_interval) and last not in self._records.mean_iou
 
     def attempts(self):
-        """Yields contexts to train in: one, and another after each loss of a machine, from the newest checkpoint."""
+        """Yields contexts to train in: one, plus another, from the newest checkpoint, each time a machine is lost."""
         for number, attempt in enumerate(self._cluster.attempts()):
             if number:
                 self._begin()
@@ -128,14 +128,21 @@ class Run(object):
 
     @contextlib.contextmanager
     def session(self, graph, net_input, config):
-        """Opens a session whose variables have the weights of the step before first_step, and the records.
+        """Opens a session and the records, and loads the weights to start from.
 
         Inside, SIGINT and SIGTERM end the training after the current step.
 
         Args:
           graph: a TrainingGraph, of the current graph.
-          net_input: the compat.Input that the network gets.
+          net_input: the compat.Input of the network.
           config: a tf.ConfigProto.
+
+        Yields:
+          the tf.Session.
+
+        Raises:
+          UserError: the weights do not fit the network, a machine lacks a device, or something cannot be written.
+          cluster.Lost: a machine of the cluster was lost; the context of attempts() handles it.
         """
         with self._cluster.session(config) as sess, contextlib.closing(self._records):
             self._towers.check_devices(sess)
@@ -150,7 +157,7 @@ class Run(object):
                 yield sess
 
     def _load(self, net_input):
-        """Gives the variables their values and prints where these come from."""
+        """Sets the variables to their initial values and prints where these come from."""
         conf, graph, sess, weights = self.conf, self._graph, self._sess, self._pretrained
         variables = graph.net.variables
         if self.first_step:
@@ -162,7 +169,7 @@ class Run(object):
             print('resumed from %s: step %d of %d is next' % (prefix, self.first_step, conf.num_steps))
         else:
             sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
-        self._values = {}  # which may be large
+        self._values = {}  # to free the memory
         if weights is None:
             return
         print(pretrained.restore_pretrained(sess, variables, weights, conf.encoder_name, conf.restore_decoder))
@@ -175,14 +182,14 @@ class Run(object):
     # in the session ----------------------------------------------------------------------------------------------
 
     def is_due(self, step, interval):
-        """Returns whether what happens every `interval` steps and in the last one happens now; never for 0."""
+        """Returns whether a step is a multiple of `interval` or the last one; False for an interval of 0."""
         return interval > 0 and (step % interval == 0 or step == self.conf.num_steps)
 
     def steps(self):
         """Yields the steps from first_step to num_steps with a progress bar.
 
         Raises:
-          interrupts.Interrupted: a signal came; the step is finished and its weights are saved.
+          interrupts.Interrupted: a signal arrived; the step is complete and its weights are saved.
         """
         for step in self._bar:
             yield step
@@ -194,9 +201,10 @@ class Run(object):
             self.conf.modeldir, self.conf.logfile, self.conf.logdir))
 
     def log(self, step, values, pictures=()):
-        """Records a step.
+        """Records a step in the log, in metrics.csv and for TensorBoard.
 
         Args:
+          step: its number.
           values: {tag: number} of the graph's losses and of records.RATES.
           pictures: for TensorBoard, uint8 RGB [n, h, w, 3].
 
@@ -208,22 +216,30 @@ class Run(object):
         self._bar.set_postfix(loss='%.3f' % values['loss/total'], refresh=False)
 
     def save(self, step):
-        """Saves the weights after `step`, once its records are on the disk; UserError if they are not finite."""
+        """Saves the weights after `step`, once its records are on the disk.
+
+        Raises:
+          UserError: a weight is not finite, or the checkpoint cannot be written.
+        """
         self._check_finite(0 if self._sess.run(self._graph.finite) else np.nan, 'a weight', step)
         self._records.sync()
         self._folder.save(self._sess, self._graph.saver, step)
 
     def save_unfinished(self, step):
-        """Saves the weights of before `step`, which failed, if the session still can."""
+        """Saves the weights before `step`, which failed, if the session still works."""
         if step > self.first_step:
             with contextlib.suppress(tf.errors.OpError, RuntimeError):  # the session was closed
                 self.save(step - 1)
 
     def log_scores(self, step, scores):
-        """Records the scores of the weights after `step` and keeps these if their mean IoU is the highest so far.
+        """Records the scores of the weights after `step`; saves these as the best if their mean IoU is the highest.
 
         Args:
+          step: its number.
           scores: a dict as metrics.scores returns it.
+
+        Raises:
+          UserError: something cannot be written.
         """
         mean_iou, earlier = scores['mean_iou'], self._records.mean_iou.values()
         best = mean_iou > max((value for value in earlier if not np.isnan(value)), default=-1)  # False for nan
@@ -243,46 +259,27 @@ class Run(object):
                     name, step, self.conf.modeldir, self.conf.learning_rate))
 
 
-def all_finite(variables):
-    """Returns a boolean tensor, whether all values of some variables are finite; each is checked where it lies.
-
-    The vectors of a device are checked as one: they are four of five variables, and an op for each would be many.
-    """
-    together = collections.OrderedDict()
-    for variable in variables:
-        vector = variable.shape.ndims == 1
-        together.setdefault(variable.device if vector else variable.op.name, []).append(variable)
-    finite = []
-    for group in together.values():
-        with tf.colocate_with(group[0].op):
-            finite.append(tf.reduce_all(tf.is_finite(tf.concat(group, 0) if len(group) > 1 else group[0])))
-    return tf.reduce_all(finite)
-
-
-def trains_batch_norm(conf):
-    """Returns whether batch norm is trained; UserError if --train_bn asks for it in an encoder that is not trained."""
-    if conf.freeze_encoder and conf.train_bn:
-        raise UserError('--freeze_encoder and --train_bn exclude each other: batch norm is in the encoder.')
-    return not (conf.pretrain_file or conf.freeze_encoder) if conf.train_bn is None else conf.train_bn
-
-
 class RunFolder(object):
-    """A training's modeldir."""
+    """The folder modeldir of a training: its lock, settings and checkpoints."""
 
     def __init__(self, modeldir, flags):
         """
         Args:
-          modeldir: the folder; it is made if there is none.
-          flags: the settings that decide the result, as run_settings.settings_from_flags gives them.
+          modeldir: the folder; it is created if it does not exist.
+          flags: the settings that decide the result, as run_settings.settings_from_flags returns them.
         """
         self.path = output_files.make_dir(modeldir, 'modeldir')
         self._flags, self._started = flags, False
-        self._kept, self._max_to_keep = [], 0  # steps in the order of saving, which TensorFlow's state file lists
+        self._kept, self._max_to_keep = [], 0  # steps in TensorFlow's state file, in the order they were saved
         self.run_id = uuid.uuid4().hex[:8]
 
     @contextlib.contextmanager
     def locked(self):
-        """Keeps other trainings out; a process that ends in whatever way holds the folder no longer."""
+        """Locks the folder against other trainings; the lock ends with the process, even if that is killed.
+
+        Raises:
+          UserError: another training holds the lock, or the lock file cannot be written.
+        """
         path = os.path.join(self.path, LOCK)
         output_files.check_file(path, 'modeldir')
         lock, holder = filelock.FileLock(path), self._holder(path)  # read first: older versions of filelock empty it
@@ -295,7 +292,7 @@ class RunFolder(object):
             raise UserError('%s cannot be written (%s): free space or give another --modeldir.' % (
                 quoted(path), reason(error)))
         try:
-            # On a full disk the lock holds, though nobody can read whose it is.
+            # On a full disk the lock still works, though nobody can read who holds it.
             with contextlib.suppress(OSError), open(path, 'w') as file:
                 file.write('process %d on %s' % (os.getpid(), socket.gethostname()))
             yield
@@ -304,32 +301,33 @@ class RunFolder(object):
 
     @staticmethod
     def _holder(path):
-        """Returns what the lock file says of the process that holds it."""
+        """Returns the lock file's description of the process that holds it."""
         with contextlib.suppress(OSError), open(path, 'rb') as file:
             return quoted(file.read(99).decode('utf-8', 'replace')) or 'process unknown'
         return 'process unknown'
 
     def resume(self, mode):
-        """Where training goes on, nothing being written yet.
+        """Finds the checkpoint to resume from; writes nothing.
 
         Args:
-          mode: 'auto', from checkpoints of the same settings; 'never', from none; 'must', from those of any settings.
+          mode: 'auto' resumes from checkpoints of the same settings, 'must' from those of any settings; 'never' starts
+            afresh.
 
         Returns:
-          (the step to begin with, {name: array} of the newest checkpoint that is whole, the compat.Input of its
-          training); (0, {}, None) to start afresh.
+          (first_step, values, net_input): the first step to train, {name: array} of the newest undamaged checkpoint and
+          the compat.Input of its training; (0, {}, None) to start afresh.
 
         Raises:
-          UserError: the checkpoints are of other settings, or with 'must' there are none.
+          UserError: the checkpoints are of other settings, all are damaged or, with 'must', there are none.
         """
         steps = checkpoints.checkpoint_steps(self.path)
-        mode = 'auto' if self._started else mode  # the run is this one
+        mode = 'auto' if self._started else mode  # once started, the checkpoints are those of this run
         if mode == 'must' and not steps:
-            raise UserError('--resume=must: %s holds no complete checkpoint to go on from.' % quoted(self.path))
+            raise UserError('--resume=must: %s holds no complete checkpoint to resume from.' % quoted(self.path))
         if mode == 'never':
             return 0, {}, None
         known = run_settings.read(self.path)
-        self.run_id = known.get('run') or self.run_id  # also of one that ended before its first checkpoint
+        self.run_id = known.get('run') or self.run_id  # even if that run ended before its first checkpoint
         if not steps:
             return 0, {}, None
         self._compare(known.get('flags'), steps[-1], mode)
@@ -337,20 +335,23 @@ class RunFolder(object):
             path = os.path.join(self.path, '%s-%d' % (checkpoints.NEWEST, step))
             try:
                 values = checkpoints.read_values(path)
-            except weight_files.NotLinked:  # the file is sound, and so may be the earlier ones
+            except weight_files.NotLinked:  # the path is the problem, and earlier checkpoints share it
                 raise
             except UserError as error:
-                print('%s training goes on from an earlier one.' % error, file=sys.stderr)
+                print('%s training resumes from an earlier one.' % error, file=sys.stderr)
                 continue
             return step + 1, values, known.get('input')
         raise UserError('every checkpoint in %s is damaged: begin again with --resume=never.' % quoted(self.path))
 
     def _compare(self, known, newest, mode):
-        """Raises UserError if the folder's run has other settings, unless `mode` is 'must'."""
+        """Prints the settings that differ from those of the folder's run; raises UserError unless `mode` is 'must'.
+
+        A finished run may always be resumed with a larger num_steps.
+        """
         ways = 'begin again with --resume=never (the old run is kept in its folder %s) or give another --modeldir' % OLD
         if known is None:
             if mode == 'auto':
-                raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: go on with '
+                raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: resume with '
                                 '--resume=must, %s.' % (quoted(self.path), newest, ways))
             return
         changes = run_settings.changed_settings(known, self._flags)
@@ -365,12 +366,15 @@ class RunFolder(object):
         print('changed settings: ' + listed)
 
     def start(self, saver, first_step, net_input):
-        """Writes the settings; with first_step 0 an older run is set aside, otherwise its checkpoints are counted.
+        """Prepares the folder for saving: writes the settings and, if first_step is 0, moves an older run away.
 
         Args:
-          saver: a tf.train.Saver, whose max_to_keep says how many checkpoints to keep; 0 keeps all.
-          first_step: the step that training begins with.
-          net_input: the compat.Input that the network gets.
+          saver: a tf.train.Saver, whose max_to_keep is the number of checkpoints to keep; 0 keeps all.
+          first_step: the first step to train.
+          net_input: the compat.Input of the network.
+
+        Raises:
+          UserError: something cannot be written.
         """
         self._remove_leftovers()
         if not first_step:
@@ -380,7 +384,7 @@ class RunFolder(object):
         self._started = True
 
     def _set_aside(self):
-        """Moves the files of an older run into a new folder old, old2..."""
+        """Moves the files of an older run into a new subfolder: old, old2..."""
         names = [name for name in sorted(os.listdir(self.path)) if os.path.isfile(os.path.join(self.path, name))
                  and re.match(r'(model|best)\.ckpt-\d+\.|checkpoint$|metrics\.csv|settings\.json$', name)]
         if not any('.ckpt-' in name for name in names):
@@ -398,35 +402,39 @@ class RunFolder(object):
         print('the older run is kept in %s' % old)
 
     def save_best(self, sess, saver, step):
-        """Saves the weights as the best of the run, in place of the best before; UserError if that fails."""
+        """Saves the weights as the run's best and removes the previous best; raises UserError if that fails."""
         earlier = [other for other in checkpoints.checkpoint_steps(self.path, checkpoints.BEST) if other != step]
         self._save(sess, saver, step, checkpoints.BEST)
         for other in earlier:
             self._remove(checkpoints.BEST, other)
 
     def save(self, sess, saver, step):
-        """Saves a checkpoint and returns its path; UserError, and nothing half written, if that fails."""
+        """Saves a checkpoint, removes surplus ones and returns its path.
+
+        Raises:
+          UserError: the checkpoint cannot be written; no incomplete file is left.
+        """
         path = self._save(sess, saver, step, checkpoints.NEWEST)
         kept = [other for other in self._kept if other != step] + [step]
         surplus = len(kept) - self._max_to_keep if self._max_to_keep else 0
         self._kept = kept[max(0, surplus):]
         self._write_state()
         for other in kept[:max(0, surplus)]:
-            with contextlib.suppress(OSError):  # one checkpoint too many does the training no harm
+            with contextlib.suppress(OSError):  # a surplus checkpoint does no harm
                 self._remove(checkpoints.NEWEST, other)
         return path
 
     def _remove(self, kind, step):
         """Removes a checkpoint's files by their exact names.
 
-        TensorFlow's Saver takes the name for a pattern: in the folder `exp?` it removes the checkpoints of `exp1`.
+        TensorFlow's Saver would use the path as a glob pattern: for the folder `exp?` it removes checkpoints in `exp1`.
         """
         name = re.compile(r'%s-%d\.(index|meta|data-\d+-of-\d+)' % (re.escape(kind), step))
         for found in sorted(filter(name.fullmatch, os.listdir(self.path)), reverse=True):  # .data last
             os.remove(os.path.join(self.path, found))
 
     def _write_state(self):
-        """Writes TensorFlow's file `checkpoint`, which names the checkpoints that are kept."""
+        """Writes TensorFlow's state file `checkpoint`, which lists the checkpoints that are kept."""
         paths = [os.path.join(self.path, '%s-%d' % (checkpoints.NEWEST, step)) for step in self._kept]
         with self._reported(os.path.join(self.path, 'checkpoint')):
             tf.train.update_checkpoint_state(self.path, paths[-1], paths)
@@ -434,16 +442,16 @@ class RunFolder(object):
     def _save(self, sess, saver, step, kind):
         path = os.path.join(self.path, '%s-%d' % (kind, step))
         with self._reported(path):
-            if os.path.exists(path + '.index'):  # of an earlier start: never beside new data
+            if os.path.exists(path + '.index'):  # left by an earlier run: it must never be beside new data
                 os.remove(path + '.index')
-            # Without its state the saver counts no checkpoints and removes none.
+            # With write_state=False the saver neither counts checkpoints nor removes any.
             saver.save(sess, os.path.join(self.path, kind), step, write_meta_graph=False, write_state=False)
             output_files.sync(glob.glob(glob.escape(path) + '.*'))
             return path
 
     @contextlib.contextmanager
     def _reported(self, path):
-        """Turns a failed write of `path` into a UserError and removes what it left."""
+        """Turns a failure to write `path` into a UserError and removes incomplete files."""
         try:
             yield
         except (tf.errors.OpError, OSError, ValueError) as error:  # ValueError: the folder is gone
@@ -452,8 +460,36 @@ class RunFolder(object):
                 quoted(path), reason(error)))
 
     def _remove_leftovers(self):
-        """Removes what a save that was stopped in the middle left."""
+        """Removes incomplete files that an interrupted save has left."""
         for pattern in LEFTOVERS:
             for path in glob.glob(os.path.join(glob.escape(self.path), pattern)):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
+
+
+def trains_batch_norm(conf):
+    """Returns whether batch norm is trained.
+
+    Raises:
+      UserError: --train_bn is given although --freeze_encoder keeps the encoder from being trained.
+    """
+    if conf.freeze_encoder and conf.train_bn:
+        raise UserError('--freeze_encoder and --train_bn exclude each other: batch norm is in the encoder.')
+    return not (conf.pretrain_file or conf.freeze_encoder) if conf.train_bn is None else conf.train_bn
+
+
+def all_finite(variables):
+    """Returns a bool scalar tensor: whether all values of the variables are finite. Each is checked on its own device.
+
+    Vectors on the same device are checked together: four of five variables are vectors, so one op for each would add
+    many ops to the graph.
+    """
+    together = collections.OrderedDict()
+    for variable in variables:
+        vector = variable.shape.ndims == 1
+        together.setdefault(variable.device if vector else variable.op.name, []).append(variable)
+    finite = []
+    for group in together.values():
+        with tf.colocate_with(group[0].op):
+            finite.append(tf.reduce_all(tf.is_finite(tf.concat(group, 0) if len(group) > 1 else group[0])))
+    return tf.reduce_all(finite)
