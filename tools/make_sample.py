@@ -454,7 +454,7 @@ def main():
         write_sample(temporary, FLAGS.seed)
         move_files(temporary, target)
     except OSError as error:
-        raise UserError('--out_dir=%s cannot be written (%s): name a folder that can.' % (
+        raise UserError('--out_dir=%s cannot be written to (%s): name another folder.' % (
             FLAGS.out_dir, error.strerror or error))
     finally:
         if temporary:

@@ -195,7 +195,7 @@ def _list_lines(data_list):
 def _split_line(line):
     """Returns the fields of a line, [], [image] or [image, label]; raises ValueError if it is malformed."""
     if len(line) > MAX_LINE:
-        raise ValueError('%d characters are not an image and its label; name a text file' % len(line))
+        raise ValueError('%d characters are too many for an image and its label; name a text file' % len(line))
     if _UNUSUAL.search(line) is None:
         fields = line.split(' ')
         if '' in fields:
@@ -211,7 +211,7 @@ def _split_line(line):
 def _split_unusual_line(line):
     """Returns the fields of a line that may contain quotes, tabs or a comment."""
     if '\0' in line:
-        raise ValueError('it holds a NUL character, which no path has; save the list as text')
+        raise ValueError('it contains a NUL character, which no path can; save the list as text')
     fields, end = [], 0
     if '\t' in line:
         fields = [field.strip(' ') for field in line.split('\t')]

@@ -99,7 +99,7 @@ def load_classes(num_classes, ignore_label=IGNORE_LABEL, palette_spec=''):
       UserError: as in load_palette, or ignore_label does not fit into 32 bits.
     """
     if not -2 ** 31 <= ignore_label < 2 ** 31:
-        raise UserError('--ignore_label=%d: labels are of 32 bits, give -2147483648 to 2147483647.' % ignore_label)
+        raise UserError('--ignore_label=%d: labels have 32 bits, give -2147483648 to 2147483647.' % ignore_label)
     return Classes(num_classes, ignore_label, load_palette(palette_spec, num_classes))
 
 
@@ -115,7 +115,7 @@ def load_palette(spec, num_classes):
       UserError: the file is missing or malformed or has fewer than num_classes classes, or num_classes is not 1..256.
     """
     if not 1 <= num_classes <= MAX_CLASSES:
-        raise UserError('--num_classes=%d: masks are 8-bit, give 1 to %d.' % (num_classes, MAX_CLASSES))
+        raise UserError('--num_classes=%d: masks have 8 bits, give 1 to %d.' % (num_classes, MAX_CLASSES))
     if spec in ('', 'voc'):
         names = list(VOC_NAMES) if num_classes == len(VOC_NAMES) else None
         return Palette(voc_colours(), names, named=bool(spec))
@@ -138,7 +138,7 @@ def read_palette_file(path):
     try:
         lines = text_lines(read_file(path, MAX_PALETTE_BYTES))
     except OSError as error:
-        raise UserError("--palette=%s: neither 'voc' nor 'cityscapes', and as a file: %s." % (
+        raise UserError("--palette=%s: neither 'voc' nor 'cityscapes' nor a readable file: %s." % (
             quoted(path), error.strerror))
     except UnicodeDecodeError:
         raise UserError('palette %s is not UTF-8 text.' % quoted(path))

@@ -201,7 +201,7 @@ def _print_warnings(source, warnings, shown=3):
     for sentence in warnings[:shown]:
         print('warning: list %s: %s' % (quoted(source.name), sentence), file=sys.stderr)
     if warnings[shown:]:
-        print('... and %d more warnings, which --option=check lists' % len(warnings[shown:]), file=sys.stderr)
+        print('... and %d more warnings; --option=check lists them all' % len(warnings[shown:]), file=sys.stderr)
 
 
 # ---- --option=check ----

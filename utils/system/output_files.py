@@ -139,7 +139,7 @@ def check_new_folder(path, flag, least, most):
     held = set(os.listdir(path)) if kind else set()
     if held and not (least <= held <= most):
         other = sorted(held - most)[:1] or ['no %s' % name for name in sorted(least - held)]
-        raise UserError('--%s=%s holds %s, so it is not what an earlier run wrote and stays as it is: give another '
+        raise UserError('--%s=%s holds %s, so it was not written by an earlier run and is not replaced: give another '
                         'folder.' % (flag, quoted(path), quoted(other[0])))
 
 

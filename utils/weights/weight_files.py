@@ -218,7 +218,7 @@ def open_caffemodel(path, encoder_name):
     """
     layers = caffe_weights.parse(path)
     if layers is None:
-        raise UserError('%s is no weights file of a known kind, or is damaged; give %s.' % (quoted(path), ACCEPTED))
+        raise UserError('%s is not a weights file of a known kind, or is damaged; give %s.' % (quoted(path), ACCEPTED))
     with np.errstate(all='ignore'):  # values that are not finite are reported where they are used
         arrays = caffe_weights.read_layers(layers, encoder_name)
     if not arrays:
