@@ -138,7 +138,7 @@ def load_label_table():
 
 
 def from_label_ids(path, table):
-    """Returns the *_labelIds.png at path, converted to train ids, uint8 [h, w]; UserError if it is not one."""
+    """Returns the *_labelIds.png at path, converted to train ids, uint8 [h, w]; raises UserError if it is not one."""
     train_id_of = np.full(MAX_CLASSES, -1, np.int16)
     for label_id, train_id in table.values():
         train_id_of[label_id] = train_id  # the license plate's id, -1, is 255 in the files

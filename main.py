@@ -97,7 +97,7 @@ DEFINE_whole('num_threads', min(runtime.usable_cores(), MOST_THREADS), 'number o
 topic('Training')
 DEFINE_whole('num_steps', 20000, 'number of training iterations; one more is run, at learning rate 0',
              lower_bound=1, options=TRAIN, decides=RESULT)
-DEFINE_whole('batch_size', 10, 'images per iteration', lower_bound=1, upper_bound=10 ** 6, options=TRAIN,
+DEFINE_whole('batch_size', 10, 'images of one iteration', lower_bound=1, upper_bound=10 ** 6, options=TRAIN,
              decides=RESULT)
 DEFINE_whole('grad_update_every', 1, 'number of iterations whose gradients are averaged for one update',
              lower_bound=1, options=TRAIN, decides=RESULT)

@@ -97,7 +97,8 @@ class NumbersParser(flags.ArgumentParser):
     """Parses comma-separated numbers into a list."""
 
     def __init__(self, convert, accepts, told):
-        """
+        """Makes the parser.
+
         Args:
           convert: float or int.
           accepts: a function that returns whether a list of numbers is valid; it gets [] if a word is not a number.
