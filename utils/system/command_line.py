@@ -506,4 +506,4 @@ def _other_encoding(message):
     if encoding.replace('-', '').lower() == 'utf8' or message == message.encode('ascii', 'replace').decode() and (
             '\\udc' not in message):
         return ''
-    return ' Python takes file names for %s here: if this one is UTF-8, set PYTHONUTF8=1 or a UTF-8 locale.' % encoding
+    return ' File names are read as %s here: if this one is UTF-8, set PYTHONUTF8=1 or a UTF-8 locale.' % encoding

@@ -131,7 +131,7 @@ def layer_weights(kind, blobs):
 
 
 def of_imagenet(layers):
-    """Returns whether the layers are from one of Kaiming He's models: they have a classifier or ResNet-50's units."""
+    """Returns whether the layers are from one of Kaiming He's models (with fc1000 or ResNet-50's units)."""
     return 'fc1000' in layers or 'res4b_branch2a' in layers
 
 
