@@ -3,7 +3,7 @@
     python convert_cityscapes.py --cityscapes_dir=ROOT
 
 ROOT holds leftImg8bit, and gtFine, gtCoarse or both, with any of their splits. Missing *_labelTrainIds.png are written
-beside their *_labelIds.png or *_polygons.json, and a list for each existing split is written into --list_dir.
+beside their *_labelIds.png or *_polygons.json, and a list for each existing split is written to --list_dir.
 """
 
 import glob
@@ -23,7 +23,7 @@ from utils.system.errors import UserError, quoted, reason
 
 FLAGS = flags.FLAGS
 
-# list: (split, folder of the labels, number of images in the complete data set)
+# {list: (split, folder of the labels, number of images in the complete data set)}
 LISTS = {
     'train_fine': ('train', 'gtFine', 2975),
     'val_fine': ('val', 'gtFine', 500),
@@ -32,7 +32,7 @@ LISTS = {
     'train_extra': ('train_extra', 'gtCoarse', 19998),
     'test': ('test', None, 1525),
 }
-JOINED = ('train_fine', 'train_extra')  # these two together are the list 'train'
+JOINED = ('train_fine', 'train_extra')  # the two lists that together form the list 'train'
 
 
 def main():
@@ -76,7 +76,8 @@ def pair_split(root, split, kind):
 
 
 def find_frames(root, folder, split, suffixes):
-    """Returns {city_sequence_frame: path relative to root} for files root/folder/split/*/* with one of the suffixes."""
+    """Returns {city_sequence_frame: path relative to root} of the files root/folder/split/*/* with one of the suffixes.
+    """
     frames = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(root), folder, split, '*', '*'))):
         key = cityscapes_frame(path)
@@ -91,7 +92,11 @@ def label_path(path):
 
 
 def make_labels(root, labels):
-    """Makes the *_labelTrainIds.png that do not exist yet, of a list of paths relative to root."""
+    """Makes those *_labelTrainIds.png of a list of paths relative to root that do not exist yet.
+
+    Raises:
+      UserError: labels cannot be made; the others have been written.
+    """
     missing = [label for label in labels if not os.path.exists(os.path.join(root, label))]
     if not missing:
         return
@@ -116,7 +121,12 @@ def make_labels(root, labels):
 
 
 def load_label_table():
-    """Returns {name: (label id, train id)} from the package cityscapesscripts; classes not evaluated have train id 255.
+    """Returns {name: (label id, train id)} from the package cityscapesscripts.
+
+    Classes that are not evaluated have the train id 255.
+
+    Raises:
+      UserError: the package is not installed.
     """
     try:
         from cityscapesscripts.helpers.labels import labels
@@ -128,7 +138,7 @@ def load_label_table():
 
 
 def from_label_ids(path, table):
-    """Returns the *_labelIds.png at path converted to train ids, uint8 [h, w]."""
+    """Returns the *_labelIds.png at path, converted to train ids, uint8 [h, w]; raises UserError if it is not one."""
     train_id_of = np.full(MAX_CLASSES, -1, np.int16)
     for label_id, train_id in table.values():
         train_id_of[label_id] = train_id  # the license plate's id, -1, is 255 in the files
@@ -139,7 +149,11 @@ def from_label_ids(path, table):
 
 
 def draw(path, table):
-    """Draws the polygons of a *_polygons.json in train ids, uint8 [h, w]; later polygons cover earlier ones."""
+    """Returns the polygons of a *_polygons.json drawn in train ids, uint8 [h, w]; later polygons cover earlier ones.
+
+    Raises:
+      UserError: the file is missing or is not a polygon file of Cityscapes.
+    """
     try:
         annotation = json.loads(image_files.read_file(path).decode('utf-8'))
         width, height = annotation['imgWidth'], annotation['imgHeight']
@@ -161,7 +175,11 @@ def draw(path, table):
 
 
 def write_lists(pairs):
-    """Writes a list for each split that has images, and 'train' if both of its parts have images."""
+    """Writes a list for each split that has images, and 'train' if both of its parts have images.
+
+    Args:
+      pairs: {list: what pair_split returned for it}.
+    """
     sizes = {name: size for name, (_, _, size) in LISTS.items()}
     if all(pairs[name] for name in JOINED):
         pairs = dict(pairs, train=[pair for name in JOINED for pair in pairs[name]])
@@ -181,7 +199,7 @@ def write_lists(pairs):
 
 
 def why_absent(name):
-    """Returns a clause that names what a list is made from."""
+    """Returns a clause that names the folders or lists from which a list is made."""
     if name == 'train':
         return 'it is %s and %s together' % JOINED
     split, kind, _ = LISTS[name]

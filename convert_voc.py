@@ -2,7 +2,7 @@
 
     python convert_voc.py --voc_dir=VOCdevkit/VOC2012 [--sbd_dir=benchmark_RELEASE/dataset]
 
-Writes SegmentationClassAug into --voc_dir, and train.txt, val.txt, trainval.txt and test.txt into --list_dir.
+Writes the folder SegmentationClassAug to --voc_dir, and train.txt, val.txt, trainval.txt and test.txt to --list_dir.
 """
 
 import io
@@ -22,7 +22,7 @@ from utils.system.errors import UserError, quoted, reason
 
 FLAGS = flags.FLAGS
 
-# list: number of images in the published lists (with SBD, without SBD)
+# {list: number of images in the published list (with SBD, without SBD)}
 PUBLISHED = {'train': (10582, 1464), 'val': (1449, 1449), 'trainval': (12031, 2913), 'test': (1456, 1456)}
 
 LABEL_DIR = 'SegmentationClassAug'
@@ -39,7 +39,17 @@ def main():
 
 
 def find_dir(path, flag, marker, below):
-    """Returns the first folder that has `marker` in it: path itself, or one of `below` in it; UserError for none."""
+    """Returns the first folder that contains `marker`: path itself or one of its subfolders `below`.
+
+    Args:
+      path: the value of the flag.
+      flag: the flag's name, for messages.
+      marker: a relative path of a folder.
+      below: relative paths of subfolders.
+
+    Raises:
+      UserError: no path is given, or none of the folders contains `marker`.
+    """
     if not path:
         raise UserError('give --%s, the folder that has %s in it.' % (flag, marker))
     candidates = [path] + [os.path.join(path, name) for name in below]
@@ -50,7 +60,7 @@ def find_dir(path, flag, marker, below):
 
 
 def read_ids(voc_dir, name):
-    """Returns the image ids of VOC's list; an empty set if test.txt is missing, as it comes with the test images."""
+    """Returns the image ids in VOC's list; an empty set if test.txt is missing, as it comes with the test images."""
     path = os.path.join(voc_dir, 'ImageSets', 'Segmentation', name + '.txt')
     if name == 'test' and not os.path.exists(path):
         return set()
@@ -63,7 +73,7 @@ def first_words(path):
 
 
 def find_labels(voc_dir, sbd_dir, ids):
-    """Returns {image id: file of its label}: VOC's if there is one, otherwise SBD's; val images use VOC's only."""
+    """Returns {image id: file of its label}: VOC's label if it exists, otherwise SBD's; val images use only VOC's."""
     sources = {}
     if sbd_dir:
         names = os.listdir(os.path.join(sbd_dir, 'cls'))
@@ -92,7 +102,15 @@ def read_sbd_ids(sbd_dir):
 
 
 def convert_labels(sources, label_dir):
-    """Writes each label as a PNG with class indices, unless label_dir has it already."""
+    """Writes each label as a PNG with class indices, unless label_dir has it already.
+
+    Args:
+      sources: {image id: file of its label}.
+      label_dir: the folder for the PNGs.
+
+    Raises:
+      UserError: labels cannot be converted; the others have been written.
+    """
     classes = load_classes(len(VOC_NAMES), IGNORE_LABEL, 'voc')
 
     def convert(key):
@@ -126,7 +144,11 @@ def is_index_png(path):
 
 
 def read_label(path, classes):
-    """Returns class indices and 255 for void, uint8 [h, w], from VOC's PNG or SBD's .mat."""
+    """Returns the class indices, with 255 for void, uint8 [h, w], from VOC's PNG or SBD's .mat.
+
+    Raises:
+      UserError: the file cannot be read or has values or colours that VOC's classes do not have.
+    """
     label, unknown = (read_mat(path), []) if path.endswith('.mat') else image_files.read_label(path, classes)
     strange = data_check.count_labels(label, classes)[2]
     if strange or unknown:
@@ -136,7 +158,11 @@ def read_label(path, classes):
 
 
 def read_mat(path):
-    """Returns the class indices [h, w] in one of SBD's files, the field Segmentation of its struct GTcls."""
+    """Returns the class indices in one of SBD's files, int64 [h, w], from the field Segmentation of its struct GTcls.
+
+    Raises:
+      UserError: the file is missing or has no such field.
+    """
     try:
         content = scipy.io.loadmat(io.BytesIO(image_files.read_file(path)), variable_names=['GTcls'])
         label = content['GTcls']['Segmentation'].flat[0]
@@ -150,7 +176,14 @@ def read_mat(path):
 
 
 def write_lists(voc_dir, with_sbd, ids, labelled):
-    """Writes the lists, sorted by image id, and compares their lengths with the published ones."""
+    """Writes the lists, sorted by image id, and compares their lengths with the published ones.
+
+    Args:
+      voc_dir: VOC's folder.
+      with_sbd: whether SBD is used.
+      ids: {'train', 'val' and 'test': image ids of VOC's list}.
+      labelled: the ids of all images that have a label.
+    """
     val = ids['val'] & labelled
     train = labelled - ids['val'] if with_sbd else ids['train'] & labelled
     lists = {'train': train, 'val': val, 'trainval': train | val, 'test': ids['test']}

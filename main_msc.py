@@ -1,7 +1,7 @@
 """DeepLab v2 on three scales: python main_msc.py --option=train|test|predict|export|check.
 
-The flags are those of main.py; by default the gradients of ten single images make one update. The embedded sample takes
-dataset/sample_msc.flags after dataset/sample.flags.
+The flags are those of main.py; by default the gradients of ten single images are averaged for one update. The embedded
+sample uses dataset/sample.flags, then dataset/sample_msc.flags.
 """
 
 import functools

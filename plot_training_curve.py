@@ -1,4 +1,4 @@
-"""Plots loss, learning rate and mean IoU of one or more training runs over their steps, from the logs of training."""
+"""Plots the loss, learning rate and mean IoU of one or more training runs against the step, from the runs' logs."""
 
 import csv
 import io
@@ -20,13 +20,14 @@ LINE = re.compile(r'\s*(\d{1,15})\s*,\s*(\S+)\s*$')
 METRICS = 'metrics.csv'
 NEEDED = ('step', 'total')
 SERIES = NEEDED + ('learning_rate', 'mean_iou')
-PANELS = (('total', 'loss', 3), ('learning_rate', 'learning rate', 1.7), ('mean_iou', 'mean IoU (%)', 2.4))  # inches
-FEW = 50  # number of points below which each has a marker
+# (name in SERIES, label of the axis, height in inches)
+PANELS = (('total', 'loss', 3), ('learning_rate', 'learning rate', 1.7), ('mean_iou', 'mean IoU (%)', 2.4))
+FEW = 50  # if a curve has fewer points, each has a marker
 LONGEST_NAME = 45  # characters of a run's name in the legend
 
 
 def parse_line(path, number, line):
-    """Returns [step, loss] from a line of a log.txt; UserError if it is not `step, loss`."""
+    """Returns [step, loss] from a line of a log.txt; raises UserError if it is not `step, loss`."""
     match = LINE.match(line)
     try:
         return [int(match.group(1)), float(match.group(2))]
@@ -36,7 +37,11 @@ def parse_line(path, number, line):
 
 
 def parse_row(header, row):
-    """Returns the values of SERIES in a row of a metrics.csv, nan for missing ones; ValueError says what is wrong."""
+    """Returns the values of SERIES in a row of a metrics.csv, nan for missing ones.
+
+    Raises:
+      ValueError: the row is malformed.
+    """
     if len(row) != len(header):
         raise ValueError('the number of columns is %d, not %d' % (len(row), len(header)))
     values = {}
@@ -51,7 +56,11 @@ def parse_row(header, row):
 
 
 def read_rows(path, lines):
-    """Returns the values of SERIES in each row of a metrics.csv, without a last line that is still being written."""
+    """Returns the values of SERIES in each row of a metrics.csv, except in a last line that is still being written.
+
+    Raises:
+      UserError: a column is missing or a row is malformed.
+    """
     reader = csv.reader(line for line in lines if line.endswith('\n'))
     try:
         header = next(reader, NEEDED)
@@ -67,7 +76,7 @@ def read_rows(path, lines):
 def read_run(path):
     """Reads a log.txt, a metrics.csv (recognised by its header) or the metrics.csv in a folder.
 
-    Where a run was resumed or restarted, its later lines replace the earlier ones of the same steps.
+    If a run was resumed or restarted, its later lines replace earlier ones of the same or later steps.
 
     Returns:
       {name in SERIES: float64 [n]}, n > 0. Steps increase; values that the file does not have are nan.
@@ -116,12 +125,12 @@ def best_score(run):
 
 
 def best_text(run):
-    """Returns a clause on a run's best validation; '' if there is none."""
+    """Returns a clause about a run's best validation; '' if there is none."""
     return ', best mean IoU %.2f%% at step %d' % best_score(run) if best_score(run) else ''
 
 
 def make_panels(runs):
-    """Returns a Figure and {name in SERIES: its Axes}, with those PANELS for which a run has data."""
+    """Returns a Figure and {name in SERIES: its Axes}, with the PANELS for which any run has data."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -141,7 +150,16 @@ def make_panels(runs):
 
 
 def draw_run(panels, run, label, window, color, width):
-    """Draws a run. Its learning rate is a line of `width` points; label is its name in the legend."""
+    """Draws a run on the panels.
+
+    Args:
+      panels: {name in SERIES: its Axes}.
+      run: what read_run returns.
+      label: the run's name in the legend.
+      window: number of rows in the moving average of the loss.
+      color: the color of the run's curves.
+      width: line width of the learning rate, in points.
+    """
     steps, marker = run['step'], '.' if len(run['step']) < FEW else None
     panels['total'].plot(steps, run['total'], color=color, linewidth=0.8, alpha=0.3)
     panels['total'].plot(steps, moving_average(run['total'], window), color=color, linewidth=1.8, zorder=3,
@@ -201,10 +219,11 @@ def main():
 
 
 if __name__ == '__main__':
-    flags.DEFINE_list('logfile', None, 'logs of training runs, with commas between them: each a log.txt, a metrics.csv '
-                      'or a --modeldir; by default model/metrics.csv if it exists, otherwise log.txt')
-    flags.DEFINE_list('labels', None, "the runs' names in the legend, with commas between them; by default their paths")
-    command_line.DEFINE_path('output', 'training_curve.png', 'figure to write; its suffix chooses the format',
+    flags.DEFINE_list('logfile', None, 'comma-separated logs of training runs, each a log.txt, a metrics.csv or a '
+                      '--modeldir; by default model/metrics.csv if it exists, otherwise log.txt')
+    flags.DEFINE_list('labels', None, "comma-separated names of the runs in the legend; by default the logs' paths")
+    command_line.DEFINE_path('output', 'training_curve.png', 'figure to write; its suffix determines the format',
                              output=True)
-    command_line.DEFINE_whole('smooth', None, 'lines in the moving average; by default a fortieth of all lines', 1)
+    command_line.DEFINE_whole('smooth', None, 'number of lines in the moving average of the loss; by default a '
+                              'fortieth of all lines', 1)
     sys.exit(command_line.run(main))

@@ -1,4 +1,4 @@
-"""Writes the page of all flags from their records: python tools/make_flags_page.py > docs/flags.md."""
+"""Writes the page that lists all flags, from their records: python tools/make_flags_page.py > docs/flags.md."""
 
 import os
 import sys
@@ -7,18 +7,22 @@ from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import main  # noqa: E402, F401  once the path is set; it defines the flags
+import main  # noqa: E402, F401  after the path is set; it defines the flags
 from utils.system.command_line import NOTHING, RECORDS  # noqa: E402
 
 START = '''# Flags
 
-Made by `python tools/make_flags_page.py > docs/flags.md` from what main.py declares; edit main.py, not this page.
+This page is generated from the declarations in main.py by `python tools/make_flags_page.py > docs/flags.md`; edit
+main.py, not this page.
 
-Every setting is a flag, `--name=value`, on the command line or as a line of a file that `--flagfile` names; a switch is
-written `--name` or `--noname`. main_msc.py takes the same flags. "Read by" are the values of `--option` for which a
-flag has an effect: given on the command line with another one it is refused, in a flag file it is not. "Decides" is the
-network, whose value must then be the same for train, test, predict and export, or the result: a training with another
-value does not resume from the older checkpoints. An empty default is explained beside it.
+Every setting is a flag, `--name=value`, given on the command line or on a line of a file that `--flagfile` names. A
+switch is written `--name` or `--noname`. main_msc.py takes the same flags.
+
+- **read by** lists the values of `--option` for which the flag has an effect. With any other option the flag is an
+  error on the command line, but not in a flag file.
+- **decides** says what the flag's value affects. If it is the network, the value must be the same for train, test,
+  predict and export. If it is the result, a training with another value does not resume from the older checkpoints.
+- An empty **default** is explained in the meaning.
 '''
 HEAD = """
 ## %s
@@ -38,14 +42,19 @@ def shown(value):
 
 
 def default(record, other):
-    """Returns a flag's default in main.py and, where main_msc.py has another one, that too."""
-    if 'by default' in record.help:  # where it is not the same on all machines, or none
+    """Returns the text of a flag's default in main.py, followed by that in main_msc.py if it is another.
+
+    Args:
+      record: the flag's FlagRecord.
+      other: its default in main_msc.py.
+    """
+    if 'by default' in record.help:  # the default depends on the machine or is None
         return ''
     return shown(record.default) + ('' if other == record.default else ' (main_msc.py: %s)' % shown(other))
 
 
 def row(record, other):
-    """Returns a flag's line of the table."""
+    """Returns a flag's row of the table; the arguments are those of `default`."""
     meaning = record.help
     if record.needs and '--' + record.needs not in meaning:
         meaning += ' (needs --%s)' % record.needs.replace('|', ' or ')

@@ -2,8 +2,8 @@
 
     python tools/make_sample.py [--out_dir=FOLDER] [--seed=SEED]
 
-Every picture is painted in float RGB at three times its size and averaged down. Objects are painted from far to near,
-each in its own coordinates, u to the right and v downwards, in which it fills about [-1, 1] x [-1, 1].
+Every picture is painted in float RGB at three times its size and then averaged down. Objects are painted from far to
+near, each in its own coordinates, u to the right and v downwards, in which it fills about [-1, 1] x [-1, 1].
 """
 
 import os
@@ -70,12 +70,12 @@ def dot(first, second):
 
 
 def diffuse(normal, light, ambient=0.5):
-    """Returns the brightness [h, w] by Lambert's law plus ambient light; normal is a tuple of three arrays."""
+    """Returns the brightness [h, w] from Lambert's law and ambient light; normal is a tuple of three arrays [h, w]."""
     return ambient + (1.15 - ambient) * np.maximum(dot(normal, light), 0)
 
 
 def highlight(normal, light, sharpness):
-    """Returns Phong's highlight in [0, 1] for a viewer along z, [h, w]."""
+    """Returns Phong's highlight, [h, w] in [0, 1], for a viewer along z."""
     facing = dot(normal, light)
     return np.maximum(2 * facing * normal[2] - light[2], 0) ** sharpness
 
@@ -160,7 +160,7 @@ def paint_fish(u, v, light, rng, pink=(0.93, 0.30, 0.60), purple=(0.42, 0.10, 0.
 
 
 def masonry(a, b, rng, clay, mortar):
-    """Returns rows of bricks, [h, w, 3], at positions a along and b up a wall in units of a brick's length."""
+    """Returns rows of bricks, [h, w, 3], at positions a along a wall and b up it, in units of a brick's length."""
     row = np.floor(b * 2.2)
     x = a + 0.5 * (row % 2)
     column = np.floor(x)
@@ -172,7 +172,7 @@ def masonry(a, b, rng, clay, mortar):
 
 
 def paint_brick(u, v, light, rng, clay=(0.70, 0.20, 0.13), mortar=(0.66, 0.42, 0.36)):
-    """Paints a block of masonry seen from above one of its corners: two walls and the top."""
+    """Paints a block of masonry, seen from above one of its corners: two walls and the top."""
     clay, mortar = jitter(rng, clay), np.asarray(mortar)
     corner, height = rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.2)
     edge_left, edge_right = (-0.96 - corner, -0.30), (0.96 - corner, -0.30)
@@ -239,7 +239,7 @@ def paint_carton(u, v, light, rng):
 
 PAINTERS = {'orange': paint_orange, 'plant': paint_plant, 'fish': paint_fish,
             'brick': paint_brick, 'mug': paint_mug}
-SOLES = {'orange': 0.99, 'plant': 0.95, 'fish': 0.56, 'brick': 0.92, 'mug': 0.96}  # v where each one stands
+SOLES = {'orange': 0.99, 'plant': 0.95, 'fish': 0.56, 'brick': 0.92, 'mug': 0.96}  # v at which each object stands
 SIZE_FACTORS = {'fish': 1.15, 'plant': 1.05}
 CLUTTER = (paint_stone, paint_carton)
 
@@ -310,7 +310,15 @@ def paint_background(x, y, horizon, rng):
 # ---- scenes ----
 
 def draw(canvas, labels, instances, thing, light, rng):
-    """Paints a thing, one of layout's, and before it the thing's shadow on the canvas."""
+    """Paints the shadow of a thing and then the thing itself, in place.
+
+    Args:
+      canvas: float RGB array [h, w, 3].
+      labels, instances: uint8 arrays [h, w].
+      thing: a dict from `layout`.
+      light: the direction of the light, three numbers.
+      rng: a RandomState.
+    """
     radius, scale = thing['radius'], SUPERSAMPLING
     reach = 2.2 * radius
     top, left = (max(int((thing[k] - reach) * scale), 0) for k in 'yx')
@@ -331,8 +339,8 @@ def layout(width, height, horizon, names, rng):
     """Places the named objects side by side with some overlap, and clutter between them.
 
     Returns:
-      list of dicts, from far to near, with paint (the painter), label, instance (0 for clutter), x, y, radius (in
-      pixels), sole (the v at which it stands) and foot (the y at which it stands).
+      list of dicts, from far to near, with the keys paint (the painter), label, instance (0 for clutter), x, y, radius
+      (in pixels), sole (the v at which the thing stands) and foot (the y at which it stands).
     """
     things = []
     for _ in range(rng.randint(1, 4)):
@@ -391,7 +399,7 @@ def well_composed(labels, names):
 
 
 def scenes(seed):
-    """Yields (name, image, labels) of the whole sample; a scene that is not well composed is painted again."""
+    """Yields (name, image, labels) of each scene; a scene that is not well composed is painted again."""
     order, queue = np.random.RandomState(seed), []
     for index in range(NUM_TRAIN + NUM_VAL):
         count = (3, 2, 3, 4)[index % 4]
@@ -410,7 +418,7 @@ def scenes(seed):
 # ---- files ----
 
 def write_sample(folder, seed):
-    """Writes images, labels, lists and the palette file into an existing, empty folder."""
+    """Writes images, labels, lists and the palette file to an existing, empty folder."""
     for sub in ('JPEGImages', 'SegmentationClassAug'):
         os.mkdir(os.path.join(folder, sub))
     colours, lines = palette.voc_colours(), []
@@ -446,7 +454,7 @@ def main():
         write_sample(temporary, FLAGS.seed)
         move_files(temporary, target)
     except OSError as error:
-        raise UserError('--out_dir=%s cannot be written (%s): name a folder that can.' % (
+        raise UserError('--out_dir=%s cannot be written to (%s): name another folder.' % (
             FLAGS.out_dir, error.strerror or error))
     finally:
         if temporary:
@@ -456,6 +464,6 @@ def main():
 
 if __name__ == '__main__':
     command_line.DEFINE_path('out_dir', os.path.join(ROOT, 'dataset', 'sample'),
-                             'Folder to write the sample data set into.', output=True)
-    flags.DEFINE_integer('seed', 0, 'Seed of the random scenes.', lower_bound=0, upper_bound=2 ** 32 - 1)
+                             'folder for the sample data set', output=True)
+    flags.DEFINE_integer('seed', 0, 'seed of the random scenes', lower_bound=0, upper_bound=2 ** 32 - 1)
     sys.exit(command_line.run(main))

@@ -1,4 +1,4 @@
-"""Reports what a weights file holds and saves it as a TensorFlow checkpoint: python -m utils.checkpoint FILE."""
+"""Prints what a weights file holds and saves it as a TensorFlow checkpoint: python -m utils.checkpoint FILE."""
 
 import argparse
 import os
@@ -12,13 +12,13 @@ from utils.system import runtime
 from utils.system.command_line import run
 from utils.system.errors import UserError, quoted, reason
 
-tf = runtime.import_tensorflow()  # before the weights' modules import TensorFlow, as it keeps TensorFlow's lines back
+tf = runtime.import_tensorflow()  # before the modules below import TensorFlow, because it suppresses TensorFlow's log
 
 from utils.weights import checkpoints, weight_files, weight_names  # noqa: E402
 
 
 def in_order(names):
-    """Names as the network has them, then the others, numbers inside names by value."""
+    """Returns names in the order of the network, then the others in alphabetical order, with numbers by value."""
     order = {}
     for encoder in list(blocks.ENCODERS):
         order.update((name, i) for i, name in enumerate(weight_names.encoder_shapes(encoder)))
@@ -29,7 +29,7 @@ def in_order(names):
 
 
 def table(shapes):
-    """Lines `scope/{leaf,leaf} shape`, one for all variables of a scope that share their shape."""
+    """Returns lines `scope/{leaf,leaf} shape`, one for all variables of a scope that have the same shape."""
     groups = OrderedDict()
     for name in in_order(shapes):
         scope, _, leaf = name.rpartition('/')
@@ -43,7 +43,7 @@ def table(shapes):
 
 
 def describe_origin(weights):
-    """'caffe, --channel_order=bgr --img_mean=103.939,116.779,123.68': what a WeightsFile was made for."""
+    """Returns what a WeightsFile was made for, as in 'caffe, --channel_order=bgr --img_mean=103.939,116.779,123.68'."""
     parts = [weights.compat or 'as it was trained']
     if weights.input:
         parts.append('--channel_order=%s --img_mean=%s' % (
@@ -52,7 +52,7 @@ def describe_origin(weights):
 
 
 def describe(weights):
-    """What a WeightsFile contains, as text of several lines."""
+    """Returns the contents of a WeightsFile as text of several lines."""
     shapes = weights.shapes
     if not shapes:
         return '%s: %s without variables' % (weights.path, weights.kind)
@@ -82,15 +82,16 @@ def check_target(prefix):
 
 
 def save_weights(weights, prefix, encoder_name=None):
-    """Writes the network's weights of a WeightsFile, and what they were made for, as a TensorFlow checkpoint.
+    """Saves the network's weights in a WeightsFile, and what they were made for, as a TensorFlow checkpoint.
 
     Args:
-      prefix: its path, e.g. model/model.ckpt-20000; nothing is overwritten.
-      encoder_name: the encoder that the weights have to fit; None for any.
+      weights: a WeightsFile.
+      prefix: the checkpoint's path, such as model/model.ckpt-20000; nothing is overwritten.
+      encoder_name: the encoder that the weights must fit; None for any.
 
     Raises:
-      UserError: the file does not hold the whole encoder, there is such a checkpoint already, or it cannot be
-        written; nothing is left of it then.
+      UserError: the file does not hold the whole encoder, the checkpoint exists already, or it cannot be written; in
+        that case no part of it is left behind.
     """
     encoders = [encoder_name] if encoder_name else list(blocks.ENCODERS)
     if not any(weight_names.fits(weights.shapes, encoder) for encoder in encoders):
@@ -104,7 +105,7 @@ def save_weights(weights, prefix, encoder_name=None):
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix='.saving-') as place:
             write_values(values, weights, os.path.join(place, name))
-            for part in sorted(os.listdir(place)):  # the index, without which it is no checkpoint, comes last
+            for part in sorted(os.listdir(place)):  # .index, which completes a checkpoint, comes last
                 os.rename(os.path.join(place, part), os.path.join(folder, part))
     except (tf.errors.OpError, OSError) as error:
         raise UserError('%s cannot be written (%s): choose another place with --save.' % (
@@ -112,7 +113,13 @@ def save_weights(weights, prefix, encoder_name=None):
 
 
 def write_values(values, origin, prefix):
-    """Writes {name: array} as a checkpoint, with an entry on what it was made for if the WeightsFile `origin` tells."""
+    """Writes {name: array} as a checkpoint, with the entry MADE_FOR if the WeightsFile `origin` says what it was for.
+
+    Args:
+      values: {variable name: array}.
+      origin: the WeightsFile that the values are from.
+      prefix: the checkpoint's path.
+    """
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as sess:
         variables = [tf.get_variable(name, value.shape, tf.float32, initializer=tf.zeros_initializer(),
                                      use_resource=False) for name, value in values.items()]
@@ -131,7 +138,7 @@ def main():
     parser.add_argument('file', metavar='FILE', help=weight_files.ACCEPTED)
     parser.add_argument('--save', metavar='PREFIX', help='path of the checkpoint to write, e.g. model/model.ckpt-20000')
     parser.add_argument('--encoder_name', choices=list(blocks.ENCODERS),
-                        help='whose names to use where the file fits several')
+                        help='encoder whose names to use if the file fits several')
     args = parser.parse_args()
     weights = weight_files.open_weights(checkpoints.newest_in(args.file), args.encoder_name)
     print(describe(weights))

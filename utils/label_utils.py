@@ -1,4 +1,4 @@
-"""Images as network inputs and back, and labels as images: in colours, or as an overlay with a legend."""
+"""Converts images to network inputs and back, and labels to images: in colours, or as an overlay with a legend."""
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -6,9 +6,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.data.palette import MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
 
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, ITU-R BT.601
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue, ITU-R BT.601
 TINT = 0.6  # the share of the class's colour in the chroma of an overlay
-BRIGHT = 140  # the luma above which a class's line has a black instead of a white line beside it
+BRIGHT = 140  # above this luma of a class's colour, the line beside its border is black instead of white
 LINE_EVERY = 300.0  # pixels of an overlay's shorter side per pixel of line width
 
 
@@ -27,8 +27,8 @@ def decode_labels(mask, num_images=1, num_classes=21, palette=None):
     mask = np.asarray(mask)[:num_images]
     mask = mask[..., 0] if mask.ndim == 4 else mask  # [n, h, w]
     colours = voc_colours() if palette is None else palette.colours
-    # Colours have four bytes, as numpy's take is faster with 32-bit numbers than with rows of three bytes. It is faster
-    # still if it does not check the indices, which are all within the table.
+    # Colours have four bytes because numpy's take is faster with 32-bit numbers than with rows of three bytes. With
+    # mode='wrap' it does not check the indices, which are all within the table.
     table = np.zeros([MAX_CLASSES + 1, 4], np.uint8)
     table[:, :3] = VOID_COLOUR
     table[:num_classes, :3] = colours[:num_classes]
@@ -135,7 +135,7 @@ def legend(classes, palette, scale=1, row=16):
       classes: list of class indices.
       palette: a Palette.
       scale: factor by which the legend is enlarged; Pillow's built-in font has only one size in old versions.
-      row: height of a row before that, in pixels.
+      row: height of a row before it is enlarged, in pixels.
     """
     names = [palette.names[index] if palette.names else 'class %d' % index for index in classes]
     names = [name.encode('latin-1', 'replace').decode('latin-1') for name in names]  # the font has no other characters
@@ -162,7 +162,7 @@ def _borders(mask):
 
 
 def _grown(area, pixels):
-    """Returns a bool area [h, w] grown by some pixels in the four directions."""
+    """Returns a bool area [h, w], grown by a number of pixels in the four directions."""
     for _ in range(pixels):
         area, inner = area.copy(), area
         area[1:] |= inner[:-1]

@@ -1,7 +1,7 @@
 """Data augmentation: the order of the samples, the random crop of each, and the random changes of that crop.
 
-Whatever is random here is a function of the seed and the sample's number alone, so that a training that is resumed, or
-that reads with another number of threads, sees the same samples.
+All random numbers here depend only on the seed and the sample's number, so that a training that is resumed, or that
+reads with another number of threads, sees the same samples.
 """
 
 import dataclasses
@@ -14,18 +14,18 @@ from PIL import Image
 
 from utils.label_utils import LUMA
 
-ORDER, CHANGES = 0, 1  # first number of the seeds of independent random streams
+ORDER, CHANGES = 0, 1  # the first number in the seeds of two independent random streams
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training image."""
+    """How training images are augmented."""
     size: typing.Tuple[int, int]  # (h, w) of the crop
     random_scale: bool = True  # whether images are scaled at random
     random_mirror: bool = True  # whether left and right are swapped with probability 0.5
     scales: typing.Optional[typing.Sequence[float]] = None  # the scales to choose from; None: uniform in scale_range
     scale_range: typing.Tuple[float, float] = (0.5, 1.5)  # (lowest, highest)
-    # {name in AUGMENTATIONS: value of its flag} of those that are switched on
+    # {name in AUGMENTATIONS: value of its flag} of the augmentations that are switched on
     changes: typing.Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
 
 
@@ -40,17 +40,17 @@ PLACEMENT_TYPES = Placement(scaled=tf.int32, offset=tf.int32, mirror=tf.bool)
 
 
 class Fill(typing.NamedTuple):
-    """What pixels hold that show nothing of the picture."""
+    """The values of pixels that show no part of the picture."""
     colour: np.ndarray  # float32 [3], RGB: the mean that is subtracted later, so that the network sees 0
     label: int  # ignore_label
 
 
 def augmentation_from_flags(conf, scales):
-    """Returns the Augmentation that the flags ask for.
+    """Returns the Augmentation that the flags describe.
 
     Args:
       conf: the flags as attributes.
-      scales: the scales to choose from if no --random_scale_range is given; None for the default range.
+      scales: the scales to choose from unless --random_scale_range is given; None for the default range.
     """
     chosen = {'scales': scales}
     if conf.random_scale_range:
@@ -60,7 +60,7 @@ def augmentation_from_flags(conf, scales):
 
 
 def shuffled(seed, epoch, count):
-    """Returns the order of an epoch, a permutation of 0..count-1 that depends on seed and epoch alone."""
+    """Returns the order of an epoch, a permutation of 0..count-1 that depends only on seed and epoch."""
     return np.random.RandomState([ORDER, seed, epoch]).permutation(count)
 
 
@@ -70,12 +70,12 @@ def shuffled(seed, epoch, count):
 def draw(augmentation, seed, k, size):
     """Draws where the crop of the k-th sample lies.
 
-    The scale is uniform in scale_range, or one of scales; the scaled size is int(size * scale), at least 1. The crop
-    lies anywhere that it fits.
+    The scale is uniform in scale_range, or one of scales; the scaled size is int(size * scale), at least 1. All
+    positions at which the crop fits into the scaled image are equally likely.
 
     Args:
       augmentation: an Augmentation.
-      seed, k: integers in 0..2**32-1, which alone decide what is drawn.
+      seed, k: integers in 0..2**32-1; nothing else affects the random numbers.
       size: (height, width) of the image.
 
     Returns:
@@ -95,10 +95,10 @@ def draw(augmentation, seed, k, size):
 
 
 def crop_pair(image, label, placement, crop, smooth=True):
-    """Returns a crop of the scaled and mirrored pair, computing no other pixels.
+    """Returns a crop of the scaled and mirrored pair without computing any other pixels.
 
-    The result is that of scaling the whole image bilinearly and the whole label by its nearest neighbour (TensorFlow's
-    legacy rules), mirroring both and slicing, up to rounding error in the image: less than 0.01 of 255 levels.
+    The result is the same as from scaling the whole image bilinearly and the whole label by nearest neighbour (with
+    TensorFlow's legacy rules), mirroring both and slicing, up to rounding errors in the image below 0.01 of 255 levels.
 
     Args:
       image: uint8 [H, W, 3].
@@ -131,7 +131,7 @@ def crop_pair(image, label, placement, crop, smooth=True):
 
 
 def gather_pixels(image, rows, columns):
-    """Returns the pixels of [H, W, C] at float positions, rounded down: [len(rows), len(columns), C]."""
+    """Returns the pixels of an image [H, W, C] at float positions, rounded down: [len(rows), len(columns), C]."""
     last = tf.shape(image)[:2] - 1
     rows = tf.minimum(tf.cast(rows, tf.int32), last[0])
     columns = tf.minimum(tf.cast(columns, tf.int32), last[1])
@@ -153,11 +153,11 @@ def pad_pair(image, label, crop, ignore_label):
 # Changes of the crop ------------------------------------------------------------------------------------------------
 #
 # Each function takes
-#   image: float32 RGB [h, w, 3], from 0 to 255, and label: int32 [h, w, 1], which it may overwrite; they are smaller
-#     than the crop where the scaled image is, and are padded later;
-#   random: a numpy RandomState of this sample and this function;
+#   image: float32 RGB [h, w, 3], from 0 to 255, and label: int32 [h, w, 1], both of which it may overwrite; they are
+#     smaller than the crop if the scaled image is, and are padded later;
+#   random: a numpy RandomState for this sample and this function;
 #   setting: the value of its flag, which is not 0, False or None;
-#   fill: a Fill, for pixels that show nothing of the picture;
+#   fill: a Fill, for pixels that show no part of the picture;
 # and returns (image, label) of the same shapes.
 
 
@@ -193,9 +193,9 @@ def rotate(image, label, random, degrees, fill):
     return np.stack([np.asarray(channel) for channel in channels], axis=2), np.asarray(classes)[:, :, np.newaxis]
 
 
-# In the order in which they are applied, by the name of their flag. One more is a function, a line here, and a flag.
+# {name of the flag: function}, in the order of application. To add one, write a function, a line here and a flag.
 AUGMENTATIONS = {
-    'random_colour': jitter_colour,  # before `rotate`, whose fill is to stay the mean
+    'random_colour': jitter_colour,  # before `rotate`, so that the fill remains the mean
     'random_flip_vertical': flip_vertical,
     'random_rotation': rotate,
 }
@@ -204,7 +204,7 @@ AUGMENTATIONS = {
 def change(image, label, changes, seed, k, fill):
     """Applies the changes of an Augmentation to the crop of the k-th sample.
 
-    Each has a random stream of its own, so that switching one on changes nothing of what the others draw.
+    Each has its own random stream, so that switching one on does not affect the random numbers of the others.
 
     Args:
       image: RGB [h, w, 3] of numbers from 0 to 255.
@@ -217,7 +217,7 @@ def change(image, label, changes, seed, k, fill):
       (image, label): float32 [h, w, 3] and int32 [h, w, 1].
 
     Raises:
-      ValueError: a function returned other shapes.
+      ValueError: a function returned arrays of other shapes.
     """
     image, label = np.array(image, np.float32), np.array(label)  # copies: TensorFlow's own must not be overwritten
     for name, function in AUGMENTATIONS.items():

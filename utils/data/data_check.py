@@ -1,4 +1,4 @@
-"""Checks images and labels: reads every file of a list and reports what would make training fail or go wrong."""
+"""Checks images and labels: reads every file of a list and reports problems that would make a run fail or go wrong."""
 
 import collections
 import contextlib
@@ -16,38 +16,38 @@ from utils.system.errors import MOST_TOLD, UserError, printable, quoted
 
 @dataclasses.dataclass
 class CheckResult(object):
-    """What was found in a list of images and labels."""
-    num_images: int  # images that could be read
-    num_labels: int  # labels that could be read
+    """The findings about a list of images and labels."""
+    num_images: int  # number of images that could be read
+    num_labels: int  # number of labels that could be read
     sizes: collections.Counter  # of (height, width) of the images
-    histogram: np.ndarray  # pixels of each class, int64 [num_classes]
-    ignored: int  # pixels of ignore_label
-    problems: List[str]  # sentences on what would stop a run, in the order of the list
-    warnings: List[str]  # sentences on what may not be intended, in the order of the list
+    histogram: np.ndarray  # number of pixels of each class, int64 [num_classes]
+    ignored: int  # number of pixels of ignore_label
+    problems: List[str]  # sentences about faults that would stop a run, in the order of the list
+    warnings: List[str]  # sentences about things that may be unintended, in the order of the list
 
 
 class PairResult(NamedTuple):
-    """What was found in an image and its label."""
+    """The findings about an image and its label."""
     size: Optional[Tuple[int, int]]  # (height, width) of the image; None if it cannot be read
-    histogram: Optional[np.ndarray]  # pixels of each class, int64 [num_classes]; None without a readable label
-    ignored: int  # pixels of ignore_label
+    histogram: Optional[np.ndarray]  # number of pixels of each class, int64 [num_classes]; None if no label is readable
+    ignored: int  # number of pixels of ignore_label
     problems: List[str]
     warnings: List[str]
 
 
 
 def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None):
-    """Reads all images and labels.
+    """Reads and checks all images and labels.
 
     Args:
-      images, labels: lists of paths; '' as label for an image without one.
+      images, labels: lists of paths; the label is '' for an image without one.
       classes: a Classes.
       num_threads: how many files are read at the same time.
       desc: the text of the progress bar on stderr.
       lines: the line number of each pair in its list, to be named in the sentences; or None.
 
     Returns:
-      CheckResult.
+      a CheckResult.
     """
     def check(pair):
         return _check_pair(pair[0], pair[1], classes)
@@ -73,7 +73,7 @@ def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None
 
 
 def _add_decoder_lines(image_path, result):
-    """Returns the PairResult with a warning that names the image if its decoder prints lines, which do not name it."""
+    """Returns the PairResult, with a warning that names the image if its decoder prints lines, which do not name it."""
     with runtime.held_stderr() as held, contextlib.suppress(UserError):
         held.drop = True
         load_image(image_path)
@@ -89,17 +89,17 @@ def map_with_progress(function, items, num_threads, desc, unit, file=None):
     pool = ThreadPool(num_threads)
     try:
         yield from tqdm(pool.imap(function, items), desc=desc, total=len(items), unit=unit, file=file)
-    finally:  # after Ctrl-C too: running calls are finished, the others dropped
+    finally:  # after Ctrl-C too: calls that have started are finished, the others are dropped
         pool.terminate()
         pool.join()
 
 
 def raise_on_problems(result, name='the data'):
-    """Raises UserError if there are problems, with their number and as many of the first three as MOST_TOLD allows.
+    """Raises UserError if there are problems, with their number and as many of the first three as fit into MOST_TOLD.
 
     Args:
       result: a CheckResult.
-      name: what the data is called in the sentence.
+      name: the name of the data in the message.
     """
     count = len(result.problems)
     if not count:
@@ -171,13 +171,14 @@ def inspect_label(image_path, size, label_path, label, classes):
     """Checks a label against its image and the classes.
 
     Args:
-      image_path, label_path: the names in the sentences.
+      image_path, label_path: the paths, for the sentences.
       size: (height, width) of the image.
       label: integer array [h, w].
       classes: a Classes.
 
     Returns:
-      (pixels of each class, int64 [num_classes]; pixels of ignore_label; sentences on what is wrong).
+      (number of pixels of each class, int64 [num_classes]; number of pixels of ignore_label; list of sentences about
+      problems).
     """
     problems = []
     if label.shape != tuple(size):
@@ -185,8 +186,8 @@ def inspect_label(image_path, size, label_path, label, classes):
             quoted(image_path), size[1], size[0], quoted(label_path), label.shape[1], label.shape[0]))
     counts, ignored, strange = count_labels(label, classes)
     if strange:
-        problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d: set these '
-                        'flags to the data or fix the label.' % (
+        problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d: adjust '
+                        'the flags or fix the label.' % (
                             quoted(label_path), 's' if len(strange) > 1 else '', ' '.join(str(v) for v in strange[:5]),
                             ' ...' if len(strange) > 5 else '', classes.num_classes - 1, classes.num_classes,
                             classes.ignore_label))
@@ -201,7 +202,8 @@ def count_labels(label, classes):
       classes: a Classes.
 
     Returns:
-      (pixels of each class, int64 [num_classes]; pixels of ignore_label; sorted list of all other values).
+      (number of pixels of each class, int64 [num_classes]; number of pixels of ignore_label; sorted list of all other
+      values).
     """
     num_classes, ignore_label = classes.num_classes, classes.ignore_label
     if label.dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""Data lists: text files with one image, or one image and its label, per line; names for the outputs of images."""
+"""Data lists, text files with one image, or one image and its label, per line; and names for the outputs of images."""
 
 import collections
 import functools
@@ -26,7 +26,7 @@ _FIELD = re.compile(r' *("[^"]*"|\'[^\']*\'|[^ "\'][^ ]*)(?= |$)')
 _UNUSUAL = re.compile('["\'#\t\0]')
 
 MAX_LINE = 1 << 16  # characters
-MOST_PATH = 60  # characters that are shown of the path of a missing file
+MOST_PATH = 60  # characters of a missing file's path in a message
 
 
 def read_labeled_image_list(data_dir, data_list):
@@ -106,9 +106,9 @@ def check_files_exist(source, need_labels):
 def output_names(images):
     """Returns a base name for the outputs of each image, unique within the list.
 
-    It is the image's name without its extension. Where images have the same name, as many of their folders are put in
-    front as needed (`a_b_name`); where they differ in the extension only, it is appended (`name_jpg`). Equal paths get
-    equal names.
+    This is the image's name without its extension. If images have the same name, as many of their folders as needed are
+    prepended (`a_b_name`); if they differ only in the extension, it is appended (`name_jpg`). Equal paths get equal
+    names.
 
     Args:
       images: list of paths.
@@ -126,7 +126,7 @@ def output_names(images):
 def folder_names(paths):
     """Returns names for the outputs of a folder's images: their relative paths without the extension.
 
-    The extension is appended, as in `sub/name_jpg`, where images differ in it only.
+    The extension is appended, as in `sub/name_jpg`, if images differ only in it.
 
     Args:
       paths: list of different paths relative to the folder.
@@ -155,14 +155,14 @@ def _unique(choices):
 
 
 def write_list(path, lines):
-    """Writes a data list; the file appears under its name when it is complete."""
+    """Writes a data list of the given lines; the file appears under its name only when it is complete."""
     with output_files.new_file(path) as temporary, open(
             temporary, 'w', encoding='utf-8', errors='surrogateescape') as file:
         file.writelines(line + '\n' for line in lines)
 
 
 def warn(sentence, items, show=quoted):
-    """Prints a warning on stderr if there are items: the sentence with their number for %d, and the first of them."""
+    """Prints a warning on stderr if there are items: the sentence, with their number for %d, and the first items."""
     if items:
         print('warning: %s (%s).' % (sentence % len(items), some(items, 3, show=show)), file=sys.stderr)
 
@@ -193,9 +193,9 @@ def _list_lines(data_list):
 
 
 def _split_line(line):
-    """Returns the fields of a line, [], [image] or [image, label]; ValueError says what is wrong with it."""
+    """Returns the fields of a line, [], [image] or [image, label]; raises ValueError if it is malformed."""
     if len(line) > MAX_LINE:
-        raise ValueError('%d characters are not an image and its label; name a text file' % len(line))
+        raise ValueError('%d characters are too many for an image and its label; name a text file' % len(line))
     if _UNUSUAL.search(line) is None:
         fields = line.split(' ')
         if '' in fields:
@@ -209,9 +209,9 @@ def _split_line(line):
 
 
 def _split_unusual_line(line):
-    """Returns the fields of a line that may have quotes, tabs or a comment."""
+    """Returns the fields of a line that may contain quotes, tabs or a comment."""
     if '\0' in line:
-        raise ValueError('it holds a NUL character, which no path has; save the list as text')
+        raise ValueError('it contains a NUL character, which no path can; save the list as text')
     fields, end = [], 0
     if '\t' in line:
         fields = [field.strip(' ') for field in line.split('\t')]
@@ -227,7 +227,7 @@ def _split_unusual_line(line):
 
 
 def _outside(slashed):
-    """Returns those items of {path in data_dir: absolute path} whose file exists under the absolute path only."""
+    """Returns the items of {path in data_dir: absolute path} whose file exists only at the absolute path."""
     absent = find_missing(slashed)
     nowhere = set(find_missing(slashed[path] for path in absent))
     return {path: slashed[path] for path in absent if slashed[path] not in nowhere}

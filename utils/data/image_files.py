@@ -1,7 +1,7 @@
-"""Reads input files: bytes and lines of regular files, images and labels of any format as arrays.
+"""Reads input files: regular files as bytes or lines, and images and labels of any format as arrays.
 
-Whatever is wrong with an image or a label is one sentence that names the file. Only regular files are opened: a FIFO or
-a device would keep a run waiting forever.
+A fault in an image or a label is reported in one sentence that names the file. Only regular files are read, because a
+FIFO or a device could keep a run waiting forever.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from PIL import Image
 from utils.system.errors import UserError, quoted, reason
 
 MAX_BYTES = 1 << 30  # of a file that is read
-MANY = 1000  # files of a folder from which on the folder is listed
+MANY = 1000  # if more files of a folder are checked, the folder is listed instead
 
 _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
 _STRETCHED = {'L;2': 85, 'L;4': 17}  # the factors by which Pillow stretches 2- and 4-bit grey to 0..255
@@ -33,14 +33,14 @@ warnings.filterwarnings('ignore', module=r'PIL\.')
 def read_file(path, most_bytes=MAX_BYTES):
     """Returns the bytes of a regular file.
 
-    The file is opened without blocking and checked after that, so it cannot be replaced between the two.
+    The file is opened without blocking and checked after that, so that it cannot be replaced in between.
 
     Args:
       path: the file.
-      most_bytes: the largest size that is read.
+      most_bytes: the largest size of a file that is read.
 
     Raises:
-      OSError: the file cannot be read, is not a regular file or is larger than most_bytes; strerror says which.
+      OSError: the file cannot be read, is not a regular file or is larger than most_bytes; strerror gives the reason.
     """
     try:
         with open(path, 'rb', opener=_open_without_blocking) as file:
@@ -60,12 +60,16 @@ def _open_without_blocking(path, flags):
 
 
 def text_lines(data):
-    """Iterates over the lines of a UTF-8 file's bytes, with any line ends; UnicodeDecodeError if they are not UTF-8."""
+    """Returns an iterator over the lines of a UTF-8 file's bytes, with line ends of any kind.
+
+    Raises:
+      UnicodeDecodeError: the bytes are not UTF-8.
+    """
     return _split(data.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n'))
 
 
 def _split(text):
-    """Yields text.split('\\n') one line at a time, which takes 0.1 GB less for a list of a million lines."""
+    """Yields the items of text.split('\\n') one by one, which saves 0.1 GB for a list of a million lines."""
     start, end = 0, text.find('\n')
     while end >= 0:
         yield text[start:end]
@@ -82,16 +86,16 @@ def is_regular_file(path):
 
 
 def find_missing(paths):
-    """Returns a list of those paths that do not name a regular file.
+    """Returns a list of the paths that do not name a regular file.
 
-    A folder that holds more than MANY of them is listed once, which takes a quarter of the time of checking each.
+    A folder with more than MANY of the paths is listed once, which takes a quarter of the time of checking each path.
     """
     groups, missing = {}, []
     for path in paths:
         groups.setdefault(path[:path.rfind('/') + 1], []).append(path)
     for folder, members in groups.items():
         listed = _names(folder) if len(members) > MANY else ()
-        # A name that is not listed is still checked: the file system may know it by another spelling.
+        # A name that is not listed is still checked, as the file system may list it in another spelling.
         missing += [path for path in members if path[len(folder):] not in listed and not is_regular_file(path)]
     return missing
 
@@ -110,10 +114,10 @@ def _names(folder):
 def load_image(path):
     """Reads a JPEG, PNG, BMP, WebP or any other image that Pillow knows, as the training reader does.
 
-    Grey and RGB JPEGs are decoded by TensorFlow, with its default method: it is faster than Pillow, and the original
-    used it. All other files are decoded by Pillow to the values of TensorFlow's decoders: alpha is dropped, 16 bits
-    become the upper 8, grey is repeated, CMYK is converted, EXIF rotation is not applied (except a TIFF's, which Pillow
-    applies), and an animation's first picture is taken.
+    Grey and RGB JPEGs are decoded by TensorFlow with its default method, which is faster than Pillow and is what the
+    original used. All other files are decoded by Pillow to the values of TensorFlow's decoders: alpha is dropped, 16
+    bits are reduced to the upper 8, grey is repeated, CMYK is converted, EXIF rotation is not applied (except to TIFF,
+    where Pillow applies it), and an animation is represented by its first picture.
 
     Returns:
       uint8 RGB array [h, w, 3].
@@ -132,7 +136,7 @@ def load_image(path):
         if image.mode == 'F':
             raise UserError('%s: floating-point pixels have no fixed range; save the image as 8-bit PNG.' % (
                 quoted(path)))
-        image.info.pop('transparency', None)  # or Pillow warns that it is dropped
+        image.info.pop('transparency', None)  # otherwise Pillow warns that it is dropped
         return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
 
 
@@ -152,13 +156,13 @@ def read_jpeg(path):
 
 
 def image_size(path):
-    """Returns (height, width) from the file's header; UserError as in load_image, for damage in the header."""
+    """Returns (height, width) from the file's header; raises UserError as load_image does, for damage in the header."""
     with _reading(path), Image.open(io.BytesIO(read_file(path))) as image:
         return image.size[::-1]
 
 
 def decode_jpeg(data):
-    """Returns a JPEG's pixels, uint8 [h, w, 3], as the reader's graph does; tf.errors.OpError if it is damaged."""
+    """Returns a JPEG's pixels, uint8 [h, w, 3], like the reader's graph; raises tf.errors.OpError if it is damaged."""
     sess, encoded, pixels = _jpeg_decoder()
     return sess.run(pixels, {encoded: data})
 
@@ -174,7 +178,7 @@ def _jpeg_decoder():
         encoded = tf.placeholder(tf.string, [])
         pixels = tf.image.decode_jpeg(encoded, channels=3)
         config = runtime.session_config()
-        config.use_per_session_threads = True  # or this session would set the number of threads of all later ones
+        config.use_per_session_threads = True  # otherwise it would set the number of threads of all later sessions
         return tf.Session(config=config), encoded, pixels
 
 
@@ -202,7 +206,7 @@ def _reading(path):
 
 
 def _decode(data):
-    """Returns (loaded Pillow image, the file's pixel layout such as 'L;4', which is known before loading only)."""
+    """Returns (loaded Pillow image, the file's pixel layout such as 'L;4', which is only known before loading)."""
     if not data:
         raise ValueError('the file is empty')
     with Image.open(io.BytesIO(data)) as image:
@@ -214,14 +218,14 @@ def _decode(data):
 # ---- labels ----
 
 def load_label(path, classes):
-    """Returns the label that read_label reads, an integer array [h, w], without the unknown colours."""
+    """Returns the label as read_label does, an integer array [h, w], but without the unknown colours."""
     return read_label(path, classes)[0]
 
 
 def read_label(path, classes):
     """Reads a label.
 
-    Grey and palette files hold class indices of 1 to 16 bits; the colours of a palette file are never read. An RGB file
+    Grey and palette files hold class indices of 1 to 16 bits; the colours of a palette file are never used. An RGB file
     is colour-coded: each colour of the palette that the user named is a class, and all other colours become
     ignore_label.
 
@@ -230,12 +234,12 @@ def read_label(path, classes):
       classes: a Classes.
 
     Returns:
-      (label, unknown): an integer array [h, w], uint8 if its values fit; and the colours that are neither a class nor
-      void in the palette, a list of (number of pixels, (r, g, b)), most frequent first.
+      (label, unknown): the label is an integer array [h, w], uint8 if its values fit. `unknown` lists the colours that
+      are neither a class nor void in the palette as (number of pixels, (r, g, b)), the most frequent first.
 
     Raises:
-      UserError: the file is missing, broken or lossy, or colour-coded where no palette is named or none of its colours
-        is the palette's.
+      UserError: the file is missing, damaged or lossy, or it is colour-coded but no palette is named or none of its
+        colours is in the palette.
     """
     with _reading(path):
         image, raw_mode = _decode(read_file(path))
@@ -254,7 +258,7 @@ def read_label(path, classes):
 
 
 def _classes_of_colours(rgb, classes, path):
-    """Returns what read_label does for the pixels of a colour-coded label, uint8 [h, w, 3]."""
+    """Returns (label, unknown), as read_label does, for the pixels of a colour-coded label, uint8 [h, w, 3]."""
     palette = classes.palette
     if not palette.named:
         raise UserError('%s: the label is colour-coded; name its colours with --palette=voc|cityscapes|FILE, '

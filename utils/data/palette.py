@@ -1,4 +1,4 @@
-"""Class names and colours of VOC, Cityscapes or a text file; label ids and file names of Cityscapes' benchmark."""
+"""Class names and colours from VOC, Cityscapes or a text file; label ids and file names for Cityscapes' benchmark."""
 
 import functools
 import os
@@ -64,13 +64,13 @@ class Palette(NamedTuple):
     """Colours and names of classes."""
     colours: np.ndarray  # uint8 [256, 3]
     names: Optional[List[str]]  # None if they are unknown
-    # Colours that a colour-coded label may have for pixels without a class, where they are not a class's own.
+    # Colours of pixels without a class in a colour-coded label, unless a class has the same colour.
     void: Tuple[Tuple[int, int, int], ...] = (BLACK, VOID_COLOUR)
     named: bool = False  # whether the user named the palette, so that colour-coded labels are read with it
 
 
 class Classes(NamedTuple):
-    """What the values of a label mean."""
+    """The meaning of a label's values."""
     num_classes: int  # the values 0..num_classes-1 are classes
     ignore_label: int  # the value of pixels that do not count; it may be one of the classes' values
     palette: Palette
@@ -80,8 +80,8 @@ class Classes(NamedTuple):
 def voc_colours(n=MAX_CLASSES):
     """Returns the first n colours of PASCAL VOC, uint8 [n, 3], read-only.
 
-    Bits 0, 3 and 6 of the class index become the top bits of red, 1, 4 and 7 those of green, 2, 5 and 8 those of blue,
-    the lowest bit on top (VOCdevkit's VOClabelcolormap.m).
+    Bits 0, 3 and 6 of the class index become the top bits of red, bits 1, 4 and 7 those of green, and bits 2, 5 and 8
+    those of blue, the lowest bit at the top (VOCdevkit's VOClabelcolormap.m).
     """
     index = np.arange(n)
     colours = np.zeros([n, 3], np.uint8)
@@ -99,7 +99,7 @@ def load_classes(num_classes, ignore_label=IGNORE_LABEL, palette_spec=''):
       UserError: as in load_palette, or ignore_label does not fit into 32 bits.
     """
     if not -2 ** 31 <= ignore_label < 2 ** 31:
-        raise UserError('--ignore_label=%d: labels are of 32 bits, give -2147483648 to 2147483647.' % ignore_label)
+        raise UserError('--ignore_label=%d: labels have 32 bits, give -2147483648 to 2147483647.' % ignore_label)
     return Classes(num_classes, ignore_label, load_palette(palette_spec, num_classes))
 
 
@@ -115,7 +115,7 @@ def load_palette(spec, num_classes):
       UserError: the file is missing or malformed or has fewer than num_classes classes, or num_classes is not 1..256.
     """
     if not 1 <= num_classes <= MAX_CLASSES:
-        raise UserError('--num_classes=%d: masks are 8-bit, give 1 to %d.' % (num_classes, MAX_CLASSES))
+        raise UserError('--num_classes=%d: masks have 8 bits, give 1 to %d.' % (num_classes, MAX_CLASSES))
     if spec in ('', 'voc'):
         names = list(VOC_NAMES) if num_classes == len(VOC_NAMES) else None
         return Palette(voc_colours(), names, named=bool(spec))
@@ -134,11 +134,11 @@ def load_palette(spec, num_classes):
 
 
 def read_palette_file(path):
-    """Returns the classes of a palette file, a list of (name, (r, g, b)); UserError if it is missing or malformed."""
+    """Returns a palette file's list of (name, (r, g, b)); raises UserError if the file is missing or malformed."""
     try:
         lines = text_lines(read_file(path, MAX_PALETTE_BYTES))
     except OSError as error:
-        raise UserError("--palette=%s: neither 'voc' nor 'cityscapes', and as a file: %s." % (
+        raise UserError("--palette=%s: neither 'voc' nor 'cityscapes' nor a readable file: %s." % (
             quoted(path), error.strerror))
     except UnicodeDecodeError:
         raise UserError('palette %s is not UTF-8 text.' % quoted(path))
@@ -167,7 +167,7 @@ def _parse_class(line, where):
 # ---- Cityscapes' benchmark ----
 
 def cityscapes_frame(path):
-    """Returns the `city_sequence_frame` at the start of the file's name, or None for other names than Cityscapes'."""
+    """Returns the `city_sequence_frame` at the start of a file's name, or None if it is not a name of Cityscapes'."""
     match = _FRAME.match(os.path.splitext(os.path.basename(path))[0])
     return match.group(1) if match else None
 

@@ -1,6 +1,6 @@
-"""What the flags let a run read: lists with labels, images to predict, and the check of the three lists.
+"""The data that the flags name: lists with labels, images to predict, and the check of the three lists.
 
-Images to predict come from a list, from a folder with its sub-folders, or are named one by one.
+Images to predict come from a list or from a folder with its subfolders, or are named one by one.
 """
 
 import collections
@@ -18,26 +18,26 @@ from utils.system.errors import UserError, quoted, reason, some
 class Images(NamedTuple):
     """Images without labels."""
     paths: List[str]  # of the files
-    names: List[str]  # of their outputs: different for different images; for images of a folder with its sub-folder
+    names: List[str]  # unique names of their outputs; those of a folder's images include the subfolder
 
 
-MAX_CHECKED = 2000  # images of a list that are all read before the work begins
-# Folders of out_dir that predictions are written to.
+MAX_CHECKED = 2000  # the most images of a list for which all are read before the work begins
+# Subfolders of out_dir to which predictions are written.
 PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction', 'probabilities', 'logits')
 
-# flag: whether the list that it names needs labels
+# {flag: whether the list that it names needs labels}
 NEEDS_LABELS = {'data_list': True, 'valid_data_list': True, 'test_data_list': False}
 
 _VOC_ID = re.compile(r'\d{4}_\d{6}$')
 _VOID_NAMES = ('ignore', 'ignored', 'unlabeled', 'unlabelled', 'void')
 
 
-# ---- what a run reads ----
+# ---- lists and images that a run reads ----
 
 def labelled_list(conf, classes, flag, num_steps=None):
     """Returns the images and labels of the list that a flag names.
 
-    All files are checked to exist. Where the list has at most MAX_CHECKED images, all of them are read and checked.
+    All files must exist. If the list has at most MAX_CHECKED images, all images and labels are read and checked.
 
     Args:
       conf: an object with the flags data_dir, data_list, valid_data_list, num_threads and check_labels as attributes.
@@ -58,7 +58,7 @@ def labelled_list(conf, classes, flag, num_steps=None):
     if conf.check_labels and len(source.images) <= MAX_CHECKED:
         result = _check(conf, classes, source)
         data_check.raise_on_problems(result, 'list ' + quoted(source.name, 40))
-        # Classes that do not occur say something about all training data, but not about a few validation images.
+        # A missing class is worth a warning in the training data, but not in a few validation images.
         _print_warnings(source, (_unlikely_classes(classes, result) if flag == 'data_list' else []) + result.warnings)
     return source
 
@@ -66,7 +66,7 @@ def labelled_list(conf, classes, flag, num_steps=None):
 def images_to_predict(conf):
     """Returns the images of --image, --image_dir or --test_data_list, the first of these that is given.
 
-    The images are not read here: a broken one is reported when its turn comes.
+    The images are not read here; a damaged one is reported when it is predicted.
 
     Args:
       conf: an object with the flags image, image_dir, out_dir, data_dir, test_data_list and test_num_steps as
@@ -90,7 +90,7 @@ def images_to_predict(conf):
 
 
 def _listed_images(conf):
-    """Returns the images of --test_data_list; UserError if none of them exists."""
+    """Returns the paths of the images of --test_data_list; raises UserError if none of them exists."""
     source = data_lists.read_labeled_image_list(conf.data_dir, conf.test_data_list)
     _report_if_fewer(source.name, source.images, conf.test_num_steps)
     if len(find_missing(set(source.images))) == len(set(source.images)):
@@ -99,7 +99,7 @@ def _listed_images(conf):
 
 
 def named_images(names):
-    """Returns the paths that --image names; a value that is not itself a file's name is split at its commas.
+    """Returns the paths that --image names; a value that is not the name of an existing file is split at its commas.
 
     Args:
       names: a list of the flag's values.
@@ -125,7 +125,7 @@ def named_images(names):
 
 
 def images_below(folder, left_out=()):
-    """Returns the images in a folder and in all folders below it, recognised by their suffix; no file is opened.
+    """Returns the images in a folder and in all folders below it, recognised by their suffix without opening them.
 
     Names that start with a dot are skipped. Links to folders are followed, and each folder is listed once, however
     many links lead to it. Folders that cannot be read are reported on stderr.
@@ -164,7 +164,7 @@ def images_below(folder, left_out=()):
 
 
 def _identity(path):
-    """Returns what identifies a file or folder under all its names; None if there is none."""
+    """Returns (device, inode) of a file or folder, the same under all its names; None if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -173,7 +173,7 @@ def _identity(path):
 
 
 def _entries(folder):
-    """Returns a sorted [(name, is a folder, is a link)] of what a folder holds, without hidden names."""
+    """Returns the sorted entries of a folder as (name, is a folder, is a link), without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries
@@ -201,7 +201,7 @@ def _print_warnings(source, warnings, shown=3):
     for sentence in warnings[:shown]:
         print('warning: list %s: %s' % (quoted(source.name), sentence), file=sys.stderr)
     if warnings[shown:]:
-        print('... and %d more warnings, which --option=check lists' % len(warnings[shown:]), file=sys.stderr)
+        print('... and %d more warnings; --option=check lists them all' % len(warnings[shown:]), file=sys.stderr)
 
 
 # ---- --option=check ----
@@ -259,7 +259,7 @@ def _check(conf, classes, source):
 
 
 def _unlikely_classes(classes, result):
-    """Returns a list of sentences on a class histogram that suggests other flags."""
+    """Returns a list of sentences about a class histogram that suggests that flags are wrong."""
     present, num_classes = result.histogram.nonzero()[0], classes.num_classes
     if not len(present):
         return ['no label has a pixel of any class.'] if result.num_labels else []
@@ -279,7 +279,7 @@ def _unlikely_classes(classes, result):
 
 
 def _shared_images(sources):
-    """Returns a list with a sentence on the images that are in both the training and the validation list, if any."""
+    """Returns a list with a sentence about the images that are in both the training and the validation list, if any."""
     if not {'data_list', 'valid_data_list'} <= set(sources):
         return []
     train, valid = ({os.path.realpath(path) for path in sources[flag].images}

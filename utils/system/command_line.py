@@ -1,4 +1,5 @@
-"""The command line: flags parsed, their paths found, and a mistake turned into one sentence and an exit code."""
+"""The command line: defines and parses flags, finds their paths, and turns a mistake into a sentence and an exit code.
+"""
 
 import collections
 import dataclasses
@@ -13,17 +14,17 @@ from absl import app, flags
 from utils.system.errors import UserError, quoted, reason, some
 from utils.system.interrupts import Interrupted
 
-flags.disclaim_key_flags()  # a flag belongs to the module that calls DEFINE_path or DEFINE_number
+flags.disclaim_key_flags()  # so that a flag belongs to the module that calls DEFINE_path, DEFINE_number and so on
 
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUR_FLAGFILES = os.path.join(REPO, 'dataset')
 PICTURES = ('.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
             '.tga', '.tif', '.tiff', '.webp')
 NOT_A_LIST = 'this is an image, not a list: predict images with --image, or write their paths into a text file'
-LONGEST_NAME = 100
-MOST_UNREAD = 130  # characters that name flags which are not read
+LONGEST_NAME = 100  # characters of a flag's name
+MOST_UNREAD = 130  # characters of the names of flags that are not read, in a message
 MOST_SCALES = 16
-NO_THREAD = "can't start new thread"  # Python's words
+NO_THREAD = "can't start new thread"  # the message of Python's RuntimeError
 MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
 MOST_NUMBER = 3.4e38  # TensorFlow's float32
 NOTHING, RESULT, NETWORK = 'nothing', 'the result', 'the network'  # what a flag decides
@@ -34,25 +35,25 @@ _topics = []  # titles in the order of definition; the last one is that of the n
 
 @dataclasses.dataclass(frozen=True)
 class FlagRecord:
-    """All that is known of a flag of main.py."""
+    """All that is known about a flag of main.py."""
 
     name: str
-    default: object     # of main.py; main_msc.py changes some
+    default: object     # in main.py; main_msc.py changes some
     help: str
     bounds: str         # the valid values, in words
-    topic: str          # title of the flags that it is listed with
+    topic: str          # title of the group of flags in which it is listed
     options: tuple      # values of --option for which it has an effect
     decides: str        # NOTHING, the RESULT of a training, or the NETWORK, whose weights need this value everywhere
-    before: object      # the value that describes a training by a version that did not have the flag yet
+    before: object      # the value that describes a training by an earlier version without the flag
     needs: str = ''     # 'flag', which must be on, or 'flag=value' or 'flag=one|other', for this one to have an effect
     counterpart: str = ''         # the flag that does the same for other options
-    same_network: tuple = ()      # values, of one that decides the NETWORK, between which weights are exchanged
+    same_network: tuple = ()      # values whose networks can exchange weights, of a flag that decides the NETWORK
     is_path: bool = False
-    content_counts: bool = False  # of a path: whether its file must hold the same for the value to be the same
+    content_counts: bool = False  # of a path: whether two values are only equal if the contents of the files are
 
 
 def file_name(text):
-    """The name of a file from text in UTF-8, as Python has it where the locale has no such characters (LC_ALL=C)."""
+    """Returns UTF-8 text as a file name that Python can use where the locale lacks its characters (LC_ALL=C)."""
     try:
         os.fsencode(text)
         return text
@@ -61,7 +62,11 @@ def file_name(text):
 
 
 class PathParser(flags.ArgumentParser):
-    """A path: the home folder is expanded; no NUL, not empty unless `optional`, and in UTF-8 if it is `written`."""
+    """Parses a path and expands its home folder.
+
+    A path must not contain NUL, must not be empty unless it is `optional`, and must be UTF-8 if it is `written`.
+    `output` marks a path that is not searched for in the repo.
+    """
 
     def __init__(self, optional, output, written=False):
         super(PathParser, self).__init__()
@@ -79,7 +84,7 @@ class PathParser(flags.ArgumentParser):
 
 
 class FiniteParser(flags.FloatParser):
-    """A number that is neither infinite nor nan as float32."""
+    """Parses a number that is finite as float32."""
 
     def convert(self, argument):
         value = super(FiniteParser, self).convert(argument)
@@ -89,14 +94,15 @@ class FiniteParser(flags.FloatParser):
 
 
 class NumbersParser(flags.ArgumentParser):
-    """Numbers with commas between them, as a list."""
+    """Parses comma-separated numbers into a list."""
 
     def __init__(self, convert, accepts, told):
-        """
+        """Makes the parser.
+
         Args:
           convert: float or int.
-          accepts: a function that says whether a list of numbers is valid; what is no number comes as [].
-          told: what to say of one that is not.
+          accepts: a function that returns whether a list of numbers is valid; it gets [] if a word is not a number.
+          told: the message for an invalid list.
         """
         super(NumbersParser, self).__init__()
         self._convert, self._accepts, self._told = convert, accepts, told
@@ -114,7 +120,7 @@ class NumbersParser(flags.ArgumentParser):
 
 
 class StepParser(flags.IntegerParser):
-    """A step, as an integer, or the word 'best'."""
+    """Parses a step, which is an integer or the word 'best'."""
 
     def convert(self, argument):
         return argument if argument == 'best' else super(StepParser, self).convert(argument)
@@ -124,7 +130,9 @@ class StepParser(flags.IntegerParser):
 
 
 def topic(title):
-    """Begins a topic of flags: from now on each flag is recorded in RECORDS below it and must say what it does.
+    """Begins a topic of flags: each flag defined after this gets a FlagRecord in RECORDS with this topic.
+
+    Such a flag must name the options that read it and what it decides.
 
     A program that never calls this, such as convert_voc.py, defines plain flags.
     """
@@ -134,20 +142,20 @@ def topic(title):
 def DEFINE_path(name, default, help, output=False, content_counts=False, **record):
     """Defines a flag whose value is a path.
 
-    ~ and ~user are expanded. A path that is read (not `output`), named in a flag file of this repo's dataset/, is found
-    in the repo if it does not exist in the working folder. An empty value is taken if the default is empty.
+    ~ and ~user are expanded. A path to read (not `output`) in a flag file of this repo's dataset/ is looked up in the
+    repo if it does not exist in the working folder. An empty value is accepted if the default is empty.
 
     Args:
       output: whether the path is written to.
-      content_counts: whether two runs are the same only if the file holds the same in both.
-      record: further fields of the flag's FlagRecord; this holds for all DEFINE_ functions.
+      content_counts: whether two runs count as the same only if the file has the same contents in both.
+      record: further fields of the flag's FlagRecord, as in all DEFINE_ functions.
     """
     flags.DEFINE(PathParser(optional=not default, output=output, written=output), name, default, help)
     _record(name, help, 'a path', is_path=True, content_counts=content_counts, **record)
 
 
 def DEFINE_paths(name, help, **record):
-    """Defines a flag that may be given several times, each time with a path that is read; None without any."""
+    """Defines a flag that may be repeated, each time with the path of a file to read; None if it is not given."""
     flags.DEFINE_multi(PathParser(optional=False, output=True), flags.ArgumentSerializer(), name, None, help)
     _record(name, help, 'a path, several times', **record)
 
@@ -159,7 +167,7 @@ def DEFINE_list(name, default, help, **record):
 
 
 def DEFINE_words(name, help, **record):
-    """Defines a flag whose value is a list of words with commas between them; None by default."""
+    """Defines a flag whose value is a list of comma-separated words; None by default."""
     flags.DEFINE_list(name, None, help)
     _record(name, help, 'words with commas between them', **record)
 
@@ -177,7 +185,7 @@ def DEFINE_switch(name, default, help, **record):
 
 
 def DEFINE_whole(name, default, help, lower_bound=0, upper_bound=MOST_WHOLE, **record):
-    """Defines a flag whose value is an integer that TensorFlow takes."""
+    """Defines a flag whose value is an integer that fits into int32."""
     flags.DEFINE_integer(name, default, help, lower_bound=lower_bound, upper_bound=upper_bound)
     _record(name, help, _bounds(lower_bound, None if upper_bound == MOST_WHOLE else upper_bound), **record)
 
@@ -218,7 +226,7 @@ def DEFINE_fractions(name, default, help, count, **record):
 
 
 def DEFINE_size(name, default, help, least, most, **record):
-    """Defines a flag whose value is a height and a width in pixels, a list."""
+    """Defines a flag whose value is a list of a height and a width in pixels, each from `least` to `most`."""
     _define_numbers(name, default, help, int, lambda size: len(size) == 2 and all(least <= n <= most for n in size),
                     'give a height and a width of %d to %d pixels, such as 513,513' % (least, most))
     _record(name, help, 'two integers, %d to %d' % (least, most), **record)
@@ -229,12 +237,12 @@ def _define_numbers(name, default, help, *parser):
 
 
 def _bounds(lower, upper):
-    """The bounds of a number in words."""
+    """Returns the bounds of a number in words; `upper` is None for no bound."""
     return '%s or more' % lower if upper is None else '%s to %s' % (lower, upper)
 
 
 def _record(name, help, bounds, options=None, decides=None, before=THE_DEFAULT, **more):
-    """Adds the FlagRecord of a defined flag, if topics are told.
+    """Adds the FlagRecord of a flag that has been defined to RECORDS, if the program has topics.
 
     Raises:
       TypeError: the definition does not say which options read the flag or what it decides.
@@ -250,19 +258,19 @@ def _record(name, help, bounds, options=None, decides=None, before=THE_DEFAULT, 
 
 
 def is_picture(path):
-    """Whether the path's suffix is that of an image."""
+    """Returns whether the path has the suffix of an image."""
     return os.path.splitext(path)[1].lower() in PICTURES
 
 
 def own_flags():
-    """Sorted names of the flags that the project's own modules define."""
+    """Returns the sorted names of the flags that the project's own modules define."""
     by_module = flags.FLAGS.flags_by_module_dict()
     return sorted(flag.name for module, members in by_module.items()
                   if not module.startswith(('absl', 'tensorflow')) for flag in members)
 
 
 def flag_name(argument):
-    """The name in `--name=value` or `--name`; '' for what is no flag."""
+    """Returns the name in `--name=value` or `--name`; '' for an argument that is not a flag."""
     return argument.lstrip('-').partition('=')[0] if argument.startswith('-') else ''
 
 
@@ -270,8 +278,8 @@ def parse_flags(argv):
     """Parses argv (program name first) into absl's FLAGS.
 
     Raises:
-      UserError: an unknown flag (with the nearest valid one), a bad value, a missing flag file or a stray word; the
-        message names the file and line of what comes from a flag file.
+      UserError: a flag is unknown (the message suggests the most similar one), a value is invalid, a flag file is
+        missing, or there is a stray word. For a mistake in a flag file the message names the file and line.
     """
     program, rest = argv[0], argv[1:]
     while True:
@@ -287,22 +295,22 @@ def parse_flags(argv):
 
 
 def _parse(argv):
-    """Parses arguments without a flag file among them; UserError for the first mistake."""
+    """Parses arguments, none of which is --flagfile; raises UserError for the first mistake."""
     for name in map(flag_name, argv[1:]):
-        if len(name) > LONGEST_NAME:  # absl looks for similar names in a recursion as deep as the name is long
+        if len(name) > LONGEST_NAME:  # absl searches for similar names by a recursion as deep as the name is long
             raise UserError("unknown flag '--%s': --help lists the flags." % quoted(name))
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         raise UserError("unknown flag '--%s': %s" % (quoted(error.flagname), _nearest(error.flagname)))
-    except (flags.Error, ValueError) as error:  # absl: --novisual=1 is a plain ValueError
+    except (flags.Error, ValueError) as error:  # absl raises a plain ValueError for --novisual=1
         raise UserError(_bad_value(str(error)) + '.')
     if len(rest) > 1:
         raise UserError(_stray(rest[1]))
 
 
 def _bad_value(message):
-    """absl's message on a value, in one line, with the value shortened."""
+    """Returns absl's message about an invalid value as one line, with the value shortened."""
     message = re.sub(r'invalid literal for int\(\) with base .*', 'it is not a whole number', message)
     message = re.sub(r'could not convert string to float.*', 'it is not a number', message)
     match = re.match(r'(?s)flag --(\w+)=(.*): (.*)$', message)
@@ -318,7 +326,7 @@ def _nearest(name):
 
 
 def _stray(word):
-    """What to say about a word that is no flag."""
+    """Returns the message about a word that is not a flag."""
     text = "unexpected argument '%s': " % quoted(word)
     if is_picture(word) and 'test_data_list' in flags.FLAGS:
         return text + 'to predict images, write --option=predict with --image= before each, or --image_dir=FOLDER.'
@@ -328,10 +336,15 @@ def _stray(word):
 
 
 def _parse_flagfile(program, name, open_files):
-    """Parses a flag file: a flag a line; blank lines and those that start with # or // are skipped.
+    """Parses a flag file, which has one flag per line; skips blank lines and lines that start with # or //.
 
     Args:
-      open_files: the flag files that this one is named in.
+      program: the program's name.
+      name: the flag file's path, as it is given.
+      open_files: real paths of the flag files that include this one, directly or indirectly.
+
+    Raises:
+      UserError: as in parse_flags.
     """
     try:
         path = _found(PathParser(optional=False, output=False).parse(name))
@@ -365,14 +378,14 @@ def _lines(path):
 
 
 def _found(path):
-    """The path as it is if it exists in the working folder or nowhere, otherwise that of the repo's own file."""
+    """Returns the path of the repo's own file in dataset/ if only that exists, otherwise the path unchanged."""
     ours = os.path.normpath(os.path.join(REPO, path))
     inside = os.path.realpath(ours).startswith(OUR_FLAGFILES + os.sep)
     return ours if inside and not os.path.exists(path) and os.path.exists(ours) else path
 
 
 def _find_path(name):
-    """Replaces the value of a flag that names what is read by where it was found."""
+    """Replaces the value of a flag that names a file or folder to read by the path at which it was found."""
     if name in flags.FLAGS:
         flag = flags.FLAGS[name]
         if isinstance(flag.parser, PathParser) and not flag.parser.output and flag.value:
@@ -380,20 +393,20 @@ def _find_path(name):
 
 
 def escape_what_cannot_be_shown():
-    """Makes stdout and stderr escape characters that their encoding lacks, where Python would raise an error."""
+    """Makes stdout and stderr escape characters that their encoding lacks; by default Python raises an error."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):  # not a stream of a test, nor None, which is a closed one
+        if hasattr(stream, 'reconfigure'):  # a test's stream lacks it, and so does None, which stands for a closed one
             stream.reconfigure(errors='backslashreplace')
 def refuse_unread(args):
-    """Refuses flags on the command line that would be ignored.
+    """Refuses flags on the command line that would have no effect.
 
-    What a flag file gives is not refused: it may serve several options.
+    Flags in a flag file are not refused, as the file may serve several options.
 
     Args:
-      args: the command line without the program's name, after it was parsed.
+      args: the command line without the program's name, which has been parsed.
 
     Raises:
-      UserError: --option does not read some of the flags, or they need another value of another flag.
+      UserError: --option does not read some of the flags, or they require another flag to have another value.
     """
     option = flags.FLAGS.option if RECORDS else None
     given = [record for record in RECORDS.values() if record.name in _named(args) and not _is_left_off(record)]
@@ -411,25 +424,30 @@ def refuse_unread(args):
 
 
 def _remedy(records, first):
-    """What to do about some flags: `first`, a clause, or what helps in any case."""
+    """Returns what to do about flags that have no effect: the clause `first`, then what helps in any case."""
     return first + ('leave it out or put it into a flag file' if len(records) == 1
                     else 'leave them out or put them into a flag file')
 
 
 def _named(args):
-    """The names of the flags that arguments give; --novisual gives visual."""
+    """Returns the set of the names of the flags in a list of arguments; --novisual names `visual` too."""
     names = set(map(flag_name, args))
     return names | {name[2:] for name in names if name.startswith('no') and name not in flags.FLAGS}
 
 
 def _is_left_off(record):
-    """Whether a flag is a switch that is off, as it is by default."""
+    """Returns whether a flag is a switch that is off, both by default and now."""
     flag = flags.FLAGS[record.name]
     return flag.boolean and not flag.value and flag.value == record.default
 
 
 def is_met(needs, conf):
-    """Returns whether flags, as attributes, have the value that the `needs` of a FlagRecord asks for."""
+    """Returns whether a condition holds.
+
+    Args:
+      needs: the field `needs` of a FlagRecord, not empty.
+      conf: the flags as attributes.
+    """
     name, _, values = needs.partition('=')
     value = getattr(conf, name)
     return str(value) in values.split('|') if values else bool(value)
@@ -441,11 +459,12 @@ def run(main, argv=None, default_args=lambda args: []):
     Args:
       main: a function without arguments that reads absl's FLAGS.
       argv: the command line, program name first; sys.argv if None.
-      default_args: a function from the user's arguments, which are valid, to those put before them.
+      default_args: a function that gets the list of the user's arguments, which are valid, and returns a list of
+        arguments to put before them.
 
     Returns:
-      0; 1 after a UserError or an operating system's error on a named file, reported in one sentence on stderr;
-      130 after Ctrl-C; 128 + its number after another signal that a run ended on in good order.
+      0 for success; 1 after a UserError or an OSError, which is reported in one sentence on stderr; 130 after Ctrl-C;
+      128 + n after signal n, on which the run has finished its step.
     """
     escape_what_cannot_be_shown()
     argv = sys.argv if argv is None else argv
@@ -474,7 +493,7 @@ def run(main, argv=None, default_args=lambda args: []):
     except UnicodeEncodeError as error:
         if error.encoding.replace('-', '').lower() == 'utf8':
             raise
-        message = "'%s' is not of the encoding %s." % (quoted(error.object), error.encoding)
+        message = "'%s' cannot be encoded in %s." % (quoted(error.object), error.encoding)
     except OSError as error:
         message = ': '.join(part for part in (quoted(error.filename or ''), reason(error)) if part) + '.'
     print('error: ' + message + _other_encoding(message), file=sys.stderr)
@@ -482,9 +501,9 @@ def run(main, argv=None, default_args=lambda args: []):
 
 
 def _other_encoding(message):
-    """What to add to a message on a file whose name may be right, but in UTF-8 where Python takes another encoding."""
+    """Returns a sentence to add if a message's file name may be UTF-8 while Python uses another encoding; else ''."""
     encoding = sys.getfilesystemencoding()
     if encoding.replace('-', '').lower() == 'utf8' or message == message.encode('ascii', 'replace').decode() and (
             '\\udc' not in message):
         return ''
-    return ' File names are %s here: if this one is UTF-8, set PYTHONUTF8=1 or a UTF-8 locale.' % encoding
+    return ' File names are read as %s here: if this one is UTF-8, set PYTHONUTF8=1 or a UTF-8 locale.' % encoding

@@ -1,4 +1,4 @@
-"""Errors that the user can fix, and how paths and other programs' messages are quoted in their sentence."""
+"""Errors that the user can fix, and functions that quote paths and other programs' messages in them."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import re
 MOST_TOLD = 300  # of a message
 MOST_QUOTED = 80  # of a path in it
 MOST_LISTED = 90  # of a list in it
-MOST_REASON = 120  # of a reason, so that a path, a reason and a remedy are below MOST_TOLD
+MOST_REASON = 120  # of a reason, so that a path, a reason and a remedy together fit into MOST_TOLD
 MOST_PATH = 30  # of a path in a reason
 
 
@@ -16,14 +16,14 @@ class UserError(ValueError):
 
 
 def printable(text):
-    """Returns the text with the characters escaped that a terminal does not show: \\x1b, \\n, \\udc80."""
+    """Returns the text with escapes in place of unprintable characters, such as \\x1b, \\n or \\udc80."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def quoted(path, most=MOST_QUOTED):
     """Returns a path, or other text from a file, in at most `most` printable characters.
 
-    A text that is too long is cut at its start, as the end of a path distinguishes the files of a folder.
+    Text that is too long loses its start, because the end of a path distinguishes the files of a folder.
     """
     text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
     shown = printable(text[-most:])
@@ -51,6 +51,6 @@ def reason(error):
     text = re.split(r'\s*\[\[|\nHint:|\n\nOriginal stack trace|\n\s*\(1\) ', text)[0]
     text = re.sub(r'^Graph execution error:\s*', '', text)
     text = re.sub(r'^\S+\.tempstate\d+; ', '', text)  # a temporary file of TensorFlow's
-    # Long paths are cut, or nothing else would fit.
+    # Long paths are shortened; otherwise nothing else would fit.
     text = re.sub(r'/\S{%d,}' % MOST_PATH, lambda path: quoted(path.group(), MOST_PATH), text)
     return printable(' '.join(text.split()).rstrip('.'))[:MOST_REASON]

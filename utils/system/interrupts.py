@@ -1,4 +1,4 @@
-"""Signals that stop a run: after the first it finishes its current step, the second ends it immediately."""
+"""Signals that stop a run: after the first the run finishes its current step, the second ends it immediately."""
 
 import contextlib
 import os
@@ -55,10 +55,10 @@ def at_once():
 
 @contextlib.contextmanager
 def deferred():
-    """Defers SIGINT and SIGTERM in a `with` block: the first sets the number of the Pending that this yields.
+    """Defers SIGINT and SIGTERM in a `with` block and yields a Pending, whose number the first signal sets.
 
     A second signal ends the process. Python's own handlers do not run while TensorFlow computes a step, so a thread
-    waits for the signals. Python allows handlers in the main thread only; in other threads signals are not changed.
+    waits for the signals. As Python allows handlers in the main thread only, nothing changes in other threads.
     """
     pending = Pending()
     if threading.current_thread() is not threading.main_thread():

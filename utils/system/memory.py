@@ -1,4 +1,4 @@
-"""Memory: how much this process may still allocate, and an error that says what to lower when none is left."""
+"""Memory: how much this process may still allocate, and an error that names the settings to lower if none is left."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ class CgroupFiles(NamedTuple):
     """Where a version of cgroups keeps a group's memory figures."""
     controller: str  # the folder in the mount; '' in version 2
     limit: str  # the file that holds the limit
-    used: str  # the file that holds what is used
-    reclaimable: str  # the name in memory.stat of the part of it that caches files and is freed on demand
+    used: str  # the file that holds the usage
+    reclaimable: str  # the name, in memory.stat, of the part of the usage that caches files and is freed on demand
 
 
 CGROUP_VERSIONS = (CgroupFiles('', 'memory.max', 'memory.current', 'inactive_file'),
@@ -33,10 +33,10 @@ def report_exhaustion(settings):
 
 
 def free(proc='/proc', cgroup=runtime.CGROUP):
-    """Returns how many bytes of main memory this process may still allocate; infinity if it cannot be found out.
+    """Returns how many bytes of main memory this process may still allocate; infinity if this is unknown.
 
-    It is the smallest of three: the machine's available memory, what the limits of the process's cgroups (those of a
-    container or a batch job) leave, and what its address space limit (`ulimit -v`) leaves.
+    This is the smallest of three numbers: the machine's available memory, what the limits of the process's cgroups (of
+    a container or a batch job) leave, and what its address space limit (`ulimit -v`) leaves.
     """
     left = [float('inf')]
     with contextlib.suppress(OSError):
@@ -51,7 +51,7 @@ def free(proc='/proc', cgroup=runtime.CGROUP):
 
 
 def _value(path, name, unknown):
-    """Returns the number after a name in a file with lines of the form `name number`."""
+    """Returns the integer after a name in a file with lines `name number`; `unknown` if there is none."""
     with contextlib.suppress(OSError, ValueError), open(path) as file:
         for words in map(str.split, file):
             if len(words) > 1 and words[0] == name:
@@ -60,7 +60,7 @@ def _value(path, name, unknown):
 
 
 def _cgroup_folders(proc, cgroup, controller):
-    """Returns the folders of the process's cgroup and of all cgroups above it, whose limits hold too."""
+    """Returns the folders of the process's cgroup and of all cgroups above it, whose limits apply too."""
     folders = [os.path.join(cgroup, controller)]  # in a container, only its own cgroup is mounted
     with contextlib.suppress(OSError, ValueError), open(os.path.join(proc, 'self', 'cgroup')) as file:
         for _, controllers, path in (line.rstrip('\n').split(':', 2) for line in file):
@@ -71,7 +71,7 @@ def _cgroup_folders(proc, cgroup, controller):
 
 
 def _left_in_cgroup(folder, files):
-    """Returns the bytes that a cgroup's limit leaves, cached files counted as free; infinity without a limit."""
+    """Returns the bytes that a cgroup's limit leaves, counting cached files as free; infinity without a limit."""
     try:
         limit, used = runtime.read_words(folder, files.limit, files.used)
         return int(limit) - int(used) + _value(os.path.join(folder, 'memory.stat'), files.reclaimable, unknown=0)

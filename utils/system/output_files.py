@@ -1,6 +1,6 @@
-"""Files and folders that a run writes: checked before the work, complete or absent after it.
+"""Files and folders that a run writes: they are checked before the work, and complete or absent after it.
 
-This holds however the process ends. After a loss of power it holds for files that `sync` was called for.
+This holds however the process ends. After a loss of power it holds for the files on which `sync` was called.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import tempfile
 from utils.system.errors import UserError, quoted, reason
 
 FIGURE_FORMATS = ('eps', 'jpg', 'pdf', 'png', 'svg')
-# (test of a mode, what such a file is called)
+# (function that tests a file's mode, name of that kind of file in messages)
 KINDS = [(stat.S_ISREG, 'a file'), (stat.S_ISDIR, 'a folder'), (stat.S_ISLNK, 'a symbolic link'),
          (stat.S_ISFIFO, 'a named pipe'), (stat.S_ISSOCK, 'a socket')]
 
@@ -32,8 +32,8 @@ def check_file(path, flag):
     """Checks that a file can be written at path and makes its folder; returns the path.
 
     Raises:
-      UserError: there is a folder, link, pipe, socket or device at path, or its folder cannot be written; it names the
-        flag.
+      UserError: there is a folder, link, pipe, socket or device at path, or its folder cannot be written to; the
+        message names the flag.
     """
     make_dir(os.path.dirname(path) or '.', flag)
     kind = kind_of(path)
@@ -67,10 +67,10 @@ def make_dir(path, flag, follow=True):
 
 
 def set_aside(path, flag):
-    """Prepares path for a new file: makes its folder and renames an older file.
+    """Prepares path for a new file: makes its folder and renames an existing file.
 
     Returns:
-      the older file's new name, the first unused one of path.old, path.old2, path.old3...; None if there was no file.
+      the existing file's new name, the first unused one of path.old, path.old2, path.old3...; None if there was none.
     """
     if kind_of(check_file(path, flag)) is None:
         return None
@@ -120,7 +120,7 @@ def new_file(path):
 
 
 def check_new_folder(path, flag, least, most):
-    """Checks that new_folder can write path: there is nothing, an empty folder, or one that an earlier run wrote.
+    """Checks that new_folder can write path: nothing is there, or an empty folder, or one that an earlier run wrote.
 
     Args:
       path: the folder.
@@ -139,7 +139,7 @@ def check_new_folder(path, flag, least, most):
     held = set(os.listdir(path)) if kind else set()
     if held and not (least <= held <= most):
         other = sorted(held - most)[:1] or ['no %s' % name for name in sorted(least - held)]
-        raise UserError('--%s=%s holds %s, so it is not what an earlier run wrote and stays as it is: give another '
+        raise UserError('--%s=%s holds %s, so it was not written by an earlier run and is not replaced: give another '
                         'folder.' % (flag, quoted(path), quoted(other[0])))
 
 
@@ -174,7 +174,7 @@ def new_folder(path, flag, least, most):
 
 
 def sync(paths):
-    """Waits until the contents and the names of files are written to the disk."""
+    """Waits until the contents and names of files, a list of paths, are on the disk."""
     for path in list(paths) + sorted({os.path.dirname(path) or '.' for path in paths}):
         with contextlib.suppress(OSError):  # some file systems cannot sync
             file = os.open(path, os.O_RDONLY)
@@ -196,7 +196,7 @@ def save_arrays(arrays, path):
     """Writes a dict of arrays as compressed .npz."""
     import numpy as np
 
-    packed = io.BytesIO()  # a zip file that cannot be finished on disk would print a traceback when it is deleted
+    packed = io.BytesIO()  # in memory, as a zip file that cannot be finished prints a traceback when it is deleted
     np.savez_compressed(packed, **arrays)
     with new_file(path) as temporary, open(temporary, 'wb') as file:
         file.write(packed.getbuffer())
@@ -215,7 +215,7 @@ def check_figure(path, flag):
 
 
 def figure_format(path):
-    """Returns the format that a figure's suffix names; UserError if it is not in FIGURE_FORMATS."""
+    """Returns the format that a figure's suffix names; raises UserError if it is not in FIGURE_FORMATS."""
     suffix = os.path.splitext(path)[1].lstrip('.').lower()
     if suffix not in FIGURE_FORMATS:
         raise UserError("figure '%s' must end in one of %s." % (

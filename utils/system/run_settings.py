@@ -1,6 +1,6 @@
-"""The settings of a training, which settings.json keeps beside its checkpoints: what they were and what has changed.
+"""The settings of a training, kept in settings.json beside its checkpoints, and how those of a run differ from them.
 
-Which flags count and how follows from their records, which main.py makes: see command_line.FlagRecord.
+Which flags count, and for what, is in the records that main.py makes: see command_line.FlagRecord.
 """
 
 import contextlib
@@ -16,30 +16,33 @@ from utils.system.command_line import NETWORK, NOTHING, RECORDS
 from utils.system.errors import UserError, quoted, reason
 
 FILE = 'settings.json'
-# What decides a training's result and is no flag, with the value that older files without it stand for: parts of the
-# batch with statistics of their own for batch norm, and the class that trains, which multi-scale changes.
+# Settings that decide a training's result and are not flags, each with the value that describes an older file without
+# it: the number of parts of the batch that have batch norm statistics of their own, and the class that trains, which
+# is another one for several scales.
 NO_FLAGS = {'towers': 1, 'model': None}
-# Flags of which test, predict and export say that they differ from the training's, and what that means.
+# Flags for which test, predict and export print a note if they differ from the training's, and the end of that note.
 NOTED = (('compat', ''), ('palette', '; its names and colours are shown'))
 UNKNOWN = 'unknown'  # the value now of a setting that only another version has
 MOST_DIR, MOST_VALUE, MOST_UNLIKE = 60, 12, 3  # characters and flags in the sentence about another network
 
 
 class Change(typing.NamedTuple):
-    """A setting that is not as it was."""
+    """A setting that has changed."""
 
     name: str
-    known: object  # as settings.json has it
-    now: object
+    known: object  # its value in settings.json
+    now: object  # its value in this run
 
 
 def settings_from_flags(conf, names=None, **others):
-    """Returns {name: value} of flags, written so that equal values mean the same and other contents of a file do not.
+    """Returns {name: value} of flags, in a form in which two values are equal exactly if they mean the same.
+
+    Paths are absolute, and followed by a checksum where the contents of the file count.
 
     Args:
-      conf: the flags as attributes; one that it lacks has its default.
-      names: of the flags; by default all that decide the result of a training.
-      others: settings that are no flags, see NO_FLAGS.
+      conf: the flags as attributes; a missing flag has its default.
+      names: names of the flags; by default all that decide the result of a training.
+      others: settings that are not flags, see NO_FLAGS.
 
     Raises:
       RuntimeError: no flags are recorded, because main.py was not imported.
@@ -53,30 +56,30 @@ def settings_from_flags(conf, names=None, **others):
 
 
 def network_settings(conf):
-    """Returns {name: value} of the flags that decide the network: the arguments that select it."""
+    """Returns {name: value} of the flags that decide the network, which are arguments of the network's class."""
     return {name: getattr(conf, name, record.default) for name, record in RECORDS.items() if record.decides == NETWORK}
 
 
 def _comparable(record, value):
     """Returns a flag's value; a path is made absolute and, where the content counts, followed by its checksum."""
-    if value == []:  # as --img_mean= gives it
+    if value == []:  # from an empty --img_mean=
         return None
     if record.is_path and os.path.exists(value):
         value = os.path.realpath(value)
         if record.content_counts and os.path.isfile(value):
-            with contextlib.suppress(OSError):  # which is reported by what reads the file
+            with contextlib.suppress(OSError):  # the code that uses the file reports the error
                 value += ' (crc32 %08x)' % zlib.crc32(read_file(value, 1 << 31))
     return value
 
 
 def changed_settings(known, now):
-    """Returns the Changes between the settings of a run and those of this one, by name.
+    """Returns the Changes from the settings of an earlier run to those of this one, sorted by name.
 
     Args:
-      known: {name: value} from settings.json. What is missing was not yet a flag and had its record's `before`.
+      known: {name: value} from settings.json. A missing flag did not exist yet; its value is its record's `before`.
       now: {name: value} from settings_from_flags.
     """
-    now = json.loads(json.dumps(now))  # as in the file: lists, no tuples
+    now = json.loads(json.dumps(now))  # lists instead of tuples, as in the file
     changes = [Change(name, _known(known, name), now[name]) for name in now if _known(known, name) != now[name]]
     changes += [Change(name, known[name], UNKNOWN) for name in known
                 if name not in now and name not in RECORDS and name not in NO_FLAGS]
@@ -84,7 +87,7 @@ def changed_settings(known, now):
 
 
 def _known(known, name):
-    """Returns the value of a setting in a run, also of one that did not have it yet."""
+    """Returns the value of a setting in an earlier run, even if its version did not have the setting yet."""
     if name in known:
         return known[name]
     before = RECORDS[name].before if name in RECORDS else NO_FLAGS.get(name)
@@ -92,7 +95,7 @@ def _known(known, name):
 
 
 def check_trained(modeldir, trained, conf):
-    """Compares the network of this run with that of the training whose weights it takes, and prints notes.
+    """Compares the network of this run with that of the training whose weights it uses, and prints notes.
 
     Args:
       modeldir: the training's folder.
@@ -119,18 +122,25 @@ def check_trained(modeldir, trained, conf):
 
 
 def _content(value):
-    """Returns what tells values of a flag apart: of a file its checksum, wherever it is."""
+    """Returns the text by which values of a flag are compared: for a file its checksum, regardless of its path."""
     return str(value or 'voc').rpartition('(crc32')[2]
 
 
 def write(modeldir, settings, net_input, run_id):
-    """Writes {name: value} of the settings, the compat.Input and the name that the run's event files end with."""
+    """Writes settings.json.
+
+    Args:
+      modeldir: the training's folder.
+      settings: {name: value} from settings_from_flags.
+      net_input: the network's compat.Input.
+      run_id: the end of the names of the run's event files.
+    """
     output_files.save_json({'flags': settings, 'input': net_input._asdict(), 'run': run_id},
                            os.path.join(modeldir, FILE))
 
 
 def read(modeldir):
-    """Returns what `write` wrote, {'flags': {name: value}, 'input': Input, 'run': run_id}; {} for an unknown run.
+    """Returns what `write` wrote, {'flags': {name: value}, 'input': Input, 'run': run_id}; {} if there is no file.
 
     Raises:
       UserError: the file is damaged.

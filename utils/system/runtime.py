@@ -1,4 +1,4 @@
-"""The process: environment and import of TensorFlow, the devices that it sees, sessions and their precision.
+"""The process: the environment and the import of TensorFlow, its devices, and sessions and their precision.
 
 This module can be imported before TensorFlow: its functions import TensorFlow when they need it.
 """
@@ -14,12 +14,12 @@ import tempfile
 import warnings
 
 CGROUP = '/sys/fs/cgroup'
-FROZEN_WEIGHTS = 'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'  # the environment variable of this name
+FROZEN_WEIGHTS = 'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'  # name of an environment variable
 DRIVER = '/proc/driver/nvidia/version'  # exists where NVIDIA's driver is loaded
 
-BFLOAT16_FLAGS = ('amx_bf16', 'avx512_bf16')  # processor flags, in Linux' spelling
+BFLOAT16_FLAGS = ('amx_bf16', 'avx512_bf16')  # processor flags, as Linux spells them
 REWRITER_ON = 1  # RewriterConfig.ON, which tensorflow.compat.v1 does not export
-# precision: the field of RewriterConfig that enables it
+# {precision: the field of RewriterConfig that enables it}
 PRECISION_REWRITES = {'float16': 'auto_mixed_precision', 'bfloat16': 'auto_mixed_precision_onednn_bfloat16'}
 
 
@@ -55,20 +55,21 @@ def read_words(folder, *names):
 def import_tensorflow(xla=False, deterministic=False, frozen_weights=False):
     """Sets up the environment, imports TensorFlow in graph mode and returns tensorflow.compat.v1.
 
-    It enables oneDNN, which TensorFlow 2 leaves off on some processors: training is faster with it and so, with folded
-    batch norm, is prediction. Variables that the user has set are not changed.
+    It enables oneDNN, which TensorFlow 2 leaves off on some processors: with it training is faster, and so is
+    prediction with folded batch norm. Environment variables that the user has set are kept, except as stated below.
 
-    TensorFlow's own lines are shown only if its import fails or TF_CPP_MIN_LOG_LEVEL is set below 3. Users do not need
-    them: failures are exceptions, describe_devices reports the GPUs, and some lines are marked as errors although
-    nothing fails, for instance where an op falls back to another kernel. Some are written before TensorFlow reads
+    TensorFlow's log is shown only if its import fails or TF_CPP_MIN_LOG_LEVEL is set below 3. Users do not need it:
+    failures are exceptions, describe_devices reports the GPUs, and some lines are marked as errors although nothing
+    fails, for instance where an op falls back to another kernel. Some lines are written before TensorFlow reads
     TF_CPP_MIN_LOG_LEVEL, so stderr is held back during the import.
 
     Args:
-      xla: compile XLA's clusters on the CPU too.
-      deterministic: use ops that give the same bits in every run, which those of GPUs do not by default. This is the
-        one setting that overrides the user's environment, as --deterministic promises it.
-      frozen_weights: whether no weight changes after its first use. oneDNN then reorders each one once instead of in
-        every run, as it does with constants. It holds for the whole process; later calls do not change it.
+      xla: whether XLA's clusters are compiled on the CPU too.
+      deterministic: whether to use ops that give the same bits in every run, which GPU ops do not by default. Because
+        --deterministic promises this, it overrides the user's environment.
+      frozen_weights: whether no weight changes after its first use. oneDNN then reorders each weight once, as it does
+        with constants, instead of in every run. This holds for the whole process; later calls do not change it.
+        False overrides the user's environment, as training with frozen weights would be wrong.
     """
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
     if 'tensorflow' not in sys.modules and not (frozen_weights and FROZEN_WEIGHTS in os.environ):
@@ -96,8 +97,8 @@ def import_tensorflow(xla=False, deterministic=False, frozen_weights=False):
 def lean_import():
     """Turns off garbage collection and the import of Keras within a `with` block.
 
-    Imports leave no garbage. TensorFlow 2 imports Keras only for users who save Keras models and starts without it if
-    it is missing, which saves a third of the time and 100 MB. After the block tf.keras loads Keras when it is used.
+    Imports leave no garbage. TensorFlow 2 imports Keras only for users who save Keras models, and starts without Keras
+    if it is missing, which saves a third of the time and 100 MB. After the block, tf.keras loads Keras on first use.
     """
     collects, blocked = gc.isenabled(), 'keras' not in sys.modules
     gc.disable()
@@ -113,7 +114,7 @@ def lean_import():
 
 
 def _enable_determinism():
-    """Turns on TensorFlow 2's op determinism, which compat.v1 does not have; TensorFlow 1.15 has no such function."""
+    """Turns on TensorFlow 2's op determinism, which compat.v1 does not export; does nothing on TensorFlow 1.15."""
     import tensorflow
     enable = getattr(tensorflow.config.experimental, 'enable_op_determinism', None)
     if enable:
@@ -121,17 +122,17 @@ def _enable_determinism():
 
 
 class Held(object):
-    """What held_stderr yields."""
+    """The output that held_stderr holds back."""
 
     def __init__(self, stderr):
-        self.stderr = stderr  # a file that writes to the real stderr meanwhile
-        self.drop = False  # set it to discard the text at the end
-        self.text = ''  # what was held back, available after the end
+        self.stderr = stderr  # a file that writes to the real stderr in the meantime
+        self.drop = False  # set this to True to discard the text at the end
+        self.text = ''  # the text that was held back, available after the `with` block
 
 
 @contextlib.contextmanager
 def held_stderr():
-    """Holds back what is written to file descriptor 2, by native code too, and writes it at the end.
+    """Holds back everything that is written to file descriptor 2, also by native code, and writes it at the end.
 
     Yields a Held. If native code aborts the process, as TensorFlow does on processors without AVX, the Python traceback
     is printed.
@@ -181,13 +182,13 @@ def device_kind():
 
 
 def has_driver():
-    """Returns whether there is an NVIDIA driver and CUDA_VISIBLE_DEVICES does not hide its GPUs."""
+    """Returns whether there is an NVIDIA driver whose GPUs CUDA_VISIBLE_DEVICES does not hide."""
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES', '0').strip() in ('', '-1')
     return not hidden and bool(os.path.exists(DRIVER) or shutil.which('nvidia-smi'))
 
 
 def describe_devices():
-    """Returns a line on the devices that the run uses, with a remedy if there is an NVIDIA driver but no GPU."""
+    """Returns a line about the devices of the run, with a remedy if there is an NVIDIA driver but no GPU is found."""
     import tensorflow.compat.v1 as tf
     cores = usable_cores()
     found = ['%d CPU core%s' % (cores, '' if cores == 1 else 's')]
@@ -210,11 +211,11 @@ def describe_devices():
 def session_config(xla=False, num_cpus=1):
     """Returns the tf.ConfigProto of a session.
 
-    GPU memory is allocated as it is needed, and ops without a GPU kernel run on the CPU.
+    GPU memory is allocated as needed, and ops without a GPU kernel run on the CPU.
 
     Args:
-      xla: compile clusters of ops with XLA.
-      num_cpus: number of logical devices that the processor is divided into.
+      xla: whether clusters of ops are compiled with XLA.
+      num_cpus: number of logical devices into which the processor is divided.
     """
     import tensorflow.compat.v1 as tf
     config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
@@ -228,7 +229,7 @@ def session_config(xla=False, num_cpus=1):
 def precision_from_flag(mixed_precision):
     """Returns the precision for --mixed_precision, as available_precision does; None without the flag.
 
-    With the flag it prints the precision, also if that stays float32.
+    With the flag, the precision is printed, even if it remains float32.
     """
     if not mixed_precision:
         return None
@@ -239,7 +240,7 @@ def precision_from_flag(mixed_precision):
 
 
 def available_precision():
-    """Returns 'float16' on GPUs, 'bfloat16' on processors that have it, and None where 16 bits would not be faster."""
+    """Returns 'float16' on GPUs, 'bfloat16' on processors that support it, and None where 16 bits are not faster."""
     if on_gpu():
         return 'float16'
     return 'bfloat16' if has_bfloat16() else None
@@ -251,7 +252,7 @@ def has_bfloat16(cpuinfo='/proc/cpuinfo'):
 
 
 def why_no_bfloat16(cpuinfo='/proc/cpuinfo'):
-    """Returns a clause that says why has_bfloat16 is false; '' if it is true."""
+    """Returns a clause that says why has_bfloat16 returns False; '' if it returns True."""
     import tensorflow.compat.v1 as tf
     if tf.__version__.startswith('1.'):
         return 'TensorFlow %s has no bfloat16 kernels for processors' % tf.__version__
@@ -266,9 +267,11 @@ def why_no_bfloat16(cpuinfo='/proc/cpuinfo'):
 
 
 def set_precision(config, precision):
-    """Sets the precision of a session's tf.ConfigProto, one that available_precision returns, and returns the config.
+    """Sets the precision of a session and returns its config; TensorFlow decides which ops it computes in 16 bits.
 
-    TensorFlow decides which ops it computes with 16 bits.
+    Args:
+      config: the session's tf.ConfigProto, which is changed.
+      precision: 'float16', 'bfloat16' or None, as available_precision returns.
     """
     if precision:
         setattr(config.graph_options.rewrite_options, PRECISION_REWRITES[precision], REWRITER_ON)

@@ -12,8 +12,9 @@ from google.protobuf.message import DecodeError
 
 from utils.weights import weight_names
 
-# The part of Caffe's caffe.proto that holds weights: message -> [(field, number, type)]. A type with a capital
-# is a message, * marks repeated and + repeated packed fields. A name is text, but may be damaged.
+# The part of Caffe's caffe.proto that holds weights: {message: [(field, number, type)]}. A capitalized type is a
+# message, * marks repeated fields, and + marks packed repeated ones. A name is text, but is read as bytes because it
+# may be damaged.
 CAFFE_PROTO = {
     'BlobShape': [('dim', 1, '+int64')],
     'BlobProto': [('num', 1, 'int32'), ('channels', 2, 'int32'), ('height', 3, 'int32'),
@@ -23,14 +24,14 @@ CAFFE_PROTO = {
     'V1LayerParameter': [('name', 4, 'bytes'), ('blobs', 6, '*BlobProto')],
     'NetParameter': [('layers', 2, '*V1LayerParameter'), ('layer', 100, '*LayerParameter')],
 }
-# A packed field looks like a byte string on the wire: read as one, numpy takes it as it is, without a Python
+# A packed field looks like a byte string on the wire. If it is read as one, numpy uses it directly, without a Python
 # float for each of 44 million weights.
 AS_BYTES = {'+float': '*bytes', '+double': '*bytes'}
 LARGEST = 2 ** 31  # bytes of a protobuf message
 
 
 def net_parameter(as_bytes=False):
-    """The message class NetParameter; with as_bytes, floats come as lists of byte strings (see AS_BYTES)."""
+    """Returns the message class NetParameter; with as_bytes, floats are lists of byte strings (see AS_BYTES)."""
     package = 'caffe_bytes' if as_bytes else 'caffe'
     file = descriptor_pb2.FileDescriptorProto(name=package + '.proto', package=package)
     for message, fields in CAFFE_PROTO.items():
@@ -46,7 +47,7 @@ def net_parameter(as_bytes=False):
 
 
 def add_field(descriptor, name, number, kind, package):
-    """Adds one field of CAFFE_PROTO to a DescriptorProto."""
+    """Adds a field of CAFFE_PROTO (`kind` is its type) to a DescriptorProto."""
     base = kind.lstrip('*+')
     field = descriptor.field.add(name=name, number=number)
     field.label = field.LABEL_OPTIONAL if base == kind else field.LABEL_REPEATED
@@ -60,7 +61,7 @@ def add_field(descriptor, name, number, kind, package):
 
 
 def parse(path):
-    """{layer name: its blobs as float32 arrays} of a .caffemodel, None if the file is no such thing.
+    """Returns {layer name: list of its blobs, float32 arrays} of a .caffemodel, or None if the file is not one.
 
     Raises:
       ValueError: the numbers of a layer do not fill its shape.
@@ -73,7 +74,7 @@ def parse(path):
         net = net_parameter(as_bytes)()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # protobuf 3 only warns when it stops in the middle
+                warnings.simplefilter('ignore')  # protobuf 3 only warns if it stops before the end
                 consumed = net.ParseFromString(content)
         except DecodeError:
             return None
@@ -87,10 +88,10 @@ def parse(path):
 
 
 def to_array(blob, as_bytes):
-    """The array of a BlobProto, of its shape or its legacy num, channels, height and width.
+    """Returns the float32 array of a BlobProto, in its shape or, if it is legacy, [num, channels, height, width].
 
     Raises:
-      ValueError: data and shape disagree.
+      ValueError: the number of values does not match the shape.
     """
     if as_bytes:
         values = np.concatenate([np.frombuffer(b''.join(blob.data), '<f4'),
@@ -105,10 +106,14 @@ def to_array(blob, as_bytes):
 
 
 def layer_weights(kind, blobs):
-    """{(whether of the batch norm, leaf of the variable): array} of one layer.
+    """Returns {(whether it belongs to the batch norm, leaf of the variable's name): array} for one layer.
 
-    Convolution [out, in, kh, kw] becomes [kh, kw, in, out]; BatchNorm holds sums of means and variances and
-    the factor to divide them by (Caffe's batch_norm_layer.cpp); Scale holds gamma and beta.
+    The weights of a convolution, [out, in, kh, kw] in Caffe, become [kh, kw, in, out]. BatchNorm holds sums of means
+    and variances and the factor by which to divide them (Caffe's batch_norm_layer.cpp); Scale holds gamma and beta.
+
+    Args:
+      kind: 'conv', 'bn' or 'scale'.
+      blobs: the layer's list of arrays.
     """
     if kind == 'bn' and len(blobs) == 3:
         factor = blobs[2].ravel()[0]
@@ -126,17 +131,18 @@ def layer_weights(kind, blobs):
 
 
 def of_imagenet(layers):
-    """Whether the layers are those of Kaiming He's models: with ImageNet's classifier, or ResNet-50's units."""
+    """Returns whether the layers are from one of Kaiming He's models (with fc1000 or ResNet-50's units)."""
     return 'fc1000' in layers or 'res4b_branch2a' in layers
 
 
 def read_layers(layers, encoder_name=None):
-    """Ordered {variable name: float32 array} of the layers that `parse` found, {} if none is a ResNet's.
+    """Returns an ordered {variable name: float32 array} of a Caffe model, or {} if no layer belongs to a ResNet.
 
-    Only a ResNet's layers and DeepLab's decoder are read, not their copies at other scales (conv1_res075).
+    Only the layers of a ResNet and of DeepLab's decoder are read, not their copies for other scales (conv1_res075).
 
     Args:
-      encoder_name: whose names to use if it has as many units; else those of the nearest encoder.
+      layers: {layer name: blobs} from `parse`.
+      encoder_name: the encoder whose names are used if it has as many units; otherwise the nearest encoder's are.
 
     Raises:
       ValueError: the parts of a layer do not fit together.

@@ -1,4 +1,4 @@
-"""Finds the complete checkpoints of a folder, restores networks from them and says what of a file does not fit."""
+"""Finds the complete checkpoints in a folder, restores networks from them and reports how a file does not fit."""
 
 import os
 import re
@@ -9,11 +9,11 @@ from utils.net.blocks import ENCODERS
 from utils.system.errors import UserError, quoted, some
 from utils.weights import weight_files, weight_names
 
-NEWEST, BEST = 'model.ckpt', 'best.ckpt'  # what the names of checkpoints begin with
+NEWEST, BEST = 'model.ckpt', 'best.ckpt'  # the start of the names of checkpoints
 
 
 def checkpoint_steps(modeldir, kind=NEWEST):
-    """Sorted steps of the complete checkpoints kind-N in a directory; [] without such a directory."""
+    """Returns the sorted steps N of the complete checkpoints kind-N in a directory; [] if there is no directory."""
     names = set(os.listdir(modeldir)) if os.path.isdir(modeldir) else set()
     names = {name for name in names if os.path.isfile(os.path.join(modeldir, name))}
     steps = []
@@ -28,17 +28,18 @@ def checkpoint_steps(modeldir, kind=NEWEST):
 
 
 def find_checkpoint(modeldir, step=None, flag='valid_step'):
-    """The prefix modeldir/model.ckpt-N of a complete checkpoint, or modeldir/best.ckpt-N.
+    """Returns the prefix of a complete checkpoint, modeldir/model.ckpt-N or modeldir/best.ckpt-N.
+
+    TensorFlow's own record, the file 'checkpoint', is not used: it names the checkpoint that was saved last, which is
+    not the one with the highest step after training was started again in the same directory.
 
     Args:
       modeldir: a directory.
-      step: N; None takes the highest, 'best' the one with the highest mean IoU in the validations of the training.
-        TensorFlow's own record, the file 'checkpoint', names the one saved last, which after another start in the same
-        directory is an earlier step.
-      flag: the flag that the step came from, for the message.
+      step: N; None for the highest, 'best' for the checkpoint with the highest mean IoU in the training's validations.
+      flag: the flag that gave the step, for the message.
 
     Raises:
-      UserError: no such directory, no checkpoint in it, or none of that step.
+      UserError: the directory does not exist or holds no checkpoint, or none of that step.
     """
     if not os.path.isdir(modeldir):
         raise UserError('there is no directory %s: train first, or name the directory of the checkpoints '
@@ -60,7 +61,11 @@ def find_checkpoint(modeldir, step=None, flag='valid_step'):
 
 
 def newest_in(path):
-    """The newest checkpoint of a directory; any other path as it is."""
+    """Returns the prefix of the newest checkpoint in a directory; any other path with its home folder expanded.
+
+    Raises:
+      UserError: the directory holds no complete checkpoint.
+    """
     path = os.path.expanduser(path)
     if not os.path.isdir(path):
         return path
@@ -71,7 +76,7 @@ def newest_in(path):
 
 
 def restore_checkpoint(sess, variables, prefix):
-    """Restores all given variables by name from a TensorFlow checkpoint, which has to fit them, see check_fit.
+    """Restores all the given variables by name from a TensorFlow checkpoint that fits them, see check_fit.
 
     Raises:
       UserError: it does not fit, or the file is damaged.
@@ -83,20 +88,20 @@ def restore_checkpoint(sess, variables, prefix):
         return
     try:
         saver = tf.train.Saver(variables).saver_def
-        # What Saver.restore runs; it would bury the reason under advice on a changed graph.
+        # This is what Saver.restore runs, which would bury the reason under advice about a changed graph.
         sess.run(saver.restore_op_name, {saver.filename_tensor_name: prefix})
     except weight_files.READ_ERRORS as error:
         raise weight_files.damaged(prefix, error)
 
 
 def read_values(prefix):
-    """All of a checkpoint, {name: array}; UserError if it is damaged anywhere."""
+    """Returns {name: array} of everything in a checkpoint; raises UserError if any of it is damaged."""
     file = weight_files.open_checkpoint(prefix)
     return {name: file.read(name) for name in file.shapes}
 
 
 def load_values(sess, variables, values):
-    """Sets the variables named in {name: array} in one run; adds nothing to the graph, like Variable.load."""
+    """Sets the variables that {name: array} names, in one run and, like Variable.load, without new ops in the graph."""
     chosen = [variable for variable in variables if variable.op.name in values]
     sess.run([variable.initializer for variable in chosen],
              {variable.initializer.inputs[1]: values[variable.op.name] for variable in chosen})
@@ -105,18 +110,18 @@ def load_values(sess, variables, values):
 # ---- does it fit? ----
 
 def check_fit(variables, found, prefix):
-    """Checks that variables can be restored from a file, and that the file has nothing else that decides the result.
+    """Checks that variables can be restored from a file, and that the file has no other weights.
 
-    The state of a training (an optimizer's slots, steps) and an ImageNet classifier do not matter, but weights that the
-    network does not have would have changed its outputs. A note names variables of an unknown kind.
+    The state of a training (an optimizer's slots, steps) and an ImageNet classifier do not matter, but a weight that
+    the network lacks would change its outputs. A note is printed about variables of an unknown kind.
 
     Args:
-      variables: the network's, and those of the training's state if there is one.
+      variables: the network's variables, and those of the training's state if it is restored too.
       found: {name: shape} in the file.
-      prefix: its path, for messages.
+      prefix: the file's path, for messages.
 
     Raises:
-      UserError: a variable is missing or has another shape, or the file has a weight that is not among them.
+      UserError: a variable is missing or has another shape, or the file has a weight that is not in `variables`.
     """
     wanted = weight_names.variable_shapes(variables)
     names = found.keys() | wanted.keys()
@@ -133,12 +138,12 @@ def check_fit(variables, found, prefix):
 
 
 def size(shape):
-    """'3x3x2048x21'."""
+    """Returns a shape as text, such as '3x3x2048x21'; 'scalar' for ()."""
     return quoted('x'.join(map(str, shape))) or 'scalar'
 
 
 def mismatches(wanted, found, extra=()):
-    """Phrases on what a file lacks, has in another shape or has too much; [] if all is well.
+    """Returns phrases on variables that a file lacks, has in another shape or has in excess; [] if all is well.
 
     Args:
       wanted: {name: shape} of the network's variables to restore.
@@ -159,9 +164,13 @@ def mismatches(wanted, found, extra=()):
 
 
 def hints(wanted, found):
-    """Phrases on the flags with which a network of {name: shape} `wanted` would fit a file of `found`.
+    """Returns phrases on the flags with which the network would fit a file.
 
-    Every encoder and every decoder that there is is tried on the file's names and shapes.
+    Every encoder and every decoder is compared with the names and shapes in the file.
+
+    Args:
+      wanted: {name: shape} of the network's variables.
+      found: {name: shape} in the file.
     """
     fitting = [encoder for encoder in ENCODERS if weight_names.fits(found, encoder)]
     if not fitting:

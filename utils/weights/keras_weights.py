@@ -14,14 +14,14 @@ from utils.net.blocks import ENCODERS
 from utils.system.errors import UserError, quoted, reason
 from utils.weights import weight_names
 
-# Keras' variable -> our leaf. Keras' first ResNet-50 of 2016 has W, b, running_mean and running_std; the last of
-# these holds the variance.
+# {kind of layer: {Keras' name of a variable: the leaf of ours}}. Keras' first ResNet-50 of 2016 has W, b, running_mean
+# and running_std; the last of these holds the variance.
 LEAVES = {
     'conv': {'kernel': 'weights', 'W': 'weights', 'bias': 'biases', 'b': 'biases'},
     'bn': dict({'running_mean': 'moving_mean', 'running_std': 'moving_variance'},
                **{leaf: leaf for leaf in weight_names.BATCH_NORM}),
 }
-NUMBERED = {'conv': ('kernel', 'bias'), 'bn': weight_names.BATCH_NORM}  # in Keras 3's .weights.h5
+NUMBERED = {'conv': ('kernel', 'bias'), 'bn': weight_names.BATCH_NORM}  # in the order of Keras 3's .weights.h5
 LAYER = re.compile(r'(?:conv1|conv([2-5])_block([1-9][0-9]?)_([0-3]))_(conv|bn)')
 CONSTANTS = ('keras.src.applications.resnet', 'tf_keras.src.applications.resnet',
              'keras_applications.resnet_common')
@@ -29,7 +29,10 @@ TIMEOUT = 60  # seconds without an answer
 
 
 def place_of(layer):
-    """('conv' or 'bn', stage, unit, index) of a layer by Keras' names or those of 2016, None for any other."""
+    """Returns (kind, stage, unit, index) of a layer with a name of Keras', now or in 2016; None for any other name.
+
+    The kind is 'conv' or 'bn', or 'scale' for a layer that has a name of Caffe's.
+    """
     match = LAYER.fullmatch(layer)
     if not match:
         return weight_names.caffe_place(layer)
@@ -38,11 +41,11 @@ def place_of(layer):
 
 
 def identify(name, parent):
-    """(place of the layer, our leaf) of a dataset, None if it is of no layer of a ResNet.
+    """Returns (place of the layer, leaf of our variable) for a dataset; None if it belongs to no layer of a ResNet.
 
-    Known are layer/layer/kernel:0 (save_weights until Keras 2), layer/layer_W:0 (Keras 1), both also below
-    model_weights (save), and layers/conv2d_1/vars/0 with the layer's name as an attribute (.weights.h5 of Keras 3.4
-    and later).
+    These forms are recognised: layer/layer/kernel:0 (save_weights up to Keras 2) and layer/layer_W:0 (Keras 1), both
+    also below model_weights (save), and layers/conv2d_1/vars/0 with the layer's name as an attribute (.weights.h5 from
+    Keras 3.4 on).
 
     Args:
       name: the dataset's path in the file.
@@ -67,10 +70,10 @@ def identify(name, parent):
 
 
 def find_datasets(file, path):
-    """{(place of the layer, our leaf): h5py.Dataset} of an open file; reads no values.
+    """Returns {(place of the layer, leaf of our variable): h5py.Dataset} of an open file, without reading values.
 
     Raises:
-      UserError: no layer has a name of Keras' ResNets, or one is there twice.
+      UserError: no layer has a name of Keras' ResNets, or a layer occurs twice.
     """
     found, names = {}, []
 
@@ -96,11 +99,11 @@ def find_datasets(file, path):
 
 
 def read_dataset(dataset, wanted):
-    """(shape, values) of an h5py.Dataset; the values are float32, None if the shape is not the wanted one.
+    """Returns (shape, values) of an h5py.Dataset; the values are float32, or None if the shape is not `wanted`.
 
     Raises:
-      UserError: it is a kernel [out, in, height, width], as Keras had them on Theano.
-      ValueError: it holds no numbers.
+      UserError: it is a kernel [out, in, height, width], as Keras wrote them with Theano.
+      ValueError: it holds no floating-point numbers.
     """
     shape, name = dataset.shape, quoted(dataset.name)
     if shape is None or dataset.dtype.kind != 'f':
@@ -116,15 +119,15 @@ def read_keras(path, encoder_name=None):
 
     Args:
       path: an HDF5 file that Keras wrote.
-      encoder_name: whose names to use if it has as many units; else those of the nearest encoder.
+      encoder_name: the encoder whose names are used if it has as many units; otherwise the nearest encoder's are.
 
     Returns:
-      Two ordered dicts: {variable name: shape} and {variable name: float32 array}, which lacks what has not the
-      shape that the encoder wants. The biases of Keras' convolutions are folded into the moving means.
+      Two ordered dicts, {variable name: shape} and {variable name: float32 array}. The second lacks variables that do
+      not have the encoder's shape. The biases of Keras' convolutions are folded into the moving means.
 
     Raises:
-      UserError: no layer has a name of Keras' ResNets, or one is there twice; kernels as on Theano.
-      ValueError: a layer holds no numbers, or too many or too few biases.
+      UserError: no layer has a name of Keras' ResNets, a layer occurs twice, or kernels are in Theano's order.
+      ValueError: a layer does not hold floating-point numbers or has the wrong number of biases.
     """
     shapes, arrays = OrderedDict(), OrderedDict()
     with h5py.File(path, 'r') as file:
@@ -148,7 +151,11 @@ def read_keras(path, encoder_name=None):
 
 
 def published(encoder_name):
-    """(file name, URL, MD5) of the ImageNet weights without classifier, from Keras' own constants."""
+    """Returns (file name, URL, MD5) of the ImageNet weights without the classifier, from Keras' own constants.
+
+    Raises:
+      UserError: Keras is not installed.
+    """
     for name in CONSTANTS:
         try:
             constants = importlib.import_module(name)
@@ -162,10 +169,10 @@ def published(encoder_name):
 
 
 def fetch_imagenet(encoder_name):
-    """The path of Keras' ImageNet weights for an encoder, fetched into Keras' cache where it is not there yet.
+    """Returns the path of Keras' ImageNet weights for an encoder; downloads them to Keras' cache if necessary.
 
     Raises:
-      UserError: the file is not there and cannot be fetched.
+      UserError: the file is not in the cache and cannot be fetched.
     """
     file_name, url, md5 = published(encoder_name)
     cache = os.path.expanduser(os.environ.get('KERAS_HOME', os.path.join('~', '.keras')))

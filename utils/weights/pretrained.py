@@ -1,4 +1,4 @@
-"""Starts a network from pre-trained weights: which file, what of it fits, what keeps its initial values."""
+"""Starts a network from pre-trained weights: finds the file, decides what to restore, and reports what is not."""
 
 import numpy as np
 
@@ -7,10 +7,17 @@ from utils.weights import checkpoints, keras_weights, weight_files, weight_names
 
 
 def open_pretrained(pretrain_file, encoder_name):
-    """The WeightsFile that --pretrain_file names: a file, a directory for its newest checkpoint, or 'imagenet'.
+    """Opens the weights that --pretrain_file names and checks that they fit the encoder.
+
+    Args:
+      pretrain_file: a file, a directory (for its newest checkpoint) or 'imagenet'.
+      encoder_name: the network's encoder.
+
+    Returns:
+      A WeightsFile.
 
     Raises:
-      UserError: missing, damaged or not the weights of this encoder.
+      UserError: the file is missing or damaged, or is not of this encoder.
     """
     if pretrain_file == 'imagenet':
         path = keras_weights.fetch_imagenet(encoder_name)
@@ -22,7 +29,7 @@ def open_pretrained(pretrain_file, encoder_name):
 
 
 def describe_input(made_for, net_input):
-    """A line on the compat.Input that weights were made for and the one that a run has."""
+    """Returns a line that compares the compat.Input for which weights were made with the one of this run."""
     wanted, given = ('--channel_order=%s --img_mean=%s' % (order, ','.join('%g' % value for value in mean))
                      for order, mean in (made_for, net_input))
     if made_for == net_input:
@@ -31,7 +38,7 @@ def describe_input(made_for, net_input):
 
 
 def split(shapes, encoder_name):
-    """{name: shape} of a network's variables as those of its encoder, its fix_w and its decoder."""
+    """Splits {name: shape} of a network's variables into three dicts: those of its encoder, fix_w and decoder."""
     encoder, fix_w, decoder = {}, {}, {}
     for name, shape in shapes.items():
         if name.endswith('/fix_w'):
@@ -44,24 +51,26 @@ def split(shapes, encoder_name):
 
 
 def count(encoder, fix_w, decoder, chosen):
-    """'520 encoder and 8 decoder variables', of those that are chosen."""
+    """Returns text such as '520 encoder and 8 decoder variables', which counts the names that `chosen` accepts."""
     counts = [(len([name for name in part if chosen(name)]), kind)
               for part, kind in ((encoder, 'encoder'), (fix_w, 'fix_w'), (decoder, 'decoder'))]
     return ' and '.join('%d %s' % pair for pair in counts if pair[0]) + ' variables'
 
 
 def choose_pretrained(wanted, weights, encoder_name, restore_decoder=False):
-    """Decides what to take from a weights file for a network about to be trained.
+    """Decides which variables to restore from a weights file for a network that is about to be trained.
 
     Args:
-      wanted: {name: shape} of the network's variables; others than weights, batch norm and fix_w do not matter.
+      wanted: {name: shape} of the network's variables; only weights, biases, batch norm and fix_w matter.
       weights: a WeightsFile.
+      encoder_name: the network's encoder.
+      restore_decoder: whether to restore the decoder too, where shapes fit.
 
     Returns:
-      (names to restore, a phrase for the log).
+      (set of names to restore, a phrase for the log).
 
     Raises:
-      UserError: the file lacks a part of the encoder, or has it in another shape or with further units.
+      UserError: the file lacks a part of the encoder, has it in another shape or has additional units.
     """
     found = weights.shapes
     encoder, fix_w, decoder = split(wanted, encoder_name)
@@ -92,17 +101,20 @@ def choose_pretrained(wanted, weights, encoder_name, restore_decoder=False):
 
 
 def restore_pretrained(sess, variables, weights, encoder_name, restore_decoder=False):
-    """Starts a network from pre-trained weights: the encoder and, if asked for, the decoder where shapes fit.
+    """Restores the encoder and, on request, the decoder of a network from pre-trained weights, where shapes fit.
 
     Args:
+      sess: a tf.Session.
       variables: the network's variables (weights, biases, batch norm, fix_w).
       weights: the WeightsFile that open_pretrained returns.
+      encoder_name: the network's encoder.
+      restore_decoder: whether to restore the decoder too.
 
     Returns:
-      A phrase for the log: what was restored from what, and what keeps its initial values.
+      A phrase for the log that says what was restored, from which file, and what keeps its initial values.
 
     Raises:
-      UserError: damaged, or not the weights of this encoder; nothing has been restored then.
+      UserError: the file is damaged or not of this encoder; in that case nothing has been restored.
     """
     taken, sentence = choose_pretrained(weight_names.variable_shapes(variables), weights, encoder_name, restore_decoder)
     values = {name: weights.read(name) for name in taken}

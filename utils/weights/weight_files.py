@@ -1,4 +1,4 @@
-"""Opens a weights file of any kind, told apart by content, as names, shapes and arrays in our naming."""
+"""Opens weights files, whose kind is recognised by their content, as names, shapes and arrays in our naming."""
 
 import json
 import math
@@ -19,15 +19,15 @@ from utils.weights import caffe_weights, keras_weights
 
 ACCEPTED = ('a TensorFlow checkpoint (its full prefix such as model/model.ckpt-20000, or its directory), '
             "a Caffe .caffemodel or the .h5 of Keras' ResNet50, ResNet101 or ResNet152")
-# Keras' weights and Kaiming He's Caffe models from ImageNet hold the same values: Keras converted his. The mean is
-# Keras' constant (imagenet_utils, mode 'caffe'); he subtracts a mean image, whose pixels average near it.
+# Keras' weights were converted from Kaiming He's Caffe models for ImageNet and hold the same values. The mean is Keras'
+# constant (imagenet_utils, mode 'caffe'); the Caffe models subtract a mean image whose average is close to it.
 IMAGENET_INPUT = Input('bgr', (103.939, 116.779, 123.68))
 HDF5_MAGIC = b'\x89HDF\r\n\x1a\n'  # at the start
 TABLE_MAGIC = b'\x57\xfb\x80\x8b\x24\x75\x47\xdb'  # at the end of a checkpoint of TensorFlow's one-file format
-# OSError to MemoryError: what the readers of the three kinds raise on damaged files, whose sizes may be anything.
+# What the readers of the three kinds raise on damaged files; MemoryError because a damaged size can have any value.
 READ_ERRORS = (tf.errors.OpError, OSError, LookupError, RuntimeError, TypeError, ValueError, MemoryError)
 
-MADE_FOR = 'made_for'  # entry of a checkpoint, a scalar string, that says what its weights were made for
+MADE_FOR = 'made_for'  # name of a checkpoint's entry, a scalar string, that says what its weights were made for
 
 
 class WeightsFile(typing.NamedTuple):
@@ -35,36 +35,36 @@ class WeightsFile(typing.NamedTuple):
 
     path: str               # file or prefix
     kind: str               # a phrase for messages
-    compat: str             # the --compat mode that such weights were made for, None if the file does not say
-    input: Input            # the network's input that they were made for, None if the file does not say
+    compat: str             # the --compat mode for which the weights were made, None if the file does not say
+    input: Input            # the network's input for which they were made, None if the file does not say
     shapes: dict            # {variable name: shape tuple}
-    read: typing.Callable   # from a name to its numpy array
+    read: typing.Callable   # a function from a variable's name to its numpy array
 
 
 def damaged(path, error):
-    """The UserError for a file that cannot be read to its end."""
+    """Returns the UserError for a file that cannot be read to its end."""
     return UserError('%s is damaged or incomplete: copy or download it again (%s).' % (quoted(path), reason(error)))
 
 
 class NotLinked(UserError):
-    """A checkpoint cannot be read because of its name, though it may be sound."""
+    """A checkpoint, which may be intact, cannot be read because of its name."""
 
 
 def is_literal(path):
-    """Whether TensorFlow opens exactly the path when it reads a checkpoint.
+    """Returns whether TensorFlow opens exactly this path when it reads a checkpoint.
 
-    It looks for the files by a pattern, in which `[`, `]`, `*`, `?` and backslash are special, and then opens the name
-    as it stands, so that no escape is possible. Names in other encodings than UTF-8 it does not take.
+    It searches for the files by a pattern, in which `[`, `]`, `*`, `?` and backslash are special, and then opens the
+    name unchanged, so that escaping is impossible. It does not accept names that are not UTF-8.
     """
     return not re.search(r'[\[\]*?\\]' if os.sep == '/' else r'[\[\]*?]', path) and path == path.encode(
         'utf-8', 'replace').decode()  # surrogates become '?'
 
 
 def read_literally(prefix):
-    """A tf.train.NewCheckpointReader of a checkpoint of any name.
+    """Returns a tf.train.NewCheckpointReader of a checkpoint of any name.
 
-    Where TensorFlow would take the name for a pattern, it reads through symbolic links of harmless names, which are
-    removed with the reader.
+    Where TensorFlow would take the name for a pattern, the checkpoint is read through symbolic links with harmless
+    names, which are removed together with the reader.
 
     Raises:
       NotLinked: the links cannot be made.
@@ -74,7 +74,7 @@ def read_literally(prefix):
     folder, name = os.path.split(os.path.abspath(prefix))
     suffixes = [found[len(name):] for found in (os.listdir(folder) if os.path.isdir(folder) else [])
                 if found.startswith(name)]
-    # TMPDIR may hold such characters too: that of a PBS job array is /tmp/pbs.1234[5].server.
+    # TMPDIR may contain such characters too: in a PBS job array it is /tmp/pbs.1234[5].server.
     temporary = next(filter(is_literal, [tempfile.gettempdir(), '/tmp', '/var/tmp']))
     place = None
     try:
@@ -97,13 +97,13 @@ def read_literally(prefix):
 
 
 def open_checkpoint(prefix):
-    """The WeightsFile of a TensorFlow checkpoint; UserError if it is damaged."""
+    """Returns the WeightsFile of a TensorFlow checkpoint; raises UserError if it is damaged."""
     try:
         reader = read_literally(prefix)
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
         compat, network_input = origin_of(prefix, shapes, reader)
         shapes.pop(MADE_FOR, None)
-    except UserError:  # of links, or of the settings beside it, which name themselves
+    except UserError:  # about the links or about the settings beside the checkpoint, which the message names
         raise
     except READ_ERRORS as error:
         raise damaged(prefix, error)
@@ -121,7 +121,10 @@ def open_checkpoint(prefix):
 
 
 def origin_of(prefix, shapes, reader):
-    """(mode, Input) that a checkpoint was made for: by its own entry, its names or its training's settings."""
+    """Returns the (--compat mode, Input) for which a checkpoint was made, each None if unknown.
+
+    They are taken from the checkpoint's entry MADE_FOR, its variables' names or the settings of its training.
+    """
     if shapes.get(MADE_FOR) == ():
         return decode_origin(reader.get_tensor(MADE_FOR))
     if any(re.match(r'resnet_v1_\d+/logits/', name) for name in shapes):  # slim's own ImageNet checkpoints
@@ -142,7 +145,11 @@ def encode_origin(compat, network_input):
 
 
 def decode_origin(text):
-    """Returns (compat, Input) of an entry's text, None for what it leaves open; ValueError if the text is damaged."""
+    """Returns (compat, Input) from the text of the entry MADE_FOR, each None if the text does not say.
+
+    Raises:
+      ValueError: the text is damaged.
+    """
     entry = json.loads(text)
     try:
         compat, order, mean = entry['compat'], entry['channel_order'], entry['img_mean']
@@ -157,13 +164,13 @@ def decode_origin(text):
 
 
 def checkpoint_prefix(path):
-    """Strips the suffix of one of a checkpoint's files off a path, if such a checkpoint is there."""
+    """Returns the prefix of a checkpoint from the path of one of its files; any other path unchanged."""
     prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
     return prefix if os.path.isfile(prefix + '.index') or os.path.isfile(prefix) else path
 
 
 def read_ends(path):
-    """The first and the last 8 bytes of a file."""
+    """Returns the first and the last 8 bytes of a file."""
     with open(path, 'rb') as file:
         start = file.read(8)
         file.seek(-len(start), os.SEEK_END)
@@ -174,14 +181,14 @@ def open_weights(path, encoder_name=None):
     """Opens a checkpoint prefix (or one of its files), a .caffemodel or a Keras .h5.
 
     Args:
-      path: the file; its content decides what it is, not its suffix.
-      encoder_name: whose names to use where weights fit several encoders (Keras' ResNet101).
+      path: the file, whose kind is recognised by its content, not its suffix.
+      encoder_name: the encoder whose names are used if the weights fit several (Keras' ResNet101).
 
     Returns:
       A WeightsFile.
 
     Raises:
-      UserError: no such file, of no known kind, or damaged.
+      UserError: the file does not exist, is of no known kind or is damaged.
     """
     prefix = checkpoint_prefix(os.path.expanduser(path))
     if os.path.isfile(prefix + '.index'):
@@ -203,11 +210,16 @@ def open_weights(path, encoder_name=None):
 
 
 def open_caffemodel(path, encoder_name):
-    """The WeightsFile of a .caffemodel; UserError if it is none, or none of a ResNet, ValueError if it is damaged."""
+    """Returns the WeightsFile of a .caffemodel.
+
+    Raises:
+      UserError: the file is not a .caffemodel or not a ResNet.
+      ValueError: it is damaged.
+    """
     layers = caffe_weights.parse(path)
     if layers is None:
-        raise UserError('%s is no weights file of a known kind, or is damaged; give %s.' % (quoted(path), ACCEPTED))
-    with np.errstate(all='ignore'):  # what is not finite is reported where it is used
+        raise UserError('%s is not a weights file of a known kind, or is damaged; give %s.' % (quoted(path), ACCEPTED))
+    with np.errstate(all='ignore'):  # values that are not finite are reported where they are used
         arrays = caffe_weights.read_layers(layers, encoder_name)
     if not arrays:
         raise UserError('%s is a Caffe model without the layers of a ResNet (conv1, res2a_branch1 and so on): give '

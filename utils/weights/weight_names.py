@@ -1,4 +1,4 @@
-"""Names and shapes of each encoder's and decoder's variables, and what the names and shapes in a file say about it."""
+"""Names and shapes of the encoders' and decoders' variables, and functions that recognise a file's network by them."""
 
 import functools
 import re
@@ -12,24 +12,25 @@ from utils.net.compat import COMPAT
 
 BATCH_NORM = ('gamma', 'beta', 'moving_mean', 'moving_variance')
 MODEL_LEAVES = BATCH_NORM + ('weights', 'biases', 'fix_w')
-# What a training keeps beside the network, whatever comes before the last slash, numbered or not: slots and counters
+# The last part of the names of variables that a training keeps beside the network, numbered or not: slots and counters
 # of TensorFlow's optimizers.
 STATE_LEAVES = re.compile(r'(Momentum|Adam|AdamW|RMSProp|Adagrad|Ftrl|ExponentialMovingAverage|beta[12]_power|'
                           r'global_step|iterations?|learning_rate)(_[0-9]+)?')
-# Layers of the Caffe models, whose names Keras' first ResNet-50 has too. Units are letters (res4f of ResNet-50) or
-# a, b1, b2 and so on (res4b22 of ResNet-101).
+# Layers of the Caffe models, whose names Keras' first ResNet-50 has too. Units are letters (res4f in ResNet-50) or
+# a, b1, b2 and so on (res4b22 in ResNet-101).
 CAFFE_LAYER = re.compile(r'(bn_|scale_)?conv1|(res|bn|scale)([2-5])([a-z])((?<=b)[1-9][0-9]?)?_branch(1|2[abc])')
 
 
 # ---- what the networks have ----
 
 def conv_scopes(encoder_name, stage, unit, index):
-    """(scope of the weights, scope of the batch norm) of one of the `convolutions` of an encoder."""
+    """Returns (scope of the weights, scope of the batch norm) of one of an encoder's `convolutions`."""
     return ENCODERS[encoder_name].scopes(stage, unit, index)
 
 
 def encoder_shapes(encoder_name):
-    """Ordered {variable name: shape tuple} of an encoder, without fix_w (smoothed dilated convolutions)."""
+    """Returns an ordered {variable name: shape tuple} of an encoder, without fix_w (of smoothed dilated convolutions).
+    """
     shapes = OrderedDict()
     for stage, unit, index, shape in convolutions(BLOCKS[encoder_name]):
         weights, batch_norm = conv_scopes(encoder_name, stage, unit, index)
@@ -40,30 +41,37 @@ def encoder_shapes(encoder_name):
 
 
 def decoder_shapes(encoder_name, decoder='aspp', num_classes=21):
-    """Ordered {variable name: shape tuple} of a decoder, a key of DECODERS, behind an encoder."""
+    """Returns an ordered {variable name: shape tuple} of a decoder, a key of DECODERS, that follows an encoder."""
     *_, last = convolutions(BLOCKS[encoder_name])
     return OrderedDict(_decoder_shapes(ENCODERS[encoder_name].family, last[3][-1], decoder, num_classes))
 
 
 @functools.lru_cache(maxsize=None)
 def _decoder_shapes(family, depth, decoder, num_classes):
-    """[(name, shape)], as the decoder itself creates its variables."""
+    """Returns an ordered {variable name: shape tuple} of the variables that the decoder creates for a family's names.
+
+    Args:
+      family: 'caffe' or 'slim'.
+      depth: number of channels of the encoder's output.
+      decoder: a key of DECODERS.
+      num_classes: number of classes.
+    """
     with tf.Graph().as_default():
         return variable_shapes(decoders.lookup(decoder)(family, depth, num_classes, COMPAT['original']).variables)
 
 
 def decoder_names(encoder_name):
-    """The names that variables of any decoder have behind an encoder."""
+    """Returns the set of the names of all decoders' variables when they follow an encoder."""
     return {name for decoder in decoders.DECODERS for name in decoder_shapes(encoder_name, decoder)}
 
 
 def variable_shapes(variables):
-    """Ordered {name as in a checkpoint: shape tuple} of TensorFlow variables."""
+    """Returns an ordered {name in a checkpoint: shape tuple} of TensorFlow variables."""
     return OrderedDict((variable.op.name, tuple(variable.shape.as_list())) for variable in variables)
 
 
 def in_encoder(name, encoder_name):
-    """Whether a variable of an encoder has this name; its fix_w have one too."""
+    """Returns whether an encoder has a variable of this name; fix_w count as well."""
     scope, _, leaf = name.rpartition('/')
     return (scope + '/weights' if leaf == 'fix_w' else name) in encoder_shapes(encoder_name)
 
@@ -73,9 +81,10 @@ def fold_biases(weights, encoder_name):
 
     Args:
       weights: {variable name: array}, changed in place.
+      encoder_name: the encoder.
 
     Raises:
-      ValueError: not as many biases as channels.
+      ValueError: the number of biases is not the number of channels.
     """
     for stage, unit, index, _ in convolutions(BLOCKS[encoder_name]):
         conv, batch_norm = conv_scopes(encoder_name, stage, unit, index)
@@ -90,7 +99,7 @@ def fold_biases(weights, encoder_name):
 # ---- files that have their own names for the layers ----
 
 def caffe_place(layer):
-    """('conv', 'bn' or 'scale', stage, unit, index) of a layer named as in Caffe, None for any other name."""
+    """Returns ('conv', 'bn' or 'scale', stage, unit, index) of a layer named as in Caffe, None for any other name."""
     match = CAFFE_LAYER.fullmatch(layer)
     if not match:
         return None
@@ -102,14 +111,14 @@ def caffe_place(layer):
 
 
 def nearest_encoder(places, encoder_name, family):
-    """Returns the encoder under whose names to read a file that has its own names for the layers.
+    """Returns the encoder whose names to use for a file that has its own names for the layers.
 
-    It is the one whose blocks have as many units as the file or, if there is none, differ by the fewest units.
+    This is the encoder whose blocks have as many units as the file or, if there is none, the fewest more or less.
 
     Args:
       places: (stage, unit) of the file's layers.
-      encoder_name: the encoder that is wanted, taken if no other is nearer; None for any.
-      family: whose names, 'caffe' or 'slim', otherwise.
+      encoder_name: the encoder to prefer if no other is nearer; None for no preference.
+      family: 'caffe' or 'slim', the family of names to prefer after that.
     """
     units = Counter()
     for stage, unit in places:
@@ -123,7 +132,7 @@ def nearest_encoder(places, encoder_name, family):
 
 
 def caffe_decoder_scopes(encoder_name):
-    """{scope in a Caffe model: scope} of the decoder's convolutions, of all decoders."""
+    """Returns {scope in a Caffe model: scope in the encoder's family} of the convolutions of all decoders."""
     scopes = {}
     for decoder in decoders.DECODERS:
         pairs = zip(decoder_shapes('deeplab', decoder), decoder_shapes(encoder_name, decoder))
@@ -131,51 +140,52 @@ def caffe_decoder_scopes(encoder_name):
     return scopes
 
 
-# ---- what a file is of ----
+# ---- what a file holds ----
 
 def is_unit(name):
-    """Whether a name is a weight of some bottleneck unit of either naming, be it in our networks or not."""
+    """Returns whether a name, in either naming, is that of a bottleneck unit's weight, in our networks or not."""
     leaf = name.rsplit('/', 1)[-1]
     return leaf in BATCH_NORM + ('weights',) and bool(
         re.match(r'(res|bn)\d[a-z]\d*_branch\d[a-z]?/|resnet_v1_\d+/block\d+/unit_\d+/', name))
 
 
 def is_classifier(name):
-    """Whether a name is a weight of an ImageNet classifier, or what slim's checkpoints have for it."""
+    """Returns whether a name is that of an ImageNet classifier's weight, or of slim's mean_rgb."""
     return '/logits/' in name or name.startswith('fc1000/') or name == 'mean_rgb'
 
 
 def is_model(name):
-    """Whether a name is a weight of a network, not an optimizer's slot, a step or an ImageNet classifier."""
+    """Returns whether a name is that of a network's weight, not of an optimizer's slot, a step or a classifier."""
     return name.rsplit('/', 1)[-1] in MODEL_LEAVES and not is_classifier(name)
 
 
 def is_state(name, names=()):
-    """Whether a name is of a training's state: an optimizer's slot or counter, or a step.
+    """Returns whether a name belongs to the state of a training: an optimizer's slot or counter, or a step.
 
     Args:
-      names: all names there are; what lies below the name of another variable is its slot.
+      name: the name of a variable.
+      names: the names of all variables; a name below that of another variable is a slot of it.
     """
     scope, _, leaf = name.rpartition('/')
     return bool(STATE_LEAVES.fullmatch(leaf)) or scope in names
 
 
 def encoder_of(shapes):
-    """The encoder_name to whose names most of {name: shape} belong, or None."""
+    """Returns the encoder_name that shares the most names with {name: shape}, or None."""
     counts = Counter({encoder: len(set(encoder_shapes(encoder)) & set(shapes)) for encoder in ENCODERS})
     encoder, count = counts.most_common(1)[0]
     return encoder if count else None
 
 
 def fits(shapes, encoder_name):
-    """Whether {name: shape} holds the whole of an encoder in the right shapes, and no further unit of it."""
+    """Returns whether {name: shape} holds a whole encoder in the right shapes, and no additional units."""
     wanted = encoder_shapes(encoder_name)
     return (all(tuple(shapes.get(name, ())) == shape for name, shape in wanted.items())
             and not any(is_unit(name) and name not in wanted for name in shapes))
 
 
 def decoder_of(shapes):
-    """(decoder, num_classes) to whose variables most of {name: shape} belong, or (None, None)."""
+    """Returns the (decoder, num_classes) that shares the most variables with {name: shape}, or (None, None)."""
     best = (0, 0), None, None
     for encoder in ENCODERS:
         for decoder in decoders.DECODERS:
@@ -187,12 +197,12 @@ def decoder_of(shapes):
 
 
 def num_classes_of(shapes):
-    """Classes of the decoder in {name: shape}, or None without one."""
+    """Returns the number of classes of the decoder in {name: shape}, or None if there is no decoder."""
     return decoder_of(shapes)[1]
 
 
 def dilated_type_of(shapes):
-    """'smooth_GI' or 'smooth_SSC' by the fix_w in {name: shape}, else 'regular' (or decompose: the same)."""
+    """Returns 'smooth_GI' or 'smooth_SSC' by the fix_w in {name: shape}, else 'regular' (or decompose)."""
     ranks = {len(shape) for name, shape in shapes.items() if name.endswith('/fix_w')}
     for dilated_type, (_, fix_w_shape, _) in dilated.DILATED_TYPES.items():
         if fix_w_shape and ranks == {len(fix_w_shape(2))}:
