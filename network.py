@@ -5,18 +5,18 @@
     net.outputs    # [N, H/8, W/8, num_classes], logits
     net.variables  # under the names that the weights files of this encoder use
 
-The ResNet is in utils/net/encoders.py, the ASPP in utils/net/decoders.py and the table of encoders in
-utils/net/blocks.py.
+The decoders are in utils/net/decoders.py, and utils/net/blocks.py has the table of encoders.
 """
 
+import collections
 import copy
+import functools
 
 import tensorflow.compat.v1 as tf
 
-from utils.net import decoders, layers
-from utils.net.blocks import ENCODERS
-from utils.net.compat import numerics
-from utils.net.encoders import ResNet
+from utils.net import compat as modes
+from utils.net import decoders, dilated, layers
+from utils.net.blocks import BLOCKS, ENCODERS, convolutions
 
 
 class DilatedResNet(object):
@@ -47,8 +47,11 @@ class DilatedResNet(object):
         batch_norm = 'frozen' if batch_norm == 'trained' and not phase else batch_norm
         self.num_classes, self.encoder_name = num_classes, encoder_name
         decoder_class, family = decoders.lookup(decoder), ENCODERS[encoder_name].family
-        self.encoder = ResNet(encoder_name, numerics(compat), dilated_type, batch_norm, blocks)
-        self.decoder = decoder_class(family, self.encoder.depth, num_classes, numerics(compat), batch_norm)
+        numerics = modes.numerics(compat)
+        encoder = ResNet(encoder_name, numerics, dilated_type, batch_norm, blocks)
+        # In a training, the batch norm of a decoder is always trained: its averages mean nothing yet.
+        decoder = decoder_class(family, encoder.depth, num_classes, numerics, 'trained' if phase else batch_norm)
+        self.pieces = collections.OrderedDict([('encoder', encoder), ('decoder', decoder)])  # all that has variables
         self._compute(inputs)
 
     def _compute(self, inputs):
@@ -64,9 +67,17 @@ class DilatedResNet(object):
     def on(self, inputs):
         """Returns a network that shares this one's weights, on other inputs [N, H, W, 3] and the current device."""
         other = copy.copy(self)
-        other.decoder = self.decoder.on_another_device()
+        other.pieces = collections.OrderedDict((name, piece.on_another_device()) for name, piece in self.pieces.items())
         other._compute(inputs)
         return other
+
+    @property
+    def encoder(self):
+        return self.pieces['encoder']
+
+    @property
+    def decoder(self):
+        return self.pieces['decoder']
 
     @property
     def encoder_variables(self):
@@ -74,12 +85,13 @@ class DilatedResNet(object):
 
     @property
     def decoder_variables(self):
-        return self.decoder.variables
+        """The variables of the decoder and of any further piece."""
+        return [v for name, piece in self.pieces.items() if name != 'encoder' for v in piece.variables]
 
     @property
     def variables(self):
         """All variables of the network, whether they are trained or not; the encoder's come first."""
-        return self.encoder.variables + self.decoder.variables
+        return self.encoder_variables + self.decoder_variables
 
     def rate_groups(self):
         """Returns the trainable variables grouped by learning rate, {group: list of variables}.
@@ -87,9 +99,9 @@ class DilatedResNet(object):
         The groups are 'encoder', 'decoder_weights' and 'decoder_biases' (DeepLab v2 trains the last two faster). All
         variables of the decoder other than biases, such as those of a batch norm, are in 'decoder_weights'.
         """
-        decoder = [v for v in self.decoder.variables if v.trainable]
+        decoder = [v for v in self.decoder_variables if v.trainable]
         biases = [v for v in decoder if v.op.name.endswith('/biases')]
-        return {'encoder': [v for v in self.encoder.variables if v.trainable],
+        return {'encoder': [v for v in self.encoder_variables if v.trainable],
                 'decoder_weights': [v for v in decoder if not v.op.name.endswith('/biases')],
                 'decoder_biases': biases}
 
@@ -99,13 +111,87 @@ class DilatedResNet(object):
         Returns:
           [(variable of a moving average, tensor with the mean of that statistic over all calls)].
         """
-        return self.encoder.statistics() + self.decoder.statistics()
+        return [pair for piece in self.pieces.values() for pair in piece.statistics()]
 
     def fold_ops(self):
         """Returns ops that fold batch norm into the variables permanently, for batch_norm 'folded'."""
-        ops = self.encoder.fold_ops()
-        with tf.control_dependencies(ops[-1:]):
-            return ops + self.decoder.fold_ops()
+        ops = []
+        for piece in self.pieces.values():
+            with tf.control_dependencies(ops[-1:]):
+                ops = ops + piece.fold_ops()
+        return ops
+
+
+class ResNet(layers.Piece):
+    """A ResNet of bottleneck units (He et al. 2016, version 1) at output stride 8: dilation replaces two strides."""
+
+    def __init__(self, encoder_name, numerics, dilated_type, batch_norm, blocks=None):
+        """Creates the variables.
+
+        Args:
+          encoder_name: a key of ENCODERS.
+          numerics: a compat.Numerics.
+          dilated_type: a key of dilated.DILATED_TYPES, for the 3x3 convolutions of blocks with a rate above 1.
+          batch_norm: one of layers.BATCH_NORM.
+          blocks: a list of Blocks to use instead of the encoder's own.
+        """
+        super(ResNet, self).__init__()
+        self.blocks, self._numerics = blocks or BLOCKS[encoder_name], numerics
+        self._convolutions = collections.OrderedDict()  # (stage, unit, index) of blocks.convolutions -> layers.ConvBN
+        for stage, unit, index, shape in convolutions(self.blocks):
+            scopes = ENCODERS[encoder_name].scopes(stage, unit, index)
+            convolve = layers.conv2d
+            rate = self.blocks[stage - 2].rate if stage > 1 and index == 2 else 1
+            if rate > 1:
+                convolve = self._dilated(dilated_type, scopes[0], rate)
+            # In training from random weights, every residual branch starts at zero (Goyal et al. 2017, section 5.1).
+            zero_gamma = batch_norm == 'trained' and index == 3
+            self._convolutions[stage, unit, index] = self.add(
+                layers.ConvBN(scopes, shape, convolve, batch_norm, numerics.epsilon, zero_gamma))
+            self.depth = shape[-1]  # channels of the features
+
+    def _dilated(self, dilated_type, scope, rate):
+        """Returns the convolution of a dilated_type, and creates its variable fix_w if the type has one."""
+        convolve, fix_w_shape, fix_w_start = dilated.lookup(dilated_type)
+        if fix_w_shape is None:
+            return functools.partial(convolve, rate=rate)
+        fix_w = self.variable(scope + '/fix_w', fix_w_shape(rate), fix_w_start)
+        return functools.partial(convolve, rate=rate, fix_w=layers.read(fix_w))
+
+    def __call__(self, images):
+        """Returns the features: [N, H, W, 3] -> [N, H/8, W/8, 2048]."""
+        return self.maps(images)[-1]
+
+    def maps(self, images):
+        """Returns the maps of images [N, H, W, 3]: the output of pool1 [N, H/4, W/4, 64] and that of each block."""
+        maps = [self.root(images)]
+        for stage in range(2, 2 + len(self.blocks)):
+            maps.append(self.block(maps[-1], stage))
+        return maps
+
+    def root(self, images):
+        """Applies conv1 and pool1: [N, H, W, 3] -> [N, H/4, W/4, 64]."""
+        net = self._convolutions[1, 1, 1](images, stride=2, pad=self._numerics.conv1_pad)  # [N, H/2, W/2, 64]
+        return layers.max_pool(tf.nn.relu(net), pad=self._numerics.pool1_pad)
+
+    def block(self, inputs, stage):
+        """Applies the block of a stage, 2 to 5: [N, h, w, C] -> [N, h / stride, w / stride, depth]."""
+        net, block = inputs, self.blocks[stage - 2]
+        for unit in range(1, block.units + 1):
+            net = self._bottleneck(net, stage, unit, block.stride if unit == 1 else 1)
+        return net
+
+    def _bottleneck(self, inputs, stage, unit, stride):
+        """Applies a bottleneck unit: 1x1 (down to depth / 4), 3x3 and 1x1 (up to depth) convolutions plus the shortcut.
+
+        The shortcut is the input itself or, in a block's first unit, a 1x1 convolution of it.
+        """
+        shortcut, reduce, middle, expand = [self._convolutions.get((stage, unit, index)) for index in range(4)]
+        # The shortcut comes first: the order of the ops decides how TensorFlow 1.15 rounds the gradients' sums.
+        shortcut = shortcut(inputs, stride=stride) if shortcut else inputs
+        residual = tf.nn.relu(reduce(inputs, stride=stride))
+        residual = tf.nn.relu(middle(residual))
+        return tf.nn.relu(expand(residual) + shortcut)
 
 
 class Deeplab_v2(DilatedResNet):

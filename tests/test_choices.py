@@ -34,19 +34,19 @@ def dice_of(logits, label, factors):
 
 
 @pytest.mark.parametrize('factors', [None, [1.0, 2.0, 3.0, 0.5, 9.0]])
-def test_dice_counts_the_classes_of_the_labels_only(factors):
+def test_dice_counts_the_classes_of_the_labels_only(settings, factors):
     logits, label = example()
     with tf.Graph().as_default(), tf.Session() as sess:
         labels = losses.resized_labels(tf.constant(label), [4, 6], CLASSES)
-        found = sess.run(losses.dice(tf.constant(logits), labels, factors, None))
+        found = sess.run(losses.dice(tf.constant(logits), labels, factors, settings()))
     np.testing.assert_allclose(found, dice_of(logits, label, factors or np.ones(5)), rtol=1e-5)
 
 
-def test_dice_without_a_valid_pixel_is_zero():
+def test_dice_without_a_valid_pixel_is_zero(settings):
     with tf.Graph().as_default(), tf.Session() as sess:
         logits = tf.ones([1, 2, 2, 5])
         labels = losses.resized_labels(tf.fill([1, 2, 2, 1], 255), [2, 2], CLASSES)
-        loss = losses.dice(logits, labels, None, None)
+        loss = losses.dice(logits, labels, None, settings())
         value, gradient = sess.run([loss, tf.gradients(loss, logits)[0]])
     assert value == 0 and not gradient.any()
 

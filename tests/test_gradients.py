@@ -18,7 +18,7 @@ TINY = [Block(8, 1, 1, 1), Block(16, 2, 2, 1), Block(32, 2, 1, 2), Block(64, 1, 
     ('deeplab', 'regular', False), ('res50', 'regular', True), ('res50', 'smooth_GI', False),
     ('res101', 'smooth_SSC', True), ('deeplab', 'decompose', True),
 ])
-def test_gradients(encoder_name, dilated_type, train_bn, monkeypatch):
+def test_gradients(encoder_name, dilated_type, train_bn, monkeypatch, settings):
     monkeypatch.setattr(tf.nn, 'relu', tf.nn.softplus)  # finite differences need a loss without kinks
     random = np.random.RandomState(3)
     with tf.Graph().as_default(), tf.Session() as sess:
@@ -27,7 +27,7 @@ def test_gradients(encoder_name, dilated_type, train_bn, monkeypatch):
                             batch_norm='trained' if train_bn else 'frozen')
         labels = losses.resized_labels(tf.constant(recipe.label(2, 33, 33, 5)), tf.shape(net.outputs)[1:3],
                                        Classes(5, 255, None))
-        loss = (losses.cross_entropy(net.outputs, labels, None, None)
+        loss = (losses.cross_entropy(net.outputs, labels, None, settings())
                 + losses.total_weight_decay(net.variables, 5e-4))
         variables = tf.trainable_variables()
         gradients = tf.gradients(loss, variables)

@@ -1,7 +1,5 @@
 """Weights of classes and hard pixels in the loss, a frozen encoder and the decoder's rates, against numpy."""
 
-import types
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -27,14 +25,19 @@ def example():
     return logits, label, picked, valid
 
 
-def computed(logits, label, factors, fraction=None):
-    with tf.Graph().as_default(), tf.Session() as sess:
-        labels = losses.resized_labels(tf.constant(label), label.shape[1:3], Classes(3, 255, None))
-        loss = losses.cross_entropy if fraction is None else losses.hard_cross_entropy
-        return sess.run(loss(tf.constant(logits), labels, factors, types.SimpleNamespace(ohem_fraction=fraction)))
+@pytest.fixture
+def computed(settings):
+    """A function from logits, labels, class weights and the share of hard pixels, None for all, to the loss."""
+    def compute(logits, label, factors, fraction=None):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            labels = losses.resized_labels(tf.constant(label), label.shape[1:3], Classes(3, 255, None))
+            loss = losses.cross_entropy if fraction is None else losses.hard_cross_entropy
+            return sess.run(loss(tf.constant(logits), labels, factors, settings(ohem_fraction=fraction)))
+
+    return compute
 
 
-def test_class_weights():
+def test_class_weights(computed):
     logits, label, pixels, valid = example()
     factors = np.array([0.5, 0.0, 3.0])
     weights = np.where(valid, factors[np.where(valid, label[..., 0], 0)], 0)
@@ -44,14 +47,14 @@ def test_class_weights():
 
 
 @pytest.mark.parametrize('fraction', [0.01, 0.25, 0.7])
-def test_hard_pixels(fraction):
+def test_hard_pixels(computed, fraction):
     logits, label, pixels, valid = example()
     hardest = np.sort(pixels[valid])[::-1][:max(1, int(np.ceil(fraction * valid.sum())))]
     np.testing.assert_allclose(computed(logits, label, None, fraction), hardest.mean(), rtol=1e-5)
     assert computed(logits, np.full_like(label, 255), None, fraction) == 0
 
 
-def test_all_weights_1_change_nothing():
+def test_all_weights_1_change_nothing(computed):
     logits, label, pixels, valid = example()
     for weighting in ((None,), (None, 1.0), (np.ones(3),)):
         np.testing.assert_allclose(computed(logits, label, *weighting), pixels[valid].mean(), rtol=1e-5)

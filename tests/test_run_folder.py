@@ -22,7 +22,7 @@ def make_folder(path, **flags):
 
 
 def save_steps(folder, steps, max_to_keep=5, size=4):
-    """Begins or, from the newest checkpoint, goes on with a run and saves these steps of one variable."""
+    """Begins or, from the newest checkpoint, resumes a run and saves these steps of one variable."""
     with tf.Graph().as_default(), tf.Session() as sess:
         variable = tf.get_variable('v', [size], use_resource=True, initializer=tf.initializers.ones())
         saver = tf.train.Saver([variable], max_to_keep=max_to_keep)
@@ -73,7 +73,7 @@ def test_changed_settings_are_told_in_few_characters(tmp_path):
     save_steps(make_folder(folder, **dict.fromkeys(names, 'x' * 200)), [3])
     with pytest.raises(UserError) as error:
         make_folder(folder, **dict.fromkeys(names, 'x' * 200 + 'y')).resume('auto')
-    assert len(str(error.value)) <= 300 and 'xy) and 3 more; go on with --resume=must' in str(error.value)
+    assert len(str(error.value)) <= 300 and 'xy) and 3 more; resume with --resume=must' in str(error.value)
 
 
 def test_a_finished_run_goes_on_with_a_longer_schedule(tmp_path):

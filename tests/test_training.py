@@ -66,7 +66,7 @@ def test_msc_sizes(align_corners, wanted):
     assert [tuple(size) for size in sizes] == wanted
 
 
-def test_cross_entropy_counts_valid_pixels_only():
+def test_cross_entropy_counts_valid_pixels_only(settings):
     random = np.random.RandomState(0)
     logits = random.randn(2, 3, 4, 5).astype(np.float32)
     label = random.randint(0, 5, (2, 3, 4, 1))
@@ -77,15 +77,15 @@ def test_cross_entropy_counts_valid_pixels_only():
         picked = np.take_along_axis(log_softmax, np.where(valid, label, 0), axis=3)
         with tf.Graph().as_default(), tf.Session() as sess:
             labels = losses.resized_labels(tf.constant(label), [3, 4], Classes(5, ignore_label, None))
-            found = sess.run(losses.cross_entropy(tf.constant(logits), labels, None, None))
+            found = sess.run(losses.cross_entropy(tf.constant(logits), labels, None, settings()))
         assert abs(found + picked[valid].mean()) <= 1e-6
 
 
-def test_cross_entropy_without_a_valid_pixel_is_zero():
+def test_cross_entropy_without_a_valid_pixel_is_zero(settings):
     with tf.Graph().as_default(), tf.Session() as sess:
         logits = tf.ones([1, 2, 2, 3])
         labels = losses.resized_labels(tf.fill([1, 9, 9, 1], 255), [2, 2], Classes(3, 255, None))
-        loss = losses.cross_entropy(logits, labels, None, None)
+        loss = losses.cross_entropy(logits, labels, None, settings())
         value, gradient = sess.run([loss, tf.gradients(loss, logits)[0]])
     assert value == 0 and not gradient.any()
 

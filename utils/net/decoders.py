@@ -40,19 +40,21 @@ class Decoder(layers.Piece):
         """Returns logits [N, h, w, num_classes] of features [N, h, w, depth]."""
         raise NotImplementedError
 
-    def conv(self, scope, size):
-        """Creates weights [size, size, depth, num_classes] and biases [num_classes]; returns the values of both."""
+    def conv(self, scope, size, depth=None):
+        """Creates weights [size, size, depth, num_classes] and biases [num_classes]; returns their values.
+
+        Args:
+          scope: the name that the variables' names start with.
+          size: of the kernel.
+          depth: channels of its input; by default those of the features.
+        """
         weights_start, biases_start = None, None
         if self.numerics.gaussian_aspp:
             weights_start = tf.initializers.random_normal(stddev=0.01, seed=layers.seed_of(scope))
             biases_start = tf.initializers.zeros()
-        weights = self.variable(scope + '/weights', [size, size, self.depth, self.num_classes], weights_start)
+        weights = self.variable(scope + '/weights', [size, size, depth or self.depth, self.num_classes], weights_start)
         biases = self.variable(scope + '/biases', [self.num_classes], biases_start)
         return layers.read(weights), layers.read(biases)
-
-    def on_another_device(self):
-        """Returns a decoder with the same variables, without tensors that were computed from them on this device."""
-        return copy.copy(self)
 
 
 class ASPP(Decoder):

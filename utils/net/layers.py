@@ -58,6 +58,10 @@ class Piece(object):
         self._layers.append(layer)
         return layer
 
+    def on_another_device(self):
+        """Returns this piece for another device; a piece that keeps what it computed on a device overrides this."""
+        return self
+
     def statistics(self):
         """Returns the pairs of ConvBN.statistics of all layers; [] unless batch norm is trained."""
         return [pair for layer in self._layers for pair in layer.statistics()]

@@ -420,7 +420,8 @@ def refuse_unread(args):
     idle = [record for record in given if record.needs and not is_met(record.needs, flags.FLAGS)]
     if idle:
         needed = ['--%s needs --%s' % (record.name, record.needs.replace('|', ' or ')) for record in idle]
-        raise UserError('%s: %s.' % (some(needed, len(idle), MOST_UNREAD), _remedy(idle, 'give that too, ')))
+        raise UserError('%s: %s.' % (some(needed, len(idle), MOST_UNREAD), 'give that too, or leave %s out' % (
+            'it' if len(idle) == 1 else 'them')))
 
 
 def _remedy(records, first):

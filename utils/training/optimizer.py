@@ -125,6 +125,8 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
         sums, moves, accumulate = [], [], None
         moved = move_averages(statistics, conf.bn_decay)
 
+    # Here `gradients` are those of the whole update: summed over the towers, averaged over the iterations, not scaled,
+    # and without weight decay. This is the place to clip or change them.
     decayed = {v.op.name for v in losses.decayed_variables(variables)}
     decoupled = conf.optimizer in DECOUPLED_DECAY
     pairs = [(add_decay(v, g, conf) if v.op.name in decayed and not decoupled else g, v)

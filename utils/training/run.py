@@ -361,7 +361,7 @@ class RunFolder(object):
         listed = some(['%s=%s (now %s)' % (name, quoted(known, MOST_VALUE), quoted(now, MOST_VALUE))
                        for name, known, now in changes], 3, MOST_CHANGED)
         if mode == 'auto' and not longer:
-            raise UserError('%s holds a run of other settings: %s; go on with --resume=must, %s.' % (
+            raise UserError('%s holds a run of other settings: %s; resume with --resume=must, %s.' % (
                 quoted(self.path, MOST_DIR), listed, ways))
         print('changed settings: ' + listed)
 

@@ -189,10 +189,12 @@ def decoder_of(shapes):
     best = (0, 0), None, None
     for encoder in ENCODERS:
         for decoder in decoders.DECODERS:
-            names = decoder_shapes(encoder, decoder)
-            for num_classes in {shapes[name][-1] for name in names if shapes.get(name)}:
-                held = sum(shapes.get(name, ())[-1:] == (num_classes,) for name in names)
-                best = max(best, ((held, held - len(names)), decoder, num_classes), key=lambda one: one[0])
+            two, three = decoder_shapes(encoder, decoder, 2), decoder_shapes(encoder, decoder, 3)
+            of_classes = [name for name in two if two[name] != three[name]]  # other layers have a depth of their own
+            for num_classes in {shapes[name][-1] for name in of_classes if shapes.get(name)}:
+                wanted = decoder_shapes(encoder, decoder, num_classes)
+                held = sum(shapes.get(name, ())[-1:] == shape[-1:] for name, shape in wanted.items())
+                best = max(best, ((held, held - len(wanted)), decoder, num_classes), key=lambda one: one[0])
     return best[1:]
 
 
