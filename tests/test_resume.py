@@ -167,6 +167,18 @@ def test_records_that_lack_steps_begin_anew(run, monkeypatch, capsys):
         assert len(file.read().splitlines()) == 3
 
 
+def test_without_the_records_of_a_step_its_validation_is_not_made_up_for(run, monkeypatch):
+    conf = run('stopped', valid_interval=2, num_steps=STEPS + 2)
+    killed(monkeypatch, conf, 'train_step', 6)
+    os.remove(os.path.join(conf.modeldir, 'metrics.csv'))
+    Model(conf).train()
+    _, rows, _ = records(conf)
+    assert rows[0][0] == 'step' and [row[0] for row in rows[1:]] == ['5', '6', '7', '8']
+    os.remove(os.path.join(conf.modeldir, 'metrics.csv'))
+    Model(conf).train()  # is finished
+    assert not os.path.exists(os.path.join(conf.modeldir, 'metrics.csv'))
+
+
 def test_a_file_that_goes_bad_is_named_after_the_weights_are_saved(run, tmp_path, monkeypatch):
     shutil.copytree(SAMPLE, str(tmp_path / 'data'))
     changed = {'data_dir': str(tmp_path / 'data'), 'valid_interval': 3, 'save_interval': 100, 'grad_update_every': 2}

@@ -92,6 +92,10 @@ class Records(object):
         self._append(step_cells + [repr(float(value)) for value in values], replaced=True)
         self.mean_iou[step] = result['mean_iou']
 
+    def lacks_scores(self, step):
+        """Whether the last step that was read, which is `step`, has no scores; they have no row if it was not read."""
+        return bool(self._rows) and step not in self.mean_iou
+
     def sync(self):
         """All that was added is on the disk when this returns."""
         self._writer.flush()

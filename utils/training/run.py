@@ -117,7 +117,7 @@ class Run(object):
     def lacks_validation(self):
         """Returns whether the run was stopped between the step before first_step and the validation due there."""
         last = self.first_step - 1
-        return last >= 0 and self.is_due(last, self.conf.valid_interval) and last not in self._records.mean_iou
+        return last >= 0 and self.is_due(last, self.conf.valid_interval) and self._records.lacks_scores(last)
 
     def attempts(self):
         """Yields contexts to train in: one, and another after each loss of a machine, from the newest checkpoint."""
