@@ -54,10 +54,11 @@ class Records(object):
           losses: the tags of the losses of a step, such as 'loss/total'; each has a column and a curve.
         """
         header = ['step'] + [tag.split('/')[-1] for tag in losses] + RATES + self._score_columns
-        if self._rows is None or self._rows and self.header != header:
-            self._rows, self.mean_iou = None, {}
+        if self._rows is None:
             print('%s does not hold all steps up to %d: it and the log begin anew, the old ones are kept' % (
                 quoted(self.metrics), first_step - 1))
+        elif self._rows and self.header != header:
+            self._change_columns(header)
         self.header, self._tags = header, list(losses) + RATES
         self._open_metrics()
         self._open_log()
@@ -121,7 +122,8 @@ class Records(object):
             return None
         rows = list(csv.reader(lines))
         header = rows[0] if rows else []
-        known = header[:1] == ['step'] and TOTAL in header and header[-len(self._score_columns):] == self._score_columns
+        known = header[:1] == ['step'] and TOTAL in header and (
+            header[-len(self._score_columns):][:len(SCORES)] == SCORES)  # the names of the classes may have changed
         whole = known and len(rows) == first_step + 1 and lines[-1].endswith('\n')
         if not whole or any(row[:1] != [str(step)] or len(row) != len(header) or not _numbers(row)
                             for step, row in enumerate(rows[1:])):
@@ -139,6 +141,20 @@ class Records(object):
             return
         output_files.set_aside(self.metrics, 'modeldir')
         self._append(self.header)
+
+    def _change_columns(self, header):
+        """Gives metrics.csv, of another --loss or palette, other columns; the old file is kept beside it."""
+        scores = len(self._score_columns)  # by their place: names may be new, or those of several classes
+        self._rows = [[dict(zip(self.header[:-scores], row)).get(name, '') for name in header[:-scores]]
+                      + row[-scores:] for row in self._rows]
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator='\n').writerows([header] + self._rows)
+        kept = output_files.set_aside(self.metrics, 'modeldir')
+        with output_files.new_file(self.metrics) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+            file.write(lines.getvalue())
+        self._row, text = self._rows[-1], lines.getvalue().encode('utf-8')
+        self._end, self._row_start = len(text), text[:-1].rindex(b'\n') + 1
+        print('%s has other columns now, the old file is %s' % (quoted(self.metrics), quoted(kept)))
 
     def _open_log(self):
         """Cuts the log after the last row; a log that is another run's is set aside and written anew."""
