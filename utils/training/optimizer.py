@@ -6,6 +6,7 @@ import typing
 
 import tensorflow.compat.v1 as tf
 
+from utils.system.errors import UserError
 from utils.training import losses
 
 # The rate of a step ------------------------------------------------------------------------------------------------
@@ -56,7 +57,13 @@ def momentum(rate, conf):
 
 
 def adam(rate, conf):
-    """Adam (Kingma and Ba 2015); --momentum is the decay of its first moment, beta1."""
+    """Adam (Kingma and Ba 2015); --momentum is the decay of its first moment, beta1.
+
+    Raises:
+      UserError: beta1 is 1, by whose difference from 1 Adam divides.
+    """
+    if conf.momentum >= 1:
+        raise UserError('--momentum=%g: give --optimizer=%s a number below 1.' % (conf.momentum, conf.optimizer))
     return tf.train.AdamOptimizer(rate, beta1=conf.momentum)
 
 
