@@ -139,7 +139,7 @@ class Records(object):
         if self._rows:
             os.truncate(self.metrics, self._end)
             return
-        output_files.set_aside(self.metrics, 'modeldir')
+        output_files.set_aside(self.metrics, 'modeldir', inside=True)
         self._append(self.header)
 
     def _change_columns(self, header):
@@ -149,7 +149,7 @@ class Records(object):
                       + row[-scores:] for row in self._rows]
         lines = io.StringIO()
         csv.writer(lines, lineterminator='\n').writerows([header] + self._rows)
-        kept = output_files.set_aside(self.metrics, 'modeldir')
+        kept = output_files.set_aside(self.metrics, 'modeldir', inside=True)
         with output_files.new_file(self.metrics) as temporary, open(temporary, 'w', encoding='utf-8') as file:
             file.write(lines.getvalue())
         self._row, text = self._rows[-1], lines.getvalue().encode('utf-8')

@@ -284,7 +284,7 @@ class RunFolder(object):
     def locked(self):
         """Keeps other trainings out; a process that ends in whatever way holds the folder no longer."""
         path = os.path.join(self.path, LOCK)
-        output_files.check_file(path, 'modeldir')
+        output_files.check_file(path, 'modeldir', inside=True)
         lock, holder = filelock.FileLock(path), self._holder(path)  # read first: older versions of filelock empty it
         try:
             lock.acquire(timeout=0)
