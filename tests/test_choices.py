@@ -10,6 +10,7 @@ from model import Model
 from utils.data.palette import Classes
 from utils.distributed import towers
 from utils.net import decoders
+from utils.system.errors import UserError
 from utils.training import losses, optimizer
 
 CLASSES = Classes(5, 255, None)
@@ -101,6 +102,11 @@ def test_adamw(settings, loss_scale):
         w = w - np.array([0.01, 0.1]) * (m / (1 - 0.8 ** t) / (np.sqrt(v / (1 - 0.999 ** t)) + 1e-8)
                                          + np.array([0.1, 0]) * w)
         np.testing.assert_allclose(found[t - 1], w, rtol=1e-4)
+
+
+def test_adamw_refuses_a_first_moment_that_never_decays(settings):
+    with pytest.raises(UserError, match='^--momentum=1: give --optimizer=adamw a number below 1.$'):
+        optimizer.adam(0.1, settings(optimizer='adamw', momentum=1.0))
 
 
 def test_the_weight_decay_that_is_logged_is_the_one_that_trains(settings, narrow, monkeypatch):

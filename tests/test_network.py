@@ -172,8 +172,8 @@ def test_a_decoder_with_batch_norm_needs_nothing_elsewhere(narrow, monkeypatch):
     results = []
     for batch_norm in ('frozen', 'folded', 'trained'):
         with tf.Graph().as_default(), tf.Session() as sess:
-            net = network.build('res50', tf.constant(recipe.image(1, 33, 33)), num_classes=3, phase=True,
-                                decoder='normalized', batch_norm=batch_norm)
+            net = network.build('res50', tf.constant(recipe.image(1, 33, 33)), num_classes=3,
+                                phase=batch_norm == 'trained', decoder='normalized', batch_norm=batch_norm)
             recipe.assign(sess, net.variables)
             sess.run(net.fold_ops() if batch_norm == 'folded' else [])
             results.append(sess.run(net.outputs))

@@ -167,6 +167,38 @@ def test_records_that_lack_steps_begin_anew(run, monkeypatch, capsys):
         assert len(file.read().splitlines()) == 3
 
 
+def test_another_loss_adds_its_columns_and_keeps_the_scores_and_the_best_checkpoint(run, tmp_path, monkeypatch):
+    Model(run('changed', valid_interval=2)).train()
+    (tmp_path / 'names.txt').write_text(''.join('%s %d 0 0\n' % (name, i) for i, name in enumerate('abccde')))
+    conf = run('changed', valid_interval=2, loss='ce+dice', resume='must', palette=str(tmp_path / 'names.txt'))
+    _, before, _ = records(conf)
+    best = checkpoints.checkpoint_steps(conf.modeldir, checkpoints.BEST)
+    monkeypatch.setattr('model.metrics.scores', lambda matrix: {
+        'mean_iou': 0.0, 'pixel_accuracy': 0.0, 'iou': np.zeros(6)})
+    for steps in STEPS + 2, STEPS + 4:
+        conf.num_steps = steps
+        Model(conf).train()
+    log, rows, _ = records(conf)
+    assert rows[0] == before[0][:2] + ['dice'] + before[0][2:-6] + ['iou/' + name for name in 'abccde']
+    assert rows[1:STEPS + 2] == [row[:2] + [''] + row[2:] for row in before[1:]]
+    assert [row[0] for row in rows[1:]] == [str(step) for step in range(STEPS + 5)]
+    assert len(log.splitlines()) == STEPS + 5
+    assert all(rows[STEPS + 2][:4]) and rows[STEPS + 3][-7] == '0.0'
+    assert checkpoints.checkpoint_steps(conf.modeldir, checkpoints.BEST) == best
+
+
+def test_without_the_records_of_a_step_its_validation_is_not_made_up_for(run, monkeypatch):
+    conf = run('stopped', valid_interval=2, num_steps=STEPS + 2)
+    killed(monkeypatch, conf, 'train_step', 6)
+    os.remove(os.path.join(conf.modeldir, 'metrics.csv'))
+    Model(conf).train()
+    _, rows, _ = records(conf)
+    assert rows[0][0] == 'step' and [row[0] for row in rows[1:]] == ['5', '6', '7', '8']
+    os.remove(os.path.join(conf.modeldir, 'metrics.csv'))
+    Model(conf).train()  # is finished
+    assert not os.path.exists(os.path.join(conf.modeldir, 'metrics.csv'))
+
+
 def test_a_file_that_goes_bad_is_named_after_the_weights_are_saved(run, tmp_path, monkeypatch):
     shutil.copytree(SAMPLE, str(tmp_path / 'data'))
     changed = {'data_dir': str(tmp_path / 'data'), 'valid_interval': 3, 'save_interval': 100, 'grad_update_every': 2}

@@ -187,3 +187,10 @@ def test_damaged_settings_are_reported_as_such_when_the_checkpoint_is_opened(tmp
     with pytest.raises(UserError) as error:
         weight_files.open_checkpoint(str(tmp_path / 'model.ckpt-3'))
     assert 'settings.json is damaged' in str(error.value) and 'copy or download' not in str(error.value)
+
+
+def test_what_is_no_file_at_the_place_of_the_lock_is_named(tmp_path):
+    (tmp_path / '.lock').mkdir()
+    message = '/.lock is a folder, no regular file: remove it or give another --modeldir.$'
+    with pytest.raises(UserError, match=message), RunFolder(str(tmp_path), {}).locked():
+        pass

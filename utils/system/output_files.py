@@ -28,8 +28,11 @@ def kind_of(path):
     return next((name for is_kind, name in KINDS if is_kind(mode)), 'a device')
 
 
-def check_file(path, flag):
+def check_file(path, flag, inside=False):
     """Checks that a file can be written at path and makes its folder; returns the path.
+
+    Args:
+      inside: whether the flag names the folder of the file, not the file itself.
 
     Raises:
       UserError: there is a folder, link, pipe, socket or device at path, or its folder cannot be written to; the
@@ -37,6 +40,8 @@ def check_file(path, flag):
     """
     make_dir(os.path.dirname(path) or '.', flag)
     kind = kind_of(path)
+    if kind not in (None, 'a file') and inside:
+        raise UserError('%s is %s, no regular file: remove it or give another --%s.' % (quoted(path), kind, flag))
     if kind not in (None, 'a file'):
         raise UserError('--%s=%s is %s: give the name of a regular file.' % (flag, quoted(path), kind))
     return path
@@ -66,13 +71,15 @@ def make_dir(path, flag, follow=True):
     return path
 
 
-def set_aside(path, flag):
+def set_aside(path, flag, inside=False):
     """Prepares path for a new file: makes its folder and renames an existing file.
+
+    Args: those of check_file.
 
     Returns:
       the existing file's new name, the first unused one of path.old, path.old2, path.old3...; None if there was none.
     """
-    if kind_of(check_file(path, flag)) is None:
+    if kind_of(check_file(path, flag, inside)) is None:
         return None
     kept, number = path + '.old', 1
     while os.path.lexists(kept):

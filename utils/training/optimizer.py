@@ -6,6 +6,7 @@ import typing
 
 import tensorflow.compat.v1 as tf
 
+from utils.system.errors import UserError
 from utils.training import losses
 
 # Learning rate -----------------------------------------------------------------------------------------------------
@@ -57,7 +58,13 @@ def momentum(rate, conf):
 
 
 def adam(rate, conf):
-    """Returns Adam (Kingma and Ba 2015); --momentum is the decay rate of its first moment, beta1."""
+    """Returns Adam (Kingma and Ba 2015); --momentum is the decay rate of its first moment, beta1.
+
+    Raises:
+      UserError: beta1 is 1: Adam divides by 1 - beta1.
+    """
+    if conf.momentum >= 1:
+        raise UserError('--momentum=%g: give --optimizer=%s a number below 1.' % (conf.momentum, conf.optimizer))
     return tf.train.AdamOptimizer(rate, beta1=conf.momentum)
 
 

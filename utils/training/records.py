@@ -57,10 +57,11 @@ class Records(object):
           UserError: a record cannot be written.
         """
         header = ['step'] + [tag.split('/')[-1] for tag in losses] + RATES + self._score_columns
-        if self._rows is None or self._rows and self.header != header:
-            self._rows, self.mean_iou = None, {}
+        if self._rows is None:
             print('%s does not hold all steps up to %d: it and the log start afresh, the old ones are kept' % (
                 quoted(self.metrics), first_step - 1))
+        elif self._rows and self.header != header:
+            self._change_columns(header)
         self.header, self._tags = header, list(losses) + RATES
         self._open_metrics()
         self._open_log()
@@ -104,6 +105,10 @@ class Records(object):
         self._append(step_cells + [repr(float(value)) for value in values], replaced=True)
         self.mean_iou[step] = result['mean_iou']
 
+    def lacks_scores(self, step):
+        """Returns whether the last step that was read, `step`, has a row without scores."""
+        return bool(self._rows) and step not in self.mean_iou
+
     def sync(self):
         """Flushes all records to the disk."""
         self._writer.flush()
@@ -132,7 +137,8 @@ class Records(object):
             return None
         rows = list(csv.reader(lines))
         header = rows[0] if rows else []
-        known = header[:1] == ['step'] and TOTAL in header and header[-len(self._score_columns):] == self._score_columns
+        known = header[:1] == ['step'] and TOTAL in header and (
+            header[-len(self._score_columns):][:len(SCORES)] == SCORES)  # the names of the classes may have changed
         whole = known and len(rows) == first_step + 1 and lines[-1].endswith('\n')
         if not whole or any(row[:1] != [str(step)] or len(row) != len(header) or not _numbers(row)
                             for step, row in enumerate(rows[1:])):
@@ -148,8 +154,22 @@ class Records(object):
         if self._rows:
             os.truncate(self.metrics, self._end)
             return
-        output_files.set_aside(self.metrics, 'modeldir')
+        output_files.set_aside(self.metrics, 'modeldir', inside=True)
         self._append(self.header)
+
+    def _change_columns(self, header):
+        """Rewrites metrics.csv, which a run with another --loss or palette began, with new columns; keeps the old file."""
+        scores = len(self._score_columns)  # these go by their place: names may be new, or equal for several classes
+        self._rows = [[dict(zip(self.header[:-scores], row)).get(name, '') for name in header[:-scores]]
+                      + row[-scores:] for row in self._rows]
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator='\n').writerows([header] + self._rows)
+        kept = output_files.set_aside(self.metrics, 'modeldir', inside=True)
+        with output_files.new_file(self.metrics) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+            file.write(lines.getvalue())
+        self._row, text = self._rows[-1], lines.getvalue().encode('utf-8')
+        self._end, self._row_start = len(text), text[:-1].rindex(b'\n') + 1
+        print('%s has other columns now, the old file is %s' % (quoted(self.metrics), quoted(kept)))
 
     def _open_log(self):
         """Cuts the log after the last step that was read; a log of another run is set aside and replaced."""

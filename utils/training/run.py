@@ -117,7 +117,7 @@ class Run(object):
     def lacks_validation(self):
         """Returns whether the run was stopped after the last step was saved but before the validation due in it."""
         last = self.first_step - 1
-        return last >= 0 and self.is_due(last, self.conf.valid_interval) and last not in self._records.mean_iou
+        return last >= 0 and self.is_due(last, self.conf.valid_interval) and self._records.lacks_scores(last)
 
     def attempts(self):
         """Yields contexts to train in: one, plus another, from the newest checkpoint, each time a machine is lost."""
@@ -281,7 +281,7 @@ class RunFolder(object):
           UserError: another training holds the lock, or the lock file cannot be written.
         """
         path = os.path.join(self.path, LOCK)
-        output_files.check_file(path, 'modeldir')
+        output_files.check_file(path, 'modeldir', inside=True)
         lock, holder = filelock.FileLock(path), self._holder(path)  # read first: older versions of filelock empty it
         try:
             lock.acquire(timeout=0)
