@@ -158,7 +158,7 @@ class Records(object):
         self._append(self.header)
 
     def _change_columns(self, header):
-        """Rewrites metrics.csv, which a run with another --loss or palette began, with new columns; keeps the old file."""
+        """Rewrites metrics.csv with new columns, for another --loss or palette; the old file is kept."""
         scores = len(self._score_columns)  # these go by their place: names may be new, or equal for several classes
         self._rows = [[dict(zip(self.header[:-scores], row)).get(name, '') for name in header[:-scores]]
                       + row[-scores:] for row in self._rows]
