@@ -194,6 +194,5 @@ def hints(wanted, found):
         phrase += ', but no --decoder here has its %s' % some(sorted(unknown), 1, show=quoted)
     missing = [name for name in wanted if name not in found]
     if missing and not any(map(weight_names.is_model, missing)):
-        phrase += (", but it lacks this run's optimizer state: start from it with --pretrain_file and --restore_decoder in "
-                   'another --modeldir')
+        phrase += ", but lacks this run's optimizer state: start with --pretrain_file and --restore_decoder elsewhere"
     return [phrase]
