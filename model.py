@@ -144,12 +144,19 @@ class Model(object):
                 with place:
                     tower = net.on(part) if net else self.network(
                         part, phase=True, batch_norm='trained' if self.train_bn else 'frozen')
-                    parts.append(self.logits(tower, part))
+                    parts.append(self.logits(tower, part) + tower.auxiliary)
                 net = net or tower
-            logits = towers.joined(parts)  # a list of [N, h, w, num_classes]; the first is the one to predict with
+            outputs = towers.joined(parts)  # a list of [N, h, w, num_classes]; the first is the one to predict with
+            count = len(outputs) - len(net.auxiliary)
+            logits, auxiliary = outputs[:count], outputs[count:]
 
             # Loss: the terms of --loss and weight decay. Any function of logits and labels may be added as a term.
-            terms = losses.loss_terms(logits, labels, self.classes, class_weights, conf, align_corners)
+            terms = losses.loss_terms(
+                losses.LOSSES[conf.loss], logits, labels, self.classes, class_weights, conf, align_corners)
+            if auxiliary:
+                term = losses.Term('auxiliary', losses.cross_entropy, net.decoder.auxiliary_factor)
+                terms.update(losses.loss_terms(
+                    [term], auxiliary, labels, self.classes, class_weights, conf, align_corners))
             loss = functools.reduce(tf.add, terms.values())
             decay = losses.total_weight_decay(net.variables, conf.weight_decay)
             if conf.optimizer in optimizer.DECOUPLED_DECAY:  # its weight decay is not part of the loss

@@ -16,7 +16,7 @@ import tensorflow.compat.v1 as tf
 
 from utils.net import compat as modes
 from utils.net import decoders, dilated, layers
-from utils.net.blocks import BLOCKS, ENCODERS, convolutions
+from utils.net.blocks import BLOCKS, ENCODERS, convolutions, depths
 
 
 class DilatedResNet(object):
@@ -50,7 +50,8 @@ class DilatedResNet(object):
         numerics = modes.numerics(compat)
         encoder = ResNet(encoder_name, numerics, dilated_type, batch_norm, blocks)
         # In a training, the batch norm of a decoder is always trained: its averages mean nothing yet.
-        decoder = decoder_class(family, encoder.depth, num_classes, numerics, 'trained' if phase else batch_norm)
+        decoder = decoder_class(family, depths(encoder.blocks), num_classes, numerics,
+                                'trained' if phase else batch_norm)
         self.pieces = collections.OrderedDict([('encoder', encoder), ('decoder', decoder)])  # all that has variables
         self._compute(inputs)
 
@@ -58,6 +59,7 @@ class DilatedResNet(object):
         self.maps = self.encoder.maps(inputs)       # maps[0] is pool1's output, maps[k] that of block k
         self.encoding = self.maps[-1]               # [N, H/8, W/8, 2048]
         self.outputs = self.decoder(self.encoding)  # [N, H/8, W/8, num_classes]
+        self.auxiliary = self.decoder.auxiliary(self.maps)  # logits that are trained but do not predict
 
     def apply(self, inputs):
         """Returns (encoding, logits) for other inputs [N, H, W, 3], computed with the same weights."""
@@ -148,7 +150,6 @@ class ResNet(layers.Piece):
             zero_gamma = batch_norm == 'trained' and index == 3
             self._convolutions[stage, unit, index] = self.add(
                 layers.ConvBN(scopes, shape, convolve, batch_norm, numerics.epsilon, zero_gamma))
-            self.depth = shape[-1]  # channels of the features
 
     def _dilated(self, dilated_type, scope, rate):
         """Returns the convolution of a dilated_type, and creates its variable fix_w if the type has one."""

@@ -20,10 +20,11 @@ COMMAND = re.compile(r'^```bash\npython main.py (.*?)\n```$', re.M)
 
 
 def changes():
-    """{title: text} of the page's changes."""
+    """{title: text} of the page's worked changes; the last section names others."""
     with open(os.path.join(ROOT, 'docs', 'changing_it.md'), encoding='utf-8') as file:
         parts = re.split(r'^## (.*)\n', file.read(), flags=re.M)
-    return dict(zip(parts[1::2], parts[2::2]))
+    assert parts[-2] == 'Other changes' and len(parts) == 1 + 2 * 9
+    return dict(zip(parts[1:-2:2], parts[2:-2:2]))
 
 
 def edit(text, place):

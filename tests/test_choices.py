@@ -3,13 +3,16 @@
 
 import numpy as np
 import pytest
+import recipe
 import tensorflow.compat.v1 as tf
 from narrow_main import UNITS
 
 from model import Model
+from model_msc import Model_msc
 from utils.data.palette import Classes
 from utils.distributed import towers
-from utils.net import decoders
+from utils.net import decoders, layers
+from utils.system import runtime
 from utils.system.errors import UserError
 from utils.training import losses, optimizer
 
@@ -59,7 +62,7 @@ def test_terms_are_summed_over_all_sizes_of_logits(settings, monkeypatch):
                                                 losses.Term('dice', losses.dice, 0.5)])
     with tf.Graph().as_default(), tf.Session() as sess:
         pair = [tf.constant(logits), tf.constant(logits[:, ::2, ::2])]
-        terms = losses.loss_terms(pair, tf.constant(label), CLASSES, None, settings(loss='both'))
+        terms = losses.loss_terms(losses.LOSSES['both'], pair, tf.constant(label), CLASSES, None, settings())
         found = sess.run(terms)
     assert list(terms) == ['cross_entropy', 'dice']
     wanted = dice_of(logits, label, np.ones(5)) + dice_of(logits[:, ::2, ::2], label[:, ::2, ::2], np.ones(5))
@@ -157,3 +160,36 @@ def test_unknown_choices_are_no_flags():
     for flag, choices in (('loss', losses.LOSSES), ('schedule', optimizer.SCHEDULES),
                           ('optimizer', optimizer.OPTIMIZERS), ('decoder', decoders.DECODERS)):
         assert sorted(flags.FLAGS[flag].parser.enum_values) == sorted(choices), flag
+
+
+@pytest.mark.parametrize('model_class', [Model, Model_msc])
+def test_an_auxiliary_head_is_one_more_term(settings, narrow, monkeypatch, model_class):
+    """Trained once, on the first scale, with its own column; towers equal one device; predictions do not need it."""
+    narrow({'res50': (1, 1, 1, 1)})
+
+    class Auxiliary(decoders.ASPP):
+        def build(self):
+            super().build()
+            self.head = self.conv('decoder/auxiliary', 3, self.depths[3])
+
+        def auxiliary(self, maps):
+            weights, biases = self.head
+            return [tf.nn.bias_add(layers.conv2d(maps[3], weights), biases)]
+
+    monkeypatch.setitem(decoders.DECODERS, 'aspp_auxiliary', Auxiliary)
+    found = []
+    for towers_count in (1, 2):
+        conf = settings(encoder_name='res50', decoder='aspp_auxiliary', num_classes=5, train_bn=False, batch_size=2,
+                        grad_update_every=1, num_gpus=towers_count, learning_rate=1e-4)
+        with tf.Graph().as_default():
+            model = model_class(conf)
+            graph = model.training_graph(tf.constant(recipe.image(2, 33, 33)), tf.constant(recipe.label(2, 33, 33, 5)))
+            assert list(graph.losses) == ['loss/cross_entropy', 'loss/auxiliary', 'loss/l2', 'loss/total']
+            with tf.Session(config=runtime.session_config(num_cpus=towers_count)) as sess:
+                recipe.assign(sess, graph.net.variables)
+                values = [model.train_step(sess, graph, step)[0] for step in range(2)]
+                found.append([one[tag] for one in values for tag in graph.losses] + [
+                    np.linalg.norm(value) for value in sess.run(graph.net.variables)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    assert abs(found[0][0] + found[0][1] + found[0][2] - found[0][3]) <= 1e-5 * found[0][3]
+    assert found[0][1] != found[0][5]  # the head has learned

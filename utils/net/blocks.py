@@ -83,6 +83,14 @@ def root_depth(blocks):
     return blocks[0].depth // 4
 
 
+def depths(blocks):
+    """Returns the numbers of channels of the maps after pool1 and after each block."""
+    found = [root_depth(blocks)]
+    for block in blocks:
+        found.append(block.depth if block.units else found[-1])  # tests have blocks without a unit
+    return found
+
+
 def convolutions(blocks):
     """Yields (stage, unit, index, kernel shape) of each convolution.
 

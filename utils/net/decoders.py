@@ -17,18 +17,20 @@ ASPP_RATES = (6, 12, 18, 24)
 class Decoder(layers.Piece):
     """The base class of decoders: variables named after the encoder's family, and convolutions with biases."""
 
-    def __init__(self, family, depth, num_classes, numerics, batch_norm='frozen'):
+    auxiliary_factor = 0.4  # of the loss of auxiliary heads (Zhao et al. 2017, PSPNet, section 3.3)
+
+    def __init__(self, family, depths, num_classes, numerics, batch_norm='frozen'):
         """Creates the variables.
 
         Args:
           family: the naming scheme of the variables, 'caffe' or 'slim'.
-          depth: channels of the features.
+          depths: channels of the encoder's maps: after pool1 and after each block. The last map is the features.
           num_classes: channels of the logits.
           numerics: a compat.Numerics.
           batch_norm: one of layers.BATCH_NORM, for decoders with batch norm.
         """
         super(Decoder, self).__init__()
-        self.family, self.depth, self.num_classes = family, depth, num_classes
+        self.family, self.depths, self.depth, self.num_classes = family, depths, depths[-1], num_classes
         self.numerics, self.batch_norm = numerics, batch_norm
         self.build()
 
@@ -39,6 +41,17 @@ class Decoder(layers.Piece):
     def __call__(self, features):
         """Returns logits [N, h, w, num_classes] of features [N, h, w, depth]."""
         raise NotImplementedError
+
+    def auxiliary(self, maps):
+        """Returns the logits of heads that are trained, by cross-entropy, but do not predict: [] unless overridden.
+
+        Args:
+          maps: the encoder's maps; maps[k] is that of block k, [N, h, w, depths[k]].
+
+        Returns:
+          a list of [N, h, w, num_classes].
+        """
+        return []
 
     def conv(self, scope, size, depth=None):
         """Creates weights [size, size, depth, num_classes] and biases [num_classes]; returns their values.

@@ -75,10 +75,11 @@ LOSSES = {
 }
 
 
-def loss_terms(logits, label, classes, class_weights, conf, align_corners=False):
-    """Computes the terms of --loss.
+def loss_terms(terms, logits, label, classes, class_weights, conf, align_corners=False):
+    """Computes terms of the training loss.
 
     Args:
+      terms: a list of Terms, such as LOSSES[conf.loss].
       logits: a list of [N, h, w, num_classes] of different sizes; every term is summed over all of them.
       label: integer [N, H, W, 1]. Pixels with ignore_label or a value outside 0..num_classes-1 are left out.
       classes: an object with num_classes and ignore_label.
@@ -90,11 +91,11 @@ def loss_terms(logits, label, classes, class_weights, conf, align_corners=False)
       an OrderedDict {name: scalar}, each multiplied by its factor; their sum is the loss.
     """
     pairs = [(one, resized_labels(label, tf.shape(one)[1:3], classes, align_corners)) for one in logits]
-    terms = collections.OrderedDict()
-    for term in LOSSES[conf.loss]:
+    values = collections.OrderedDict()
+    for term in terms:
         value = layers.ordered_sum([term.function(one, labels, class_weights, conf) for one, labels in pairs])
-        terms[term.name] = value if term.factor == 1 else term.factor * value
-    return terms
+        values[term.name] = value if term.factor == 1 else term.factor * value
+    return values
 
 
 # Weight decay ------------------------------------------------------------------------------------------------------

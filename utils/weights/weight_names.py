@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 import tensorflow.compat.v1 as tf
 
 from utils.net import decoders, dilated
-from utils.net.blocks import BLOCKS, ENCODERS, convolutions
+from utils.net.blocks import BLOCKS, ENCODERS, convolutions, depths
 from utils.net.compat import COMPAT
 
 BATCH_NORM = ('gamma', 'beta', 'moving_mean', 'moving_variance')
@@ -42,22 +42,22 @@ def encoder_shapes(encoder_name):
 
 def decoder_shapes(encoder_name, decoder='aspp', num_classes=21):
     """Returns an ordered {variable name: shape tuple} of a decoder, a key of DECODERS, that follows an encoder."""
-    *_, last = convolutions(BLOCKS[encoder_name])
-    return OrderedDict(_decoder_shapes(ENCODERS[encoder_name].family, last[3][-1], decoder, num_classes))
+    channels = tuple(depths(BLOCKS[encoder_name]))
+    return OrderedDict(_decoder_shapes(ENCODERS[encoder_name].family, channels, decoder, num_classes))
 
 
 @functools.lru_cache(maxsize=None)
-def _decoder_shapes(family, depth, decoder, num_classes):
+def _decoder_shapes(family, channels, decoder, num_classes):
     """Returns an ordered {variable name: shape tuple} of the variables that the decoder creates for a family's names.
 
     Args:
       family: 'caffe' or 'slim'.
-      depth: number of channels of the encoder's output.
+      channels: of the encoder's maps, a tuple.
       decoder: a key of DECODERS.
       num_classes: number of classes.
     """
     with tf.Graph().as_default():
-        return variable_shapes(decoders.lookup(decoder)(family, depth, num_classes, COMPAT['original']).variables)
+        return variable_shapes(decoders.lookup(decoder)(family, channels, num_classes, COMPAT['original']).variables)
 
 
 def decoder_names(encoder_name):
