@@ -19,11 +19,11 @@ from utils.image_reader import ImageReader
 from utils.net import compat, layers
 from utils.prediction import crf, export, masks, metrics, report
 from utils.prediction.predictor import VALIDATION, Predictor, Scoring, class_map
-from utils.system import memory, output_files, run_settings, runtime
+from utils.system import memory, output_files, runtime
 from utils.system.errors import UserError
 from utils.training import losses, optimizer
 from utils.training.run import Run, TrainingGraph, all_finite, trains_batch_norm
-from utils.weights import checkpoints
+from utils.weights import checkpoints, run_settings
 
 FLOAT16_LOSS_SCALE = 128.0
 # A session raises one of these when its reader's threads have stopped because a file cannot be read.

@@ -28,8 +28,8 @@ import network  # noqa: E402
 from utils.data import data_lists, image_files  # noqa: E402
 from utils.label_utils import preprocess  # noqa: E402
 from utils.net import blocks, compat, decoders, dilated  # noqa: E402
-from utils.system import memory, run_settings  # noqa: E402
-from utils.weights import checkpoints  # noqa: E402
+from utils.system import memory  # noqa: E402
+from utils.weights import checkpoints, run_settings  # noqa: E402
 
 FLAGS = flags.FLAGS
 SAMPLE = os.path.join(command_line.REPO, 'dataset', 'sample')

@@ -13,7 +13,7 @@ from test_image_reader import make_reader, write_pair, write_pictures
 import main  # noqa: F401  defines the flags
 from utils.data import augment
 from utils.data.augment import AUGMENTATIONS, Augmentation, Fill, augmentation_from_flags
-from utils.label_utils import LUMA
+from utils.data.palette import LUMA
 from utils.system import command_line
 from utils.system.errors import UserError
 

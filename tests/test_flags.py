@@ -14,9 +14,10 @@ from narrow_main import UNITS
 
 import main
 from utils.net.blocks import BLOCKS, resnet_blocks
-from utils.system import command_line, run_settings
+from utils.system import command_line
 from utils.system.command_line import NETWORK, NOTHING, RECORDS, RESULT
 from utils.system.errors import UserError
+from utils.weights import run_settings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ALL = RECORDS['option'].options

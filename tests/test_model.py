@@ -10,9 +10,8 @@ from narrow_main import UNITS
 from model import Model
 from model_msc import Model_msc
 from utils.net.compat import Input
-from utils.system import run_settings
 from utils.system.errors import UserError
-from utils.weights import pretrained
+from utils.weights import pretrained, run_settings
 
 SAMPLE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dataset', 'sample')
 

@@ -8,10 +8,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from utils.net.compat import Input
-from utils.system import run_settings
 from utils.system.errors import UserError
 from utils.training.run import RunFolder
-from utils.weights import checkpoints, weight_files
+from utils.weights import checkpoints, run_settings, weight_files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BGR = Input('bgr', (1.0, 2.5, 3.0))

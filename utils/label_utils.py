@@ -4,9 +4,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.data.palette import MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
+from utils.data.palette import LUMA, MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
 
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue, ITU-R BT.601
 TINT = 0.6  # the share of the class's colour in the chroma of an overlay
 BRIGHT = 140  # above this luma of a class's colour, the line beside its border is black instead of white
 LINE_EVERY = 300.0  # pixels of an overlay's shorter side per pixel of line width

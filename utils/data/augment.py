@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
-from utils.label_utils import LUMA
+from utils.data.palette import LUMA
 
 ORDER, CHANGES = 0, 1  # the first number in the seeds of two independent random streams
 

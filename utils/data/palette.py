@@ -10,6 +10,7 @@ import numpy as np
 from utils.data.image_files import read_file, text_lines
 from utils.system.errors import UserError, quoted
 
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue, ITU-R BT.601
 MAX_CLASSES = 256
 
 # The value of pixels without a class in VOC's labels, SBD's converted ones and Cityscapes' train ids.

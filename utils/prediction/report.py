@@ -17,6 +17,7 @@ from PIL import Image
 
 from utils import label_utils
 from utils.data import image_files
+from utils.data.palette import LUMA
 from utils.prediction import metrics
 from utils.system import command_line, output_files
 from utils.system.errors import printable
@@ -198,7 +199,7 @@ def errors_of(photo, counted, wrong):
     Returns:
       uint8 RGB [H, W, 3].
     """
-    pale = 0.5 * (photo @ label_utils.LUMA) + 127  # [H, W]
+    pale = 0.5 * (photo @ LUMA) + 127  # [H, W]
     picture = np.repeat(pale.astype(np.uint8)[..., None], 3, axis=2)
     picture[~counted], picture[wrong] = NOT_COUNTED, WRONG
     return picture

@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-from utils.system import interrupts, memory, output_files, run_settings
+from utils.system import interrupts, memory, output_files
 from utils.system.errors import UserError, quoted, reason, some
 from utils.training import records
-from utils.weights import checkpoints, pretrained, weight_files
+from utils.weights import checkpoints, pretrained, run_settings, weight_files
 
 LOCK = '.lock'
 OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...

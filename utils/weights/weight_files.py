@@ -13,9 +13,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.net.compat import COMPAT, Input
-from utils.system import run_settings
 from utils.system.errors import UserError, quoted, reason
-from utils.weights import caffe_weights, keras_weights
+from utils.weights import caffe_weights, keras_weights, run_settings
 
 ACCEPTED = ('a TensorFlow checkpoint (its full prefix such as model/model.ckpt-20000, or its directory), '
             "a Caffe .caffemodel or the .h5 of Keras' ResNet50, ResNet101 or ResNet152")
