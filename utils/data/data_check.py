@@ -186,8 +186,8 @@ def inspect_label(image_path, size, label_path, label, classes):
             quoted(image_path), size[1], size[0], quoted(label_path), label.shape[1], label.shape[0]))
     counts, ignored, strange = count_labels(label, classes)
     if strange:
-        problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d: adjust '
-                        'the flags or fix the label.' % (
+        problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d: set these '
+                        'flags to fit the data or fix the label.' % (
                             quoted(label_path), 's' if len(strange) > 1 else '', ' '.join(str(v) for v in strange[:5]),
                             ' ...' if len(strange) > 5 else '', classes.num_classes - 1, classes.num_classes,
                             classes.ignore_label))
