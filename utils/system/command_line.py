@@ -397,6 +397,8 @@ def escape_what_cannot_be_shown():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):  # a test's stream lacks it, and so does None, which stands for a closed one
             stream.reconfigure(errors='backslashreplace')
+
+
 def refuse_unread(args):
     """Refuses flags on the command line that would have no effect.
 
