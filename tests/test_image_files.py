@@ -197,6 +197,59 @@ def test_alpha_is_dropped_not_blended(tmp_path):
     np.testing.assert_array_equal(load_image(saved(tmp_path, Image.fromarray(pixels), 'a.png')), pixels[:, :, :3])
 
 
+def tagged(image, changes, **options):
+    """The bytes of a TIFF whose one-valued 16-bit tags are changed: {number: value}."""
+    buffer = io.BytesIO()
+    image.save(buffer, 'TIFF', **options)
+    data = buffer.getvalue()
+    for number, value in changes.items():
+        start = data.index(struct.pack('<HHI', number, 3, 1)) + 8
+        data = data[:start] + struct.pack('<H', value) + data[start + 2:]
+    return data
+
+
+def tiff_of_four_bands(pixels, alpha):
+    """The bytes of an uncompressed TIFF, [h, w, 4] of 8 or 16 bits, whose fourth band is tagged as alpha."""
+    bits = pixels.dtype.itemsize * 8
+    tags = [(256, pixels.shape[1]), (257, pixels.shape[0]), (258, None), (259, 1), (262, 2), (273, None), (277, 4),
+            (278, pixels.shape[0]), (279, pixels.nbytes), (338, alpha)]
+    end = 8 + 2 + 12 * len(tags) + 4
+    entries = b''.join(
+        struct.pack('<HHII', 258, 3, 4, end) if number == 258 else
+        struct.pack('<HHII', number, 4 if number in (273, 279) else 3, 1, end + 8 if number == 273 else value)
+        for number, value in tags)
+    start = b'II*\0' + struct.pack('<IH', 8, len(tags)) + entries + struct.pack('<I', 0)
+    return start + struct.pack('<4H', *[bits] * 4) + pixels.tobytes()
+
+
+@pytest.mark.parametrize('compression', [None, 'tiff_lzw', 'tiff_adobe_deflate'])
+def test_bands_with_associated_alpha_are_read_as_stored(tmp_path, compression):
+    pixels = np.random.RandomState(0).randint(0, 256, [9, 11, 4]).astype(np.uint8)
+    options = {'compression': compression} if compression else {}
+    for alpha in (1, 2):
+        path = save(tmp_path, tagged(Image.fromarray(pixels), {338: alpha}, **options), '%d.tif' % alpha)
+        np.testing.assert_array_equal(load_image(path), pixels[:, :, :3])
+        grey = Image.merge('LA', [Image.fromarray(pixels[:, :, band].copy()) for band in (0, 1)])
+        for extra in (0, alpha):
+            path = save(tmp_path, tagged(grey, {338: extra}, **options), 'grey%d.tif' % extra)
+            np.testing.assert_array_equal(load_image(path), pixels[:, :, :1].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize('dtype, shift', [(np.uint8, 0), (np.uint16, 8)])
+def test_bands_of_16_bits_with_associated_alpha_are_read_as_stored(tmp_path, dtype, shift):
+    pixels = np.random.RandomState(0).randint(0, 256 << shift, [9, 11, 4]).astype(dtype)
+    for alpha in (1, 2):
+        path = save(tmp_path, tiff_of_four_bands(pixels, alpha), '%d.tif' % alpha)
+        np.testing.assert_array_equal(load_image(path), pixels[:, :, :3] >> shift)
+
+
+def test_a_colour_label_with_associated_alpha_is_read_as_stored(tmp_path):
+    label = np.array([[0, 1, 20], [3, 15, 7]], np.uint8)
+    pixels = np.dstack([voc_colours()[label], np.full(label.shape, 200, np.uint8)])
+    path = save(tmp_path, tagged(Image.fromarray(pixels), {338: 1}), 'a.tif')
+    np.testing.assert_array_equal(load_label(path, palette='voc'), label)
+
+
 def test_name_does_not_matter(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(picture(5, 6)).save(buffer, 'PNG')

@@ -13,7 +13,7 @@ import stat
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from utils.system.errors import UserError, quoted, reason
 
@@ -26,6 +26,16 @@ _VOID, _UNKNOWN = -1, -2  # entries of a colour table
 
 # Pillow's warnings (large pictures, odd tags) do not name the file; its errors are reported with the name.
 warnings.filterwarnings('ignore', module=r'PIL\.')
+
+# Pillow divides the colours of a TIFF by its fourth band if ExtraSamples is 1 (associated alpha). Often that band is
+# near infrared, so all bands are read as they are stored, which is what Pillow does if ExtraSamples is 2. Grey with a
+# second band of any kind, which some versions do not know, is read in the same way.
+_TIFF_LAYOUTS = TiffImagePlugin.OPEN_INFO  # {(..., bits per sample, ExtraSamples): (mode, raw mode)}
+_TIFF_LAYOUTS.update({key[:5] + ((1,) + key[5][1:],): layout
+                      for key, layout in _TIFF_LAYOUTS.items() if key[5][:1] == (2,)})
+for _prefix in (b'II', b'MM'):
+    for _extra in ((), (0,), (1,), (2,)):
+        _TIFF_LAYOUTS.setdefault((_prefix, 1, (1,), 1, (8, 8), _extra), ('LA', 'LA'))
 
 
 # ---- regular files ----
@@ -115,9 +125,9 @@ def load_image(path):
     """Reads a JPEG, PNG, BMP, WebP or any other image that Pillow knows, as the training reader does.
 
     Grey and RGB JPEGs are decoded by TensorFlow with its default method, which is faster than Pillow and is what the
-    original used. All other files are decoded by Pillow to the values of TensorFlow's decoders: alpha is dropped, 16
-    bits are reduced to the upper 8, grey is repeated, CMYK is converted, EXIF rotation is not applied (except to TIFF,
-    where Pillow applies it), and an animation is represented by its first picture.
+    original used. All other files are decoded by Pillow to the values of TensorFlow's decoders: alpha is dropped and
+    never divided by, 16 bits are reduced to the upper 8, grey is repeated, CMYK is converted, EXIF rotation is not
+    applied (except to TIFF, where Pillow applies it), and an animation is represented by its first picture.
 
     Returns:
       uint8 RGB array [h, w, 3].
