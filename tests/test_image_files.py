@@ -16,6 +16,7 @@ from PIL import Image
 from utils.data import image_files
 from utils.data.image_files import load_image
 from utils.data.palette import Classes, Palette, load_classes, voc_colours
+from utils.system import memory
 from utils.system.errors import UserError, quoted
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -286,6 +287,80 @@ def test_too_many_pixels(tmp_path):
     path = save(tmp_path, rows[:29] + struct.pack('>I', zlib.crc32(rows[12:29]) & 0xffffffff) + rows[33:], 'a.png')
     refused(load_image, path, '3600000000 pixels')
     refused(load_label, path, '3600000000 pixels')
+
+
+def test_large_pictures_are_read_if_the_memory_holds_them(tmp_path, monkeypatch):
+    pixels = picture(9, 17)
+    paths = [saved(tmp_path, Image.fromarray(pixels), name) for name in ('a.png', 'a.tif', 'a.jpg')]
+    label = saved(tmp_path, Image.fromarray(pixels[:, :, 0].copy()), 'label.png')
+    assert Image.MAX_IMAGE_PIXELS is None
+    monkeypatch.setattr(image_files, 'LARGE', 100)
+    monkeypatch.setattr(memory, 'free', lambda: 9 * 17 * image_files.BYTES_PER_PIXEL)
+    np.testing.assert_array_equal(load_image(paths[0]), pixels)
+    np.testing.assert_array_equal(load_label(label), pixels[:, :, 0])
+    for path in paths:
+        assert load_image(path).shape == (9, 17, 3)
+    monkeypatch.setattr(memory, 'free', lambda: 9 * 17 * image_files.BYTES_PER_PIXEL - 1)
+    for path in paths:
+        refused(load_image, path, '153 pixels', 'memory', 'tiles')
+        assert image_files.image_size(path) == (9, 17)
+    refused(image_files.read_jpeg, paths[2], '153 pixels', 'memory', 'tiles')
+    refused(load_label, label, '153 pixels', 'memory', 'tiles')
+
+
+def test_large_files_are_read_if_the_memory_holds_them(tmp_path, monkeypatch):
+    pixels = picture(9, 17)
+    path = saved(tmp_path, Image.fromarray(pixels), 'a.bmp')
+    monkeypatch.setattr(image_files.read_file, '__defaults__', (100,))
+    monkeypatch.setattr(image_files, 'MAX_BYTES', 100)
+    monkeypatch.setattr(memory, 'free', lambda: float('inf'))
+    np.testing.assert_array_equal(load_image(path), pixels)
+    monkeypatch.setattr(memory, 'free', lambda: 250)
+    assert 'damaged' not in refused(load_image, path, 'more than the 125', 'tiles')
+
+
+def test_a_jpeg_too_large_for_tensorflow_is_not_called_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, 'free', lambda: float('inf'))
+    data = read(saved(tmp_path, Image.fromarray(picture(9, 17)), 'a.jpg'))
+    data = data.replace(struct.pack('>HH', 9, 17), struct.pack('>HH', 30000, 30000), 1)
+    path = save(tmp_path, data, 'b.jpg')
+    for load in (load_image, image_files.read_jpeg):
+        assert 'damaged' not in refused(load, path, '900000000 pixels', 'TensorFlow', 'tiles')
+
+
+def test_a_large_picture_that_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, 'LARGE', 100)
+    data = read(saved(tmp_path, Image.fromarray(picture(64, 64)), 'a.png'))
+    refused(load_image, save(tmp_path, data[:len(data) // 2], 'b.png'), 'damaged', '4096 pixels')
+
+
+@pytest.mark.parametrize('load', [load_image, load_label])
+def test_a_tiff_of_bands_that_are_no_colours(tmp_path, load):
+    pixels = np.random.RandomState(0).randint(0, 256, [9, 11, 4]).astype(np.uint8)
+    for bands, remedy in ((pixels, 'PHOTOMETRIC=RGB,'), (pixels.astype(np.uint16), '-ot Byte -scale')):
+        grey, rgb = (struct.pack('<HHII', 262, 3, 1, photometric) for photometric in (1, 2))
+        data = tiff_of_four_bands(bands, 0).replace(rgb, grey)
+        message = refused(load, save(tmp_path, data, 'a.tif'), '4 bands of %d bits' % (bands.itemsize * 8), 'label',
+                          'gdal_translate', remedy)
+        assert 'get the file again' not in message
+
+
+def test_grey_with_alpha_in_a_tiff(tmp_path):
+    grey = Image.fromarray(picture(9, 11)[:, :, 0].copy())
+    for alpha in (0, 1, 2):
+        data = tagged(Image.merge('LA', [grey, grey.point(lambda value: value // 3)]), {338: alpha})
+        path = save(tmp_path, data, '%d.tif' % alpha)
+        np.testing.assert_array_equal(load_image(path), np.asarray(grey.convert('RGB')))
+    refused(load_label, path, 'LA', 'grey PNG')
+
+
+@pytest.mark.parametrize('load', [load_image, load_label])
+@pytest.mark.parametrize('text, kind', [
+    ('{"version": "5.0", "shapes": []}', 'JSON'), ('\ufeff{\n  "images": []}', 'JSON'), ('[{"id": 1}]', 'JSON'),
+    ('{}', 'JSON'), ('<?xml version="1.0"?>\n<annotations/>', 'XML')])
+def test_annotations_as_text_are_not_called_damaged(tmp_path, load, text, kind):
+    message = refused(load, save(tmp_path, text.encode('utf-8'), 'a.json'), kind, 'LabelMe', 'index')
+    assert 'get the file again' not in message
 
 
 def test_of_an_animation_the_first_picture_is_read(tmp_path):

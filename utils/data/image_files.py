@@ -9,15 +9,19 @@ import errno
 import functools
 import io
 import os
+import re
 import stat
 import warnings
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from utils.system.errors import UserError, quoted, reason
 
-MAX_BYTES = 1 << 30  # of a file that is read
+MAX_BYTES = 1 << 30  # of a file that is read; a larger image is read if memory is free
+LARGE = 178956970  # pixels; an image with more is compared with the free memory before it is decoded
+BYTES_PER_PIXEL = 12  # of memory, at most, while an image is decoded
+JPEG_PIXELS = (1 << 29) - 1  # the most that TensorFlow's decoder takes
 MANY = 1000  # if more files of a folder are checked, the folder is listed instead
 
 _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
@@ -26,6 +30,9 @@ _VOID, _UNKNOWN = -1, -2  # entries of a colour table
 
 # Pillow's warnings (large pictures, odd tags) do not name the file; its errors are reported with the name.
 warnings.filterwarnings('ignore', module=r'PIL\.')
+
+# Pillow refuses images of more than LARGE pixels whatever the memory; _check_memory takes the place of its check.
+Image.MAX_IMAGE_PIXELS = None
 
 # Pillow divides the colours of a TIFF by its fourth band if ExtraSamples is 1 (associated alpha). Often that band is
 # near infrared, so all bands are read as they are stored, which is what Pillow does if ExtraSamples is 2. Grey with a
@@ -136,7 +143,7 @@ def load_image(path):
       UserError: the file is missing, empty, truncated or not an image.
     """
     with _reading(path):
-        data = read_file(path)
+        data = _read_image(path)
         if _jpeg_size(data):
             return decode_jpeg(data)
         image, _ = _decode(data)
@@ -160,14 +167,14 @@ def read_jpeg(path):
       UserError: the file is missing or its header is damaged.
     """
     with _reading(path):
-        data = read_file(path)
+        data = _read_image(path)
         size = _jpeg_size(data)
         return (data, size) if size else None
 
 
 def image_size(path):
     """Returns (height, width) from the file's header; raises UserError as load_image does, for damage in the header."""
-    with _reading(path), Image.open(io.BytesIO(read_file(path))) as image:
+    with _reading(path), _open(_read_image(path)) as image:
         return image.size[::-1]
 
 
@@ -196,8 +203,19 @@ def _jpeg_size(data):
     """Returns (height, width) of an RGB or grey JPEG's bytes, None for any other file."""
     if not data.startswith(b'\xff\xd8'):
         return None
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size[::-1] if image.mode in ('RGB', 'L') else None
+    with _open(data) as image:
+        if image.mode not in ('RGB', 'L'):
+            return None
+        _check_memory(image)
+        pixels = image.size[0] * image.size[1]
+        if pixels > JPEG_PIXELS:
+            raise _Refused('the JPEG has %d pixels, more than the %d that TensorFlow decodes; cut it into tiles or '
+                           'save it as PNG or TIFF' % (pixels, JPEG_PIXELS))
+        return image.size[::-1]
+
+
+class _Refused(Exception):
+    """A fault other than damage; the message names the fault and the remedy, but not the file."""
 
 
 @contextlib.contextmanager
@@ -208,20 +226,86 @@ def _reading(path):
         raise
     except FileNotFoundError:
         raise UserError('%s: no such file; check its name, or the list and --data_dir.' % quoted(path))
+    except _Refused as refusal:
+        raise UserError('%s: %s.' % (quoted(path), refusal))
+    except MemoryError:
+        raise UserError('%s: not enough memory to read it; cut it into tiles or free memory.' % quoted(path))
     except Exception as error:  # decoders raise errors of all types on damaged files
-        unknown = type(error).__name__ == 'UnidentifiedImageError'
-        fault = 'not an image in a format that Pillow knows' if unknown else (
-            'damaged or unreadable (%s)' % reason(error)[:80])
-        raise UserError('%s: %s; get the file again or leave it out.' % (quoted(path), fault))
+        if getattr(error, 'errno', None) == errno.EFBIG:
+            fault, remedy = reason(error), 'cut it into tiles or free memory'
+        else:
+            fault, remedy = 'damaged or unreadable (%s)' % reason(error)[:80], 'get the file again or leave it out'
+        raise UserError('%s: %s; %s.' % (quoted(path), fault, remedy))
+
+
+def _read_image(path):
+    """Returns read_file(path); a file of more than MAX_BYTES is read if half of the free memory holds it."""
+    try:
+        return read_file(path)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+    return read_file(path, max(MAX_BYTES, int(min(_free_memory() / 2, 1 << 38))))
+
+
+def _free_memory():
+    from utils.system import memory  # not at the top: it imports TensorFlow, and converting a data set does not need it
+
+    return memory.free()
+
+
+def _check_memory(image):
+    """Raises _Refused if a Pillow image that is not loaded yet is LARGE and the free memory cannot hold its pixels."""
+    pixels = image.size[0] * image.size[1]
+    free = _free_memory() if pixels > LARGE else float('inf')
+    if pixels * BYTES_PER_PIXEL > free:
+        raise _Refused('decoding its %d pixels takes up to %.1f GB of memory, of which %.1f GB are free; cut it into '
+                       'tiles or free memory' % (pixels, pixels * BYTES_PER_PIXEL / 1e9, free / 1e9))
+
+
+def _open(data):
+    """Returns a Pillow image that is not loaded yet; raises _Refused if Pillow does not know the format."""
+    if not data:
+        raise ValueError('the file is empty')
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise _Refused(_why_unknown(data))
+
+
+def _why_unknown(data):
+    """Returns what a file that Pillow does not know is and what to do about it."""
+    start = data[:256].lstrip(b'\xef\xbb\xbf \t\r\n')
+    if re.match(br'\{\s*["}]|\[\s*[\[{"\]]', start) or start.startswith((b'<?xml', b'<annotation')):
+        return ('not an image but %s, as LabelMe, CVAT and others save annotations; draw its polygons into a grey PNG '
+                'with the class index as value, with their tool for index masks, and list that' % (
+                    'XML' if start.startswith(b'<') else 'JSON'))
+    with contextlib.suppress(Exception):  # of a damaged header
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16 if 43 in data[2:4] else 8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        bits, bands, compression = tags[258], tags.get(277, 1), tags.get(259, 1)
+        kind = {2: 'signed ', 3: 'floating-point '}.get(tags.get(339, (1,))[0], '')
+        return ('a TIFF with %d band%s of %d %sbits and compression %d, which Pillow does not read; write an image '
+                'with gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB%s, a label with -b 1' % (
+                    bands, 's' if bands > 1 else '', bits[0], kind, compression,
+                    ' -ot Byte -scale' if bits[0] != 8 else ''))
+    return 'not an image in a format that Pillow knows; get the file again or leave it out'
 
 
 def _decode(data):
     """Returns (loaded Pillow image, the file's pixel layout such as 'L;4', which is only known before loading)."""
-    if not data:
-        raise ValueError('the file is empty')
-    with Image.open(io.BytesIO(data)) as image:
+    with _open(data) as image:
+        _check_memory(image)
         layout = image.tile[0][3] if image.tile else None
-        image.load()
+        try:
+            image.load()
+        except MemoryError:
+            raise
+        except Exception as error:
+            pixels = image.size[0] * image.size[1]
+            raise ValueError('%d pixels: %s' % (pixels, reason(error))) if pixels > LARGE else error
         return image, layout if isinstance(layout, str) else None
 
 
@@ -252,7 +336,7 @@ def read_label(path, classes):
         colours is in the palette.
     """
     with _reading(path):
-        image, raw_mode = _decode(read_file(path))
+        image, raw_mode = _decode(_read_image(path))
     if image.format in ('JPEG', 'MPO'):
         raise UserError('%s: JPEG is lossy, it does not keep class indices; save labels as PNG.' % quoted(path))
     if image.mode == '1':
