@@ -157,7 +157,7 @@ def draw(path, table):
     try:
         annotation = json.loads(image_files.read_file(path).decode('utf-8'))
         width, height = annotation['imgWidth'], annotation['imgHeight']
-        if width * height > Image.MAX_IMAGE_PIXELS:
+        if width * height > image_files.LARGE // 2:
             raise ValueError('%d x %d pixels' % (width, height))
         label = Image.new('L', (width, height), IGNORE_LABEL)
         canvas = ImageDraw.Draw(label)
