@@ -13,7 +13,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
-from utils.data import image_files
+from utils.data import data_check, image_files
 from utils.data.image_files import load_image
 from utils.data.palette import Classes, Palette, load_classes, voc_colours
 from utils.system import memory
@@ -289,6 +289,86 @@ def test_too_many_pixels(tmp_path):
     refused(load_label, path, '3600000000 pixels')
 
 
+def wide(folder, values, name):
+    """Saves uint16 [h, w] or [h, w, 3] as PNG or TIFF, int32 [h, w] as TIFF."""
+    if values.ndim == 2 and not name.endswith('.png'):
+        return saved(folder, Image.fromarray(values), name)
+    if name.endswith('.png'):
+        rows = [row.astype('>u2').tobytes() for row in values]
+        return save(folder, png(rows, 16, 0 if values.ndim == 2 else 2), name)
+    return save(folder, tiff_of_four_bands(np.dstack([values, values[:, :, :1]]), 0), name)
+
+
+@pytest.fixture
+def nothing_told(monkeypatch):
+    monkeypatch.setattr(image_files, '_untold', ['few levels'])
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.tif'])
+@pytest.mark.parametrize('channels', [(), (3,)])
+def test_16_bits_are_reduced_to_the_upper_8(tmp_path, capsys, nothing_told, name, channels):
+    values = np.random.RandomState(0).randint(0, 65536, (9, 17) + channels).astype(np.uint16)
+    pixels, warning = image_files.read_image(wide(tmp_path, values, name))
+    assert warning is None
+    np.testing.assert_array_equal(pixels, np.repeat(values[:, :, None], 3, 2) >> 8 if not channels else values >> 8)
+    load_image(str(tmp_path / name))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.tif'])
+@pytest.mark.parametrize('channels', [(), (3,)])
+@pytest.mark.parametrize('most, shown', [(256, '0'), (4096, '0..15'), (3000, '0..11')])
+def test_16_bits_with_few_levels_are_warned_of(tmp_path, capsys, nothing_told, name, channels, most, shown):
+    values = np.random.RandomState(0).randint(0, most, (50, 60) + channels).astype(np.uint16)
+    values[0, 0] = 65535  # one hot pixel
+    path = wide(tmp_path, values, name)
+    pixels, warning = image_files.read_image(path)
+    np.testing.assert_array_equal(pixels[:, :, 0], (values if not channels else values[:, :, 0]) >> 8)
+    assert quoted(path) in warning and 'are %s of 0..255' % shown in warning and len(warning) <= 300
+    load_image(path)
+    load_image(path)
+    assert capsys.readouterr().err.splitlines() == ['warning: ' + warning]
+
+
+def test_32_bits_with_few_levels_are_warned_of(tmp_path):
+    values = np.random.RandomState(0).randint(0, 256, (9, 17)).astype(np.int32)
+    assert 'are 0 of 0..255' in image_files.read_image(wide(tmp_path, values, 'a.tif'))[1]
+    pixels, warning = image_files.read_image(wide(tmp_path, values * 257, 'a.tif'))
+    assert warning is None
+    np.testing.assert_array_equal(pixels[:, :, 0], values)
+
+
+def test_no_warning_of_few_levels_without_reduction(tmp_path):
+    for name, values in (('a.png', np.full([9, 17], 300, np.uint16)), ('b.png', np.zeros([9, 17], np.uint8)),
+                         ('c.png', np.uint16([[0, 65535]] * 9)), ('d.tif', np.zeros([9, 17, 3], np.uint8))):
+        path = wide(tmp_path, values, name) if values.dtype == np.uint16 else saved(
+            tmp_path, Image.fromarray(values), name)
+        assert image_files.read_image(path)[1] is None
+
+
+@pytest.mark.parametrize('values', [[0, 65536], [-1, 300], [0, 2 ** 31 - 1], [-2 ** 31, 0]])
+def test_values_that_would_wrap_around_are_refused(tmp_path, values):
+    path = wide(tmp_path, np.array([values] * 5, np.int32), 'a.tif')
+    refused(load_image, path, '%d..%d' % tuple(values), '0..65535', '8 bits')
+
+
+def test_negative_values_of_16_bits_are_refused(tmp_path):
+    values = np.array([[-3, 700]] * 5, np.int16)
+    path = saved(tmp_path, Image.fromarray(values.view(np.uint16)), 'a.tif', tiffinfo={339: 2})  # signed
+    refused(load_image, path, '-3..700', '0..65535')
+
+
+def test_the_check_warns_of_few_levels_and_prints_nothing_else(tmp_path, capfd, nothing_told):
+    values = np.random.RandomState(0).randint(0, 256, (9, 17)).astype(np.uint16)
+    path = wide(tmp_path, values, 'a.png')
+    label = saved(tmp_path, Image.fromarray(np.zeros([9, 17], np.uint8)), 'label.png')
+    result = data_check.check_pairs([path, path], [label, ''], load_classes(21, 255, ''), lines=[1, 2])
+    assert len(result.warnings) == 2 and not result.problems
+    for line, warning in enumerate(result.warnings, 1):
+        assert warning.startswith('line %d: ' % line) and 'stretch' in warning
+    assert 'warning' not in capfd.readouterr().err
+
+
 def test_large_pictures_are_read_if_the_memory_holds_them(tmp_path, monkeypatch):
     pixels = picture(9, 17)
     paths = [saved(tmp_path, Image.fromarray(pixels), name) for name in ('a.png', 'a.tif', 'a.jpg')]
@@ -412,6 +492,15 @@ def test_labels_of_few_bits_are_not_stretched(tmp_path, depth, colour_type):
     loaded = load_label(save(tmp_path, data, 'a.png'))
     assert loaded.dtype == np.uint8
     np.testing.assert_array_equal(loaded, [values])
+
+
+@pytest.mark.parametrize('depth', [2, 4])
+def test_labels_of_few_bits_in_a_tiff_are_not_stretched(tmp_path, depth):
+    values = np.arange(8) % (1 << depth)
+    bits = ((values[:, None] >> np.arange(depth)[::-1]) & 1).astype(np.uint8)
+    packed = np.packbits(bits.ravel())
+    data = tagged(Image.fromarray(np.pad(packed, (0, 8 - len(packed)), 'constant')[None]), {258: depth})
+    np.testing.assert_array_equal(load_label(save(tmp_path, data, 'a.tif')), [values])
 
 
 def test_16_bit_labels(tmp_path):

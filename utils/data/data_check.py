@@ -9,7 +9,7 @@ from typing import List, NamedTuple, Optional, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.image_files import load_image, read_label, show_colours
+from utils.data.image_files import read_image, read_label, show_colours
 from utils.system import runtime
 from utils.system.errors import MOST_TOLD, UserError, printable, quoted
 
@@ -76,7 +76,7 @@ def _add_decoder_lines(image_path, result):
     """Returns the PairResult, with a warning that names the image if its decoder prints lines, which do not name it."""
     with runtime.held_stderr() as held, contextlib.suppress(UserError):
         held.drop = True
-        load_image(image_path)
+        read_image(image_path)
     lines = [line for line in held.text.splitlines() if line.strip()]
     if not lines or result.problems:
         return result
@@ -150,19 +150,21 @@ def _print_histogram(result, names):
 
 def _check_pair(image_path, label_path, classes):
     """Returns the PairResult of an image and its label; label_path is '' for an image without one."""
-    size, problems = None, []
+    size, problems, warnings = None, [], []
     try:
-        size = load_image(image_path).shape[:2]
+        pixels, warning = read_image(image_path)
+        size = pixels.shape[:2]
+        warnings += [warning] if warning else []
     except UserError as error:
         problems.append(str(error))
     if not label_path:
-        return PairResult(size, None, 0, problems, [])
+        return PairResult(size, None, 0, problems, warnings)
     try:
         label, unknown = read_label(label_path, classes)
     except UserError as error:
-        return PairResult(size, None, 0, problems + [str(error)], [])
+        return PairResult(size, None, 0, problems + [str(error)], warnings)
     counts, ignored, sentences = inspect_label(image_path, size or label.shape, label_path, label, classes)
-    warnings = ['%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s).' % (
+    warnings += ['%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s).' % (
         quoted(label_path), sum(pixels for pixels, _ in unknown), show_colours(unknown))] if unknown else []
     return PairResult(size, counts, ignored, problems + sentences, warnings)
 

@@ -11,20 +11,24 @@ import io
 import os
 import re
 import stat
+import sys
 import warnings
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from tqdm import tqdm
 
 from utils.system.errors import UserError, quoted, reason
 
 MAX_BYTES = 1 << 30  # of a file that is read; a larger image is read if memory is free
 LARGE = 178956970  # pixels; an image with more is compared with the free memory before it is decoded
+FEW_LEVELS = 16  # of 0..255; an image of more than 8 bits that spans fewer after its conversion gets a warning
 BYTES_PER_PIXEL = 12  # of memory, at most, while an image is decoded
 JPEG_PIXELS = (1 << 29) - 1  # the most that TensorFlow's decoder takes
 MANY = 1000  # if more files of a folder are checked, the folder is listed instead
 
 _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
+_WIDE_RAW_MODE = re.compile(r'(?!BGR)\w+;(12|16[BLNRS]*)$')  # BGR;16 has 5 or 6 bits per colour
 _STRETCHED = {'L;2': 85, 'L;4': 17}  # the factors by which Pillow stretches 2- and 4-bit grey to 0..255
 _VOID, _UNKNOWN = -1, -2  # entries of a colour table
 
@@ -136,25 +140,70 @@ def load_image(path):
     never divided by, 16 bits are reduced to the upper 8, grey is repeated, CMYK is converted, EXIF rotation is not
     applied (except to TIFF, where Pillow applies it), and an animation is represented by its first picture.
 
+    The first image in a process that uses few of the 256 levels after its 16 bits are reduced is warned of on stderr.
+
     Returns:
       uint8 RGB array [h, w, 3].
 
     Raises:
-      UserError: the file is missing, empty, truncated or not an image.
+      UserError: the file is missing, empty, truncated or not an image, or its values are outside 0..65535.
+    """
+    pixels, warning = read_image(path)
+    if warning and _take(_untold):
+        tqdm.write('warning: ' + warning, file=sys.stderr)
+    return pixels
+
+
+_untold = ['few levels']  # warnings that load_image has not printed yet
+
+
+def _take(untold):
+    """Removes an item and returns whether there was one; of several threads, only one removes it."""
+    try:
+        untold.pop()
+        return True
+    except IndexError:
+        return False
+
+
+def read_image(path):
+    """Reads an image as load_image does, but returns the warning about few levels.
+
+    Returns:
+      (uint8 RGB array [h, w, 3], a sentence or None).
     """
     with _reading(path):
         data = _read_image(path)
         if _jpeg_size(data):
-            return decode_jpeg(data)
-        image, _ = _decode(data)
+            return decode_jpeg(data), None
+        image, raw_mode = _decode(data)
         if image.mode in _WIDE_GREY:
-            grey = (np.asarray(image) >> 8).astype(np.uint8)  # [h, w]
-            return np.repeat(grey[:, :, None], 3, axis=2)
+            values = np.asarray(image)  # [h, w]
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high > 65535:
+                raise _Refused('its values are %d..%d, but only 0..65535 can be reduced to 8 bits; scale them to that '
+                               'range or save the image with 8 bits' % (low, high))
+            grey = (values >> 8).astype(np.uint8)
+            warning = _warn_of_few_levels(path, grey) if low < high else None  # a picture of one value lost nothing
+            return np.repeat(grey[:, :, None], 3, axis=2), warning
         if image.mode == 'F':
             raise UserError('%s: floating-point pixels have no fixed range; save the image as 8-bit PNG.' % (
                 quoted(path)))
         image.info.pop('transparency', None)  # otherwise Pillow warns that it is dropped
-        return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+        pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+        is_wide = raw_mode and _WIDE_RAW_MODE.match(raw_mode)
+        return pixels, _warn_of_few_levels(path, pixels) if is_wide else None
+
+
+def _warn_of_few_levels(path, reduced):
+    """Returns a sentence if 99 % of an image's values, uint8 after their reduction, span few levels; otherwise None."""
+    shares = np.cumsum(np.bincount(reduced.ravel(), minlength=256)) / float(reduced.size)
+    low, high = int(np.argmax(shares > 0.005)), int(np.argmax(shares >= 0.995))
+    if high - low >= FEW_LEVELS:
+        return None
+    return ('%s: its pixels have more than 8 bits, and the upper 8 of 16, which are read, are %s of 0..255 nearly '
+            'everywhere; stretch the values to 0..65535 or save the image with 8 bits.' % (
+                quoted(path), '%d..%d' % (low, high) if low < high else low))
 
 
 def read_jpeg(path):
@@ -299,6 +348,7 @@ def _decode(data):
     with _open(data) as image:
         _check_memory(image)
         layout = image.tile[0][3] if image.tile else None
+        layout = layout[0] if isinstance(layout, tuple) and layout else layout
         try:
             image.load()
         except MemoryError:
