@@ -324,7 +324,7 @@ def test_16_bits_with_few_levels_are_warned_of(tmp_path, capsys, nothing_told, n
     path = wide(tmp_path, values, name)
     pixels, warning = image_files.read_image(path)
     np.testing.assert_array_equal(pixels[:, :, 0], (values if not channels else values[:, :, 0]) >> 8)
-    assert quoted(path) in warning and 'are %s of 0..255' % shown in warning and len(warning) <= 300
+    assert quoted(path) in warning and 'become %s of 0..255' % shown in warning and len(warning) <= 300
     load_image(path)
     load_image(path)
     assert capsys.readouterr().err.splitlines() == ['warning: ' + warning]
@@ -332,7 +332,7 @@ def test_16_bits_with_few_levels_are_warned_of(tmp_path, capsys, nothing_told, n
 
 def test_32_bits_with_few_levels_are_warned_of(tmp_path):
     values = np.random.RandomState(0).randint(0, 256, (9, 17)).astype(np.int32)
-    assert 'are 0 of 0..255' in image_files.read_image(wide(tmp_path, values, 'a.tif'))[1]
+    assert 'become 0 of 0..255' in image_files.read_image(wide(tmp_path, values, 'a.tif'))[1]
     pixels, warning = image_files.read_image(wide(tmp_path, values * 257, 'a.tif'))
     assert warning is None
     np.testing.assert_array_equal(pixels[:, :, 0], values)

@@ -201,8 +201,8 @@ def _warn_of_few_levels(path, reduced):
     low, high = int(np.argmax(shares > 0.005)), int(np.argmax(shares >= 0.995))
     if high - low >= FEW_LEVELS:
         return None
-    return ('%s: its pixels have more than 8 bits, and the upper 8 of 16, which are read, are %s of 0..255 nearly '
-            'everywhere; stretch the values to 0..65535 or save the image with 8 bits.' % (
+    return ('%s: nearly all of its pixels become %s of 0..255 when 16 bits are reduced to 8; stretch the values to '
+            '0..65535 or save the image with 8 bits.' % (
                 quoted(path), '%d..%d' % (low, high) if low < high else low))
 
 
