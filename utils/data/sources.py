@@ -5,7 +5,6 @@ Images to predict come from a list or from a folder with its subfolders, or are 
 
 import collections
 import os
-import re
 import sys
 from typing import List, NamedTuple
 
@@ -28,7 +27,6 @@ PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction', 'probabili
 # {flag: whether the list that it names needs labels}
 NEEDS_LABELS = {'data_list': True, 'valid_data_list': True, 'test_data_list': False}
 
-_VOC_ID = re.compile(r'\d{4}_\d{6}$')
 _VOID_NAMES = ('ignore', 'ignored', 'unlabeled', 'unlabelled', 'void')
 
 
@@ -246,6 +244,9 @@ def _report(conf, classes, source, need_labels):
                                in zip(source.lines, source.images, source.labels) if not label)
     result.warnings.extend(_unlikely_classes(classes, result))
     data_check.print_report(result, classes.palette.names)
+    mistake = data_lists.likely_mistake(source, find_missing(set(source.images + source.labels) - {''}))
+    if mistake:
+        print('note: list %s: %s' % (quoted(source.name), mistake))
     last = classes.num_classes - 1
     if last > 1 and result.histogram[last] and not result.ignored and not classes.palette.named:
         print('note: no pixel is ignored; if class %d is void, give --num_classes=%d --ignore_label=%d' % (
@@ -296,6 +297,6 @@ def _assumed_names(classes, sources):
     images = [path for source in sources.values() for path in source.images]
     if classes.palette.named or not classes.palette.names:
         return []
-    if all(_VOC_ID.match(os.path.splitext(os.path.basename(path))[0]) for path in images):
+    if all(data_lists.VOC_ID.match(os.path.splitext(os.path.basename(path))[0]) for path in images):
         return []
     return ["VOC's names are assumed for the 21 classes; --palette names others."]
