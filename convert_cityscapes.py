@@ -155,7 +155,7 @@ def draw(path, table):
       UserError: the file is missing or is not a polygon file of Cityscapes.
     """
     try:
-        annotation = json.loads(image_files.read_file(path).decode('utf-8'))
+        annotation = json.loads(image_files.read_file(path).decode('utf-8-sig'))
         width, height = annotation['imgWidth'], annotation['imgHeight']
         if width * height > image_files.LARGE // 2:
             raise ValueError('%d x %d pixels' % (width, height))

@@ -241,6 +241,7 @@ class Model(object):
         conf, refinement = self.conf, crf.settings_from_flags(self.conf)
         output_files.make_dir(conf.out_dir, 'out_dir')
         weights = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
+        trained = run_settings.read(conf.modeldir).get('flags')
         reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
         page = report.Report(conf, self.classes, reader.images) if conf.report else None
 
@@ -249,9 +250,9 @@ class Model(object):
             predictions = page.watched(predictions)
         matrix = metrics.count(predictions, self.classes)
 
-        scores = metrics.write_scores(conf, matrix, weights, self.classes)
+        scores = metrics.write_scores(conf, matrix, weights, self.classes, trained)
         if page:
-            page.write(matrix, weights)
+            page.write(matrix, weights, trained)
         return scores
 
     def predict(self):

@@ -141,6 +141,35 @@ def test_a_mistake_in_a_flag_file_is_named_by_its_line(elsewhere):
     assert 'not a regular file' in refused('--flagfile=pipe')
 
 
+def test_lines_of_a_flag_file_as_people_write_them(elsewhere):
+    """A byte order mark, quotes, a space for the = and spaces around it."""
+    (elsewhere / 'my.flags').write_bytes(
+        b'\xef\xbb\xbf--num_steps=7\r\n--num_classes 2\r\n--batch_size = 3\r\n--visual false\r\n--palette\tvoc\r\n'
+        b'--data_dir="my data"\r\n--out_dir \'my results\'\r\n"--modeldir=my model"\r\n--logfile=a "b" c.txt\r\n'
+        b'--flagfile "more flags.txt"\r\n--image="a --visual.jpg"\r\n--power=\'2\'\r\n-save_interval 5\r\n')
+    (elsewhere / 'more flags.txt').write_text('--data_list="a"b"\n--test_data_list=\'tis\n--valid_data_list=a b\n')
+    parse('--flagfile=my.flags')
+    assert (FLAGS.num_steps, FLAGS.num_classes, FLAGS.batch_size, FLAGS.visual) == (7, 2, 3, False)
+    assert (FLAGS.data_dir, FLAGS.out_dir, FLAGS.modeldir) == ('my data', 'my results', 'my model')
+    assert (FLAGS.palette, FLAGS.logfile, FLAGS.power, FLAGS.save_interval) == ('voc', 'a "b" c.txt', 2, 5)
+    assert FLAGS.image == ['a --visual.jpg']
+    assert (FLAGS.data_list, FLAGS.test_data_list, FLAGS.valid_data_list) == ('"a"b"', "'tis", 'a b')
+
+
+@pytest.mark.parametrize('line, told', [
+    (b'--num_stesp 8', "unknown flag '--num_stesp': did you mean --num_steps?"),
+    (b'--num_steps', 'num_steps'),
+    (b'num_steps 8', 'flags are written --name=value'),
+    (b'--num_steps eight', 'it is not a whole number'),
+    (b'--data_dir=a --num_classes=2', "'--num_classes=2' follows another flag: write each flag on a line of its own."),
+    (b'--visual --num_classes 2', "'--num_classes' follows another flag"),
+    ('--num_steps=3'.encode('utf-16'), 'not UTF-8 text); save it as UTF-8.'),
+])
+def test_lines_of_a_flag_file_that_are_refused(elsewhere, line, told):
+    (elsewhere / 'my.flags').write_bytes(line)
+    assert told in refused('--flagfile=my.flags')
+
+
 def test_the_later_of_two_values_counts(elsewhere):
     (elsewhere / 'my.flags').write_text('--num_steps=7\n--novisual\n--flagfile=more.flags\n--data_dir=dataset/sample\n')
     (elsewhere / 'more.flags').write_text('--power=1\n')

@@ -268,6 +268,42 @@ def test_missing_labels(tmp_path):
             'no label', quoted(image))
 
 
+@pytest.mark.parametrize('lines, told', [
+    ('2007_000032\n2007_000039\n', "these are VOC's ids: make the list with convert_voc.py"),
+    ('2007_000032 -1\n2007_000039  1\n', "these are VOC's ids"),
+    ('a.jpg,a.png\nb.jpg,b.png\n', "put a space or a tab between image and label, not ','"),
+    ('a.jpg, a.png\n', "label, not ','"),
+    ('a.jpg;a.png\n', "label, not ';'"),
+    ('image,label\na.jpg,a.png\n', "label, not ','"),
+    ('sub\\b.jpg sub\\b.png\n', 'write / in paths, not \\'),
+    ('C:\\data\\a.jpg C:\\data\\a.png\n', 'write / in paths, not \\'),
+    ('# mine\nimage label\na.jpg a.png\n', 'remove line 2, which looks like a header'),
+    ('image\na.jpg a.png\n', 'remove line 1, which looks like a header'),
+    ('a.jpg a.png\nc.jpg a.png\n', 'check the list and --data_dir'),
+    ('a.jpg\n', 'write the label after the image on the same line'),
+    ('img1 a.png\nimg2 a.png\n', 'check the list and --data_dir'),
+])
+def test_lists_written_in_another_way(tmp_path, lines, told):
+    """In a folder whose own name has a comma and a backslash, which are no fault."""
+    folder = tmp_path / 'a.jpg,\\b'
+    for name in ('a.jpg', 'a.png'):
+        touch(str(folder / name))
+    source = read_labeled_image_list(str(folder), write(tmp_path, lines))
+    assert len(refused(lambda: check_files_exist(source, True), told)) <= 300
+
+
+@pytest.mark.parametrize('line, told', [
+    ('"a.jpg","a.png"', "put a space or a tab between image and label, not ','"),
+    ('a.jpg , a.png', "label, not ','"),
+    ('0 a.jpg, a.png', "label, not ','"),
+    ('image path label path', '4 fields instead of an image and a label: quote paths with spaces or put a tab between '
+                              'the two; remove the line if it is a header'),
+])
+def test_lines_written_in_another_way(tmp_path, line, told):
+    path = write(tmp_path, line)
+    assert len(refused(lambda: read_labeled_image_list('', path), 'line 1', told)) <= 300
+
+
 # output names
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from utils.data import sources
-from utils.system.errors import UserError
+from utils.system.errors import UserError, quoted
 
 
 def touch(folder, *names):
@@ -24,6 +24,23 @@ def test_images_by_suffix_in_sorted_order_and_none_that_is_hidden(tmp_path):
           'notes.txt', 'jpg', 'c.jpg.txt', 'sub/.x/x.jpg', 'dir.jpg/d.jpeg')
     assert below(tmp_path) == ['a.jpg', 'b.PNG', 'dir.jpg/d.jpeg', 'sub.bmp', 'sub/deep/y.tiff', 'sub/z.webp']
     assert below(str(tmp_path) + '/') == below(tmp_path)
+
+
+def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, capsys):
+    touch(tmp_path, 'a.jpg', 'b.HEIC', 'sub/c.heic', 'd.avif', 'README', '.hidden', 'out/metrics.json')
+    assert below(tmp_path, tmp_path / 'out') == ['a.jpg']
+    assert capsys.readouterr().err == (
+        'note: --image_dir=%s: files left out, because their suffix is not that of an image: 4 (2 .heic, 1 .avif, '
+        '1 without a suffix)\n' % quoted(tmp_path))
+    (tmp_path / 'a.jpg').unlink()
+    with pytest.raises(UserError, match=r'no image in it \(other files: 2 .heic, 1 .avif, 1 .json, 1 without'):
+        below(tmp_path)
+    touch(tmp_path / 'many', *('%d.%s%d' % (i, '\x1b' * 30, i) for i in range(9)))
+    with pytest.raises(UserError, match='and [5-8] more') as error:
+        below(tmp_path / 'many')
+    assert len(str(error.value)) <= 300 and str(error.value).isprintable()
+    touch(tmp_path, 'pictures/a.jpg')
+    assert below(tmp_path / 'pictures') == ['a.jpg'] and capsys.readouterr().err == ''
 
 
 def test_outputs_are_left_out(tmp_path):

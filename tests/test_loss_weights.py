@@ -74,7 +74,11 @@ def test_balanced_weights(tmp_path):
 
 @pytest.mark.parametrize('text, words', [
     ('1 2', 'give 3 numbers'), ('1 2 -3', 'none negative'), ('0 0 0', 'not all 0'), ('1 2 nan', 'give 3'),
-    ('a b c', 'file of numbers'), (None, 'No such file'),
+    ('a b c', 'file of numbers'), (None, 'No such file'), ('1\n\n2 nan', 'line 3: nan is not a finite'),
+    ('1\n1e39\n0', 'line 2: inf is not a finite'), ('1\n2\n-3', 'line 3: -3 is negative: give 3'),
+    ('1,2.5,0', "line 1: '1,2.5,0' is no number; separate them by spaces or lines"),
+    ('1\n0,5\n2', "line 2: '0,5' is no number; separate them by spaces or lines, and write 0.5 for 0,5"),
+    ('1\n2\nx', "line 3: 'x' is no number)"),
 ])
 def test_bad_class_weights(tmp_path, text, words):
     path = tmp_path / 'weights.txt'
@@ -83,8 +87,10 @@ def test_bad_class_weights(tmp_path, text, words):
     with pytest.raises(UserError, match='--class_weights=.*weights.txt') as error:
         losses.read_class_weights(str(path), 3)
     assert words in str(error.value)
-    path.write_text('1\n2.5\n0\n')
-    np.testing.assert_array_equal(losses.read_class_weights(str(path), 3), [1, 2.5, 0])
+    for text in (b'1\n2.5\n0\n', b'\xef\xbb\xbf1 2.5\r\n0'):  # the second with a byte order mark
+        path.write_bytes(text)
+        np.testing.assert_array_equal(losses.read_class_weights(str(path), 3), [1, 2.5, 0])
+    assert len(str(error.value)) <= 300
 
 
 def test_a_frozen_encoder_and_the_decoders_rates(settings, narrow):

@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import io
+import json
 import os
 import re
 import types
@@ -17,6 +18,7 @@ from model import Model
 from utils.data.palette import Classes, Palette, load_classes, voc_colours
 from utils.prediction import metrics, report
 from utils.prediction.predictor import Prediction
+from utils.system.command_line import RECORDS
 from utils.system.errors import UserError
 
 HOSTILE = '<script>alert(1)</script>"\'&\u202e\x1b'
@@ -248,3 +250,16 @@ def test_test_writes_it_only_if_asked(tmp_path, settings, narrow):
     assert len(shown(page)) == 3 and len(list(page.pictures())) == 12
     assert '%.2f %%' % (100 * scored['mean_iou']) in page.text
     assert '--reportTrue' in page.text and 'model.ckpt-1' in page.text
+    with open(os.path.join(values['out_dir'], 'metrics.json'), encoding='utf-8') as file:
+        written_scores = json.load(file)
+    assert (written_scores['training']['num_steps'], written_scores['training']['batch_size']) == (1, 2)
+    assert 'num_steps1' in page.text and 'num_steps20000' not in page.text
+    unread = {name for name, record in RECORDS.items() if 'test' not in record.options}
+    assert {'learning_rate', 'num_steps', 'batch_size'} <= unread and not unread & set(written_scores['flags'])
+    assert not any('--%s<' % name in page.source for name in unread)
+    assert written_scores['flags']['valid_num_steps'] == 3 and '--valid_num_steps3' in page.text
+    os.remove(os.path.join(values['modeldir'], 'settings.json'))
+    Model(settings(report=True, **values)).test()
+    with open(os.path.join(values['out_dir'], 'metrics.json'), encoding='utf-8') as file:
+        assert json.load(file)['training'] is None
+    assert 'settings of the training are unknown' in Page(os.path.join(values['out_dir'], 'report.html')).text

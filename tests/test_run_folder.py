@@ -37,6 +37,9 @@ def test_settings_are_kept_beside_the_checkpoints(tmp_path):
     assert save_steps(folder, [0, 3])[1] == str(tmp_path / 'model' / 'model.ckpt-3')
     assert run_settings.read(folder.path) == {'flags': {'num_steps': 20, 'img_mean': None}, 'input': BGR,
                                               'run': folder.run_id}
+    path = tmp_path / 'model' / 'settings.json'
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())  # with the byte order mark that some editors add
+    assert run_settings.read(folder.path)['input'] == BGR
 
 
 def test_damaged_settings_are_reported(tmp_path):

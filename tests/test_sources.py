@@ -96,6 +96,14 @@ def test_a_list_of_which_nothing_is_there(tmp_path):
         predicted(tmp_path, data_dir=str(tmp_path / 'elsewhere'))
 
 
+def test_the_check_says_what_is_wrong_with_a_whole_list(tmp_path, capsys):
+    make(tmp_path, {'train': {'a': BALANCED}})
+    (tmp_path / 'train.txt').write_text('2007_000032\n2007_000039\n')
+    with pytest.raises(UserError, match='problems, listed above'):
+        sources.check_lists(conf(tmp_path), load_classes(21))
+    assert "train.txt: these are VOC's ids: make the list with convert_voc.py" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('flag', ['data_list', 'valid_data_list'])
 def test_training_and_testing_need_labels(tmp_path, flag):
     make(tmp_path, {'train': {'a': BALANCED, 'b': None}, 'val': {'c': None}})

@@ -1,7 +1,9 @@
 """Data lists, text files with one image, or one image and its label, per line; and names for the outputs of images."""
 
 import collections
+import contextlib
 import functools
+import itertools
 import os
 import re
 import sys
@@ -23,9 +25,12 @@ class Source(NamedTuple):
 
 # An apostrophe within a word belongs to the path; the shell's rules (shlex) would not allow that.
 _FIELD = re.compile(r' *("[^"]*"|\'[^\']*\'|[^ "\'][^ ]*)(?= |$)')
+_COMMA = re.compile(r'(?:\.[A-Za-z]\w*|["\'])[ \t]*([,;])')  # after a file's suffix or a quote
+VOC_ID = re.compile(r'\d{4}_\d{6}$')  # the name of an image of VOC without its suffix
 _UNUSUAL = re.compile('["\'#\t\0]')
 
 MAX_LINE = 1 << 16  # characters
+SOME = 1000  # the most missing paths that are searched for a mistake of all
 MOST_PATH = 60  # characters of a missing file's path in a message
 
 
@@ -88,8 +93,9 @@ def check_files_exist(source, need_labels):
     """
     bare = [image for image, label in zip(source.images, source.labels) if not label]
     if need_labels and bare:
-        raise UserError('list %s: %d of %d images have no label (%s): write the label after the image on the same '
-                        'line.' % (quoted(source.name), len(bare), len(source.images), some(bare, 3, show=quoted)))
+        raise UserError('list %s: %d of %d images have no label (%s): %s.' % (
+            quoted(source.name), len(bare), len(source.images), some(bare, 3, show=quoted),
+            likely_mistake(source, find_missing(bare)) or 'write the label after the image on the same line'))
     paths = set(source.images)
     paths.update(source.labels)
     paths.discard('')
@@ -97,10 +103,44 @@ def check_files_exist(source, need_labels):
     if missing:
         pairs = zip(source.lines, source.images, source.labels)
         places = [(line, path) for line, image, label in pairs for path in (image, label) if path in missing]
-        raise UserError('list %s: %d of %d files are missing or no regular files (%s): check the list and --data_dir, '
-                        'and quote paths with spaces.' % (
-                            quoted(source.name), len(missing), len(paths), some(
-                                places, 3, show=lambda place: 'line %d: %s' % (place[0], quoted(place[1], MOST_PATH)))))
+        raise UserError('list %s: %d of %d files are missing or no regular files (%s): %s.' % (
+            quoted(source.name), len(missing), len(paths), some(
+                places, 3, show=lambda place: 'line %d: %s' % (place[0], quoted(place[1], MOST_PATH))),
+            likely_mistake(source, missing) or 'check the list and --data_dir, and quote paths with spaces'))
+
+
+def likely_mistake(source, missing):
+    """Returns how to mend a list whose lines are written in another way than ours, as a clause; '' if none is known.
+
+    Args:
+      source: a Source.
+      missing: those of its paths whose files do not exist.
+    """
+    missing = set(missing)
+    if any(image in missing and VOC_ID.match(os.path.basename(image)) for image in source.images):
+        return "these are VOC's ids: make the list with convert_voc.py"
+    absent = (path for pair in zip(source.images, source.labels) for path in pair if path in missing)
+    ends = [_part_not_there(path) for path in itertools.islice(absent, SOME)]
+    advice = next(filter(None, map(_separator_advice, ends)), '')
+    if advice:
+        return advice
+    if os.sep == '/' and any('\\' in end for end in ends):
+        return 'write / in paths, not \\'
+    first = [os.path.basename(paths[0]) for paths in (source.images, source.labels)]
+    if source.images[0] in missing and '.' not in ''.join(first) and any(
+            '.' in os.path.basename(image) for image in source.images):
+        return 'remove line %d, which looks like a header' % source.lines[0]
+    return ''
+
+
+def _part_not_there(path):
+    """Returns the part of a path below the last of its folders that exists."""
+    parts = path.split('/')
+    for count in range(len(parts) - 1, 0, -1):
+        with contextlib.suppress(ValueError):  # a NUL in the name
+            if os.path.isdir('/'.join(parts[:count]) or '/'):
+                return '/'.join(parts[count:])
+    return path
 
 
 def output_names(images):
@@ -203,9 +243,16 @@ def _split_line(line):
     else:
         fields = _split_unusual_line(line.strip(' \t'))
     if len(fields) > 2:
-        raise ValueError('%d fields instead of an image and a label: quote paths with spaces or put a tab '
-                         'between the two' % len(fields))
+        raise ValueError('%d fields instead of an image and a label: %s%s' % (
+            len(fields), _separator_advice(line) or 'quote paths with spaces or put a tab between the two',
+            '' if '.' in line else '; remove the line if it is a header'))
     return fields
+
+
+def _separator_advice(text):
+    """Returns what to write if image and label have a comma or a semicolon between them; '' if they have not."""
+    separator = _COMMA.search(text)
+    return "put a space or a tab between image and label, not '%s'" % separator.group(1) if separator else ''
 
 
 def _split_unusual_line(line):
@@ -219,7 +266,7 @@ def _split_unusual_line(line):
     while end < len(line):
         match = _FIELD.match(line, end)
         if match is None:
-            raise ValueError('a quote is not closed: %s' % quoted(line))
+            raise ValueError('%s: %s' % (_separator_advice(line) or 'a quote is not closed', quoted(line)))
         fields.append(match.group(1))
         end = len(line) if fields[-1].startswith('#') else match.end()
     comment = next((i for i, field in enumerate(fields) if field.startswith('#')), len(fields))

@@ -5,7 +5,6 @@ Images to predict come from a list or from a folder with its subfolders, or are 
 
 import collections
 import os
-import re
 import sys
 from typing import List, NamedTuple
 
@@ -21,6 +20,7 @@ class Images(NamedTuple):
     names: List[str]  # unique names of their outputs; those of a folder's images include the subfolder
 
 
+MOST_SUFFIX = 16  # characters of a suffix in a message
 MAX_CHECKED = 2000  # the most images of a list for which all are read before the work begins
 # Subfolders of out_dir to which predictions are written.
 PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction', 'probabilities', 'logits')
@@ -28,7 +28,6 @@ PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction', 'probabili
 # {flag: whether the list that it names needs labels}
 NEEDS_LABELS = {'data_list': True, 'valid_data_list': True, 'test_data_list': False}
 
-_VOC_ID = re.compile(r'\d{4}_\d{6}$')
 _VOID_NAMES = ('ignore', 'ignored', 'unlabeled', 'unlabelled', 'void')
 
 
@@ -128,7 +127,7 @@ def images_below(folder, left_out=()):
     """Returns the images in a folder and in all folders below it, recognised by their suffix without opening them.
 
     Names that start with a dot are skipped. Links to folders are followed, and each folder is listed once, however
-    many links lead to it. Folders that cannot be read are reported on stderr.
+    many links lead to it. Folders that cannot be read, and the suffixes of other files, are reported on stderr.
 
     Args:
       folder: the folder.
@@ -144,7 +143,7 @@ def images_below(folder, left_out=()):
         raise UserError('--image_dir=%s is %s.' % (quoted(folder), 'no folder: give an image with --image' if (
             os.path.lexists(folder)) else 'not there: name the folder of the images'))
     seen = {_identity(path) for path in left_out} - {_identity(folder), None}
-    found, waiting = [], collections.deque([''])
+    found, waiting, others = [], collections.deque(['']), collections.Counter()
     while waiting:
         below = waiting.popleft()  # '' or a relative path that ends with a slash
         path = os.path.join(folder, below)
@@ -157,9 +156,16 @@ def images_below(folder, left_out=()):
                 (waiting.append if is_link else waiting.appendleft)(below + name + '/')
             elif is_picture(name):
                 found.append(below + name)
+            else:
+                others[os.path.splitext(name)[1].lower() or 'without a suffix'] += 1
+    suffixes = some(sorted(others, key=lambda suffix: (-others[suffix], suffix)), 4, show=lambda suffix: '%d %s' % (
+        others[suffix], quoted(suffix, MOST_SUFFIX)))
     if not found:
-        raise UserError('--image_dir=%s: there is no image in it; images are recognised by their suffix '
-                        '(.jpg, .png...).' % quoted(folder))
+        raise UserError('--image_dir=%s: there is no image in it%s; images are recognised by their suffix '
+                        '(.jpg, .png...).' % (quoted(folder), ' (other files: %s)' % suffixes if others else ''))
+    if others:
+        print('note: --image_dir=%s: files left out, because their suffix is not that of an image: %d (%s)' % (
+            quoted(folder), sum(others.values()), suffixes), file=sys.stderr)
     return sorted(found)
 
 
@@ -246,6 +252,9 @@ def _report(conf, classes, source, need_labels):
                                in zip(source.lines, source.images, source.labels) if not label)
     result.warnings.extend(_unlikely_classes(classes, result))
     data_check.print_report(result, classes.palette.names)
+    mistake = data_lists.likely_mistake(source, find_missing(set(source.images + source.labels) - {''}))
+    if mistake:
+        print('note: list %s: %s' % (quoted(source.name), mistake))
     last = classes.num_classes - 1
     if last > 1 and result.histogram[last] and not result.ignored and not classes.palette.named:
         print('note: no pixel is ignored; if class %d is void, give --num_classes=%d --ignore_label=%d' % (
@@ -296,6 +305,6 @@ def _assumed_names(classes, sources):
     images = [path for source in sources.values() for path in source.images]
     if classes.palette.named or not classes.palette.names:
         return []
-    if all(_VOC_ID.match(os.path.splitext(os.path.basename(path))[0]) for path in images):
+    if all(data_lists.VOC_ID.match(os.path.splitext(os.path.basename(path))[0]) for path in images):
         return []
     return ["VOC's names are assumed for the 21 classes; --palette names others."]

@@ -143,7 +143,13 @@ def plot_confusion_matrix(matrix, path, names=None):
     output_files.save_figure(figure, path)
 
 
-def write_scores(conf, matrix, prefix, classes):
+def flags_of_test(conf):
+    """Returns {name: value} of the flags that --option=test reads; a flag that conf lacks is left out."""
+    return {name: getattr(conf, name) for name, record in command_line.RECORDS.items()
+            if 'test' in record.options and hasattr(conf, name)}
+
+
+def write_scores(conf, matrix, prefix, classes, trained=None):
     """Writes metrics.json and confusion_matrix.png to out_dir and prints the table of scores.
 
     Args:
@@ -151,6 +157,7 @@ def write_scores(conf, matrix, prefix, classes):
       matrix: [num_classes, num_classes], rows by label.
       prefix: the checkpoint that was scored.
       classes: a Classes.
+      trained: {name: value}, the settings of the training; None if they are unknown.
 
     Returns:
       the dict of scores().
@@ -162,7 +169,7 @@ def write_scores(conf, matrix, prefix, classes):
     numbers = {name: np.where(np.isnan(value), None, value).tolist() for name, value in result.items()}
     numbers.update(
         confusion_matrix=matrix.tolist(), classes=names, checkpoint=prefix, list=conf.valid_data_list,
-        flags={name: getattr(conf, name) for name in command_line.own_flags() if hasattr(conf, name)})
+        flags=flags_of_test(conf), training=trained)
     path, picture = (os.path.join(conf.out_dir, name) for name in ('metrics.json', 'confusion_matrix.png'))
     try:
         output_files.save_json(numbers, path)

@@ -19,7 +19,7 @@ from utils import label_utils
 from utils.data import image_files
 from utils.data.palette import LUMA
 from utils.prediction import metrics
-from utils.system import command_line, output_files
+from utils.system import output_files
 from utils.system.errors import printable
 
 FILE, TEMPLATE = 'report.html', 'report.html.j2'
@@ -104,12 +104,13 @@ class Report(object):
             encoded(photo, 'JPEG', Image.BOX), encoded(maps[0], 'PNG', Image.NEAREST),
             encoded(maps[1], 'PNG', Image.NEAREST), encoded(errors, 'JPEG', Image.BOX))))
 
-    def write(self, matrix, prefix):
+    def write(self, matrix, prefix, trained=None):
         """Writes the page.
 
         Args:
           matrix: [num_classes, num_classes], the confusion matrix of all images, rows by label.
           prefix: the checkpoint that was scored.
+          trained: {name: value}, the settings of the training; None if they are unknown.
 
         Raises:
           UserError: the page cannot be written.
@@ -126,8 +127,7 @@ class Report(object):
             classes=list(zip(scores['iou'].tolist(), scores['accuracy'].tolist())),
             shares=shares.tolist(), matrix_picture=picture_of(shares) if count > MOST_CELLS else None,
             confusions=confusions(matrix, shares), galleries=self._galleries(),
-            settings=[(name, getattr(self._conf, name)) for name in command_line.own_flags()
-                      if hasattr(self._conf, name)])
+            flags=sorted(metrics.flags_of_test(self._conf).items()), trained=sorted((trained or {}).items()))
         with output_files.new_file(self._path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
             file.write(page)
         print('report in %s' % self._path)

@@ -30,6 +30,7 @@ MOST_NUMBER = 3.4e38  # TensorFlow's float32
 NOTHING, RESULT, NETWORK = 'nothing', 'the result', 'the network'  # what a flag decides
 THE_DEFAULT = object()
 RECORDS = collections.OrderedDict()  # {name: FlagRecord} in the order of definition
+_LINE = re.compile(r'(--?\w+)(?:\s*=\s*|\s+)(.*)$')  # of a flag file: --name=value, or --name value
 _topics = []  # titles in the order of definition; the last one is that of the next flag
 
 
@@ -338,6 +339,8 @@ def _stray(word):
 def _parse_flagfile(program, name, open_files):
     """Parses a flag file, which has one flag per line; skips blank lines and lines that start with # or //.
 
+    Quotes around a value or around a whole line are removed, and a space may stand for the `=`.
+
     Args:
       program: the program's name.
       name: the flag file's path, as it is given.
@@ -357,6 +360,7 @@ def _parse_flagfile(program, name, open_files):
         if not line or line.startswith(('#', '//')):
             continue
         try:
+            line = _flag_of_line(line)
             if flag_name(line) == 'flagfile':
                 _parse_flagfile(program, line.partition('=')[2], open_files + [os.path.realpath(path)])
             else:
@@ -367,13 +371,39 @@ def _parse_flagfile(program, name, open_files):
             _find_path(flag_name(line))
 
 
+def _flag_of_line(line):
+    """Returns a line of a flag file as `--name=value` or `--name`.
+
+    Raises:
+      UserError: the line has several flags.
+    """
+    match = _LINE.match(_unquoted(line))
+    if match is None:
+        return _unquoted(line)
+    name, value = match.group(1), match.group(2)
+    second = next((word for word in value.split()
+                   if word.startswith('--') and flag_name(word) in flags.FLAGS), None)
+    if second and _unquoted(value) == value:
+        raise UserError("'%s' follows another flag: write each flag on a line of its own." % quoted(second))
+    return '%s=%s' % (name, _unquoted(value))
+
+
+def _unquoted(text):
+    """Returns the text without a pair of quotes around the whole of it."""
+    quote = text[:1]
+    whole = len(text) > 1 and quote in ('"', "'") and text.find(quote, 1) == len(text) - 1
+    return text[1:-1] if whole else text
+
+
 def _lines(path):
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise OSError(None, 'not a regular file')
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8-sig') as file:
             return file.read().splitlines()
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
+    except UnicodeDecodeError:
+        raise UserError("flag file '%s' cannot be read (not UTF-8 text); save it as UTF-8." % quoted(path))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError("flag file '%s' cannot be read (%s)." % (quoted(path), reason(error)))
 
 

@@ -1,6 +1,7 @@
 """Losses: plain functions of logits and labels, and the named terms that --loss makes of them."""
 
 import collections
+import contextlib
 import dataclasses
 import typing
 
@@ -8,7 +9,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.data import data_check
-from utils.data.image_files import read_file
+from utils.data.image_files import read_file, text_lines
 from utils.net import layers
 from utils.system.errors import UserError, quoted, reason
 
@@ -227,12 +228,26 @@ def balanced_class_weights(histogram):
 
 def read_class_weights(path, num_classes):
     """Reads the class weights of a text file, float32 [num_classes]; raises UserError as load_class_weights does."""
+    flag = '--class_weights=' + quoted(path)
+    wanted = 'give %d numbers (--num_classes), none negative and not all 0' % num_classes
     try:
-        weights = np.array([float(word) for word in read_file(path, MOST_BYTES).decode('utf-8').split()], np.float32)
+        lines = enumerate(text_lines(read_file(path, MOST_BYTES)), 1)
+        numbered = [(number, _class_weight(word, number)) for number, line in lines for word in line.split()]
     except (OSError, ValueError) as error:
-        raise UserError("--class_weights=%s: neither 'balanced' nor a file of numbers (%s)." % (
-            quoted(path), reason(error)))
-    if len(weights) != num_classes or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
-        raise UserError('--class_weights=%s: give %d numbers (--num_classes), none negative and not all 0; it has %d.'
-                        % (quoted(path), num_classes, len(weights)))
+        raise UserError("%s: neither 'balanced' nor a file of numbers (%s)." % (flag, reason(error)))
+    for number, weight in numbered:
+        if not 0 <= weight < np.inf:
+            raise UserError('%s, line %d: %g is %s: %s.' % (
+                flag, number, weight, 'negative' if weight < 0 else 'not a finite number', wanted))
+    weights = np.array([weight for _, weight in numbered], np.float32)
+    if len(weights) != num_classes or not weights.any():
+        raise UserError('%s: %s; it has %d.' % (flag, wanted, len(weights)))
     return weights
+
+
+def _class_weight(word, number):
+    """Returns a word of a file of class weights, in line `number`, as np.float32; raises ValueError if it is none."""
+    with contextlib.suppress(ValueError), np.errstate(over='ignore'):
+        return np.float32(float(word))
+    raise ValueError("line %d: '%s' is no number%s" % (number, quoted(word, 20), (
+        '; separate them by spaces or lines, and write 0.5 for 0,5' if ',' in word or ';' in word else '')))

@@ -149,7 +149,7 @@ def read(modeldir):
     if not os.path.isfile(path):
         return {}
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8-sig') as file:  # editors may add a byte order mark
             settings = json.load(file)
         known = compat.Input(settings['input']['channel_order'], tuple(map(float, settings['input']['img_mean'])))
         return {'flags': dict(settings['flags']), 'input': known, 'run': str(settings.get('run', ''))}
