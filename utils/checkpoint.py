@@ -106,7 +106,7 @@ def save_weights(weights, prefix, encoder_name=None):
         with tempfile.TemporaryDirectory(dir=folder, prefix='.saving-') as place:
             write_values(values, weights, os.path.join(place, name))
             for part in sorted(os.listdir(place)):  # .index, which completes a checkpoint, comes last
-                os.rename(os.path.join(place, part), os.path.join(folder, part))
+                os.replace(os.path.join(place, part), os.path.join(folder, part))
     except (tf.errors.OpError, OSError) as error:
         raise UserError('%s cannot be written (%s): choose another place with --save.' % (
             quoted(prefix), reason(error)))

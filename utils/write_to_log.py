@@ -17,6 +17,8 @@ from utils.system.errors import UserError, quoted, reason
 SUMMARY_IMAGES = 4  # most images of a batch in a summary
 FLUSH_SECONDS = 120
 RECORD_FRAME = 16  # bytes that a TFRecord adds to an event, for its length and two checksums
+# Links are not followed, where the system can refuse them; Windows would write \r\n for \n.
+LINE_FLAGS = os.O_WRONLY | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)
 
 
 def write_log(text, logfile):
@@ -46,14 +48,15 @@ def write_line(line, path, start=None):
     Raises:
       OSError: the bytes cannot be written completely; in this case the file has its former size.
     """
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+    file = os.open(path, LINE_FLAGS, 0o666)
     try:
         size = os.fstat(file).st_size
         start = size if start is None else start
         written = 0
         try:
+            os.lseek(file, start, os.SEEK_SET)  # os.pwrite does not exist on Windows
             while written < len(line):  # a full disk takes only a part, and the next call then raises the reason
-                written += os.pwrite(file, line[written:], start + written)
+                written += os.write(file, line[written:])
         except OSError:
             os.ftruncate(file, size)
             raise

@@ -197,7 +197,7 @@ def _unique(choices):
 def write_list(path, lines):
     """Writes a data list of the given lines; the file appears under its name only when it is complete."""
     with output_files.new_file(path) as temporary, open(
-            temporary, 'w', encoding='utf-8', errors='surrogateescape') as file:
+            temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='\n') as file:
         file.writelines(line + '\n' for line in lines)
 
 

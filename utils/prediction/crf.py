@@ -189,18 +189,32 @@ class _Processes(object):
         context = multiprocessing.get_context('spawn')
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,) + self._constants, daemon=True)
-        # Ctrl-C is sent to all processes of the group. These start with it blocked, since this process terminates them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        except OSError as error:
-            raise UserError('%s: no process for the CRF could be started (%s): lower --num_threads.' % (
-                quoted(path), reason(error)))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with _without_ctrl_c():
+            try:
+                process.start()
+            except OSError as error:
+                raise UserError('%s: no process for the CRF could be started (%s): lower --num_threads.' % (
+                    quoted(path), reason(error)))
         theirs.close()  # so that the pipe ends when the process ends
         self._started.append((process, ours))
         self._idle.append((process, ours))
+
+
+@contextlib.contextmanager
+def _without_ctrl_c():
+    """Blocks Ctrl-C within a `with` block and in the processes that are started there, if the system can do that.
+
+    Ctrl-C is sent to all processes of the group, but the main process terminates those of the CRF itself. On Windows,
+    where no signal can be blocked, they ignore it once they have started, see _work.
+    """
+    if not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -216,6 +230,7 @@ def _death_named(process, path):
 
 def _work(connection, *constants):
     """Refines each (image, scores) that arrives until the other end is closed; runs in each process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         while True:
             image, scores = connection.recv()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 
@@ -25,10 +26,10 @@ class Pending(object):
     def handle(self, number, frame=None):
         self.number = self.number or number
 
-    def watch(self, pipe):
-        """Reads the numbers of signals from a pipe and reacts to them, until the pipe is closed."""
-        with os.fdopen(pipe, 'rb', 0) as stream:
-            numbers = (byte[0] for byte in iter(lambda: stream.read(1), b'') if byte[0] in STOPPING)
+    def watch(self, arriving):
+        """Reads the numbers of signals from a socket and reacts to them, until the other end is closed."""
+        with arriving:
+            numbers = (byte[0] for byte in iter(lambda: arriving.recv(1), b'') if byte[0] in STOPPING)
             for count, number in enumerate(numbers):
                 if count:
                     os._exit(128 + number)  # any other exit would wait for TensorFlow's threads
@@ -64,17 +65,17 @@ def deferred():
     if threading.current_thread() is not threading.main_thread():
         yield pending
         return
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    watcher = threading.Thread(target=pending.watch, args=(read_end,), daemon=True)
+    arriving, sent = socket.socketpair()  # no pipe: Windows cannot make one non-blocking
+    sent.setblocking(False)
+    watcher = threading.Thread(target=pending.watch, args=(arriving,), daemon=True)
     watcher.start()
     previous = [(number, signal.signal(number, pending.handle)) for number in STOPPING]
-    wakeup = signal.set_wakeup_fd(write_end)
+    wakeup = signal.set_wakeup_fd(sent.fileno())
     try:
         yield pending
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in previous:
             signal.signal(number, handler)
-        os.close(write_end)
+        sent.close()
         watcher.join()

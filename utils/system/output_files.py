@@ -184,7 +184,10 @@ def sync(paths):
     """Waits until the contents and names of files, a list of paths, are on the disk."""
     for path in list(paths) + sorted({os.path.dirname(path) or '.' for path in paths}):
         with contextlib.suppress(OSError):  # some file systems cannot sync
-            file = os.open(path, os.O_RDONLY)
+            try:
+                file = os.open(path, os.O_RDWR)  # Windows syncs no file that is open for reading alone
+            except OSError:  # a folder
+                file = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(file)
             finally:

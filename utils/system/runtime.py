@@ -262,7 +262,7 @@ def why_no_bfloat16(cpuinfo='/proc/cpuinfo'):
         with open(cpuinfo) as file:
             words = next((line.split() for line in file if line.startswith('flags')), [])
     except OSError:
-        words = []
+        return 'whether the processor has bfloat16 is known on Linux only'
     return '' if any(flag in words for flag in BFLOAT16_FLAGS) else 'the processor has neither AMX nor AVX512-BF16'
 
 

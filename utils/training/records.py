@@ -164,10 +164,11 @@ class Records(object):
                       + row[-scores:] for row in self._rows]
         lines = io.StringIO()
         csv.writer(lines, lineterminator='\n').writerows([header] + self._rows)
+        text = lines.getvalue().encode('utf-8')
         kept = output_files.set_aside(self.metrics, 'modeldir', inside=True)
-        with output_files.new_file(self.metrics) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-            file.write(lines.getvalue())
-        self._row, text = self._rows[-1], lines.getvalue().encode('utf-8')
+        with output_files.new_file(self.metrics) as temporary, open(temporary, 'wb') as file:
+            file.write(text)
+        self._row = self._rows[-1]
         self._end, self._row_start = len(text), text[:-1].rindex(b'\n') + 1
         print('%s has other columns now, the old file is %s' % (quoted(self.metrics), quoted(kept)))
 
