@@ -67,15 +67,18 @@ def mean_of_known(values):
     return float(known.mean()) if known.size else float('nan')
 
 
-def scores(matrix):
+def scores(matrix, ignore_label=None):
     """Returns the scores of a confusion matrix, as Long, Shelhamer and Darrell (2015, section 5) define them.
 
     Args:
       matrix: [num_classes, num_classes], rows by label.
+      ignore_label: if it is one of the classes, that class has no score and enters no mean, because its row is empty
+        only as its pixels are not counted. Counted pixels that are predicted as it are still wrong.
 
     Returns:
       a dict of fractions, which are all nan if the matrix is all 0:
-        iou: float64 [num_classes], true positives / pixels with the class in label or prediction; nan if in neither.
+        iou: float64 [num_classes], true positives / pixels with the class in label or prediction; nan if in neither,
+          and for ignore_label.
         accuracy: float64 [num_classes], true positives / pixels with the class in the label; nan if there are none.
         mean_iou, mean_accuracy: the means over the classes that are not nan, as in tf.metrics.mean_iou.
         pixel_accuracy: the fraction of correct pixels.
@@ -85,6 +88,8 @@ def scores(matrix):
     hits, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     iou = ratio(hits, labelled + predicted - hits)
     accuracy = ratio(hits, labelled)
+    if ignore_label is not None and 0 <= ignore_label < len(matrix):
+        iou[ignore_label] = accuracy[ignore_label] = np.nan
     return {'pixel_accuracy': float(ratio(hits.sum(), matrix.sum())),
             'mean_accuracy': mean_of_known(accuracy),
             'mean_iou': mean_of_known(iou),
@@ -158,7 +163,7 @@ def write_scores(conf, matrix, prefix, classes):
     Raises:
       UserError: a file cannot be written.
     """
-    result, names = scores(matrix), classes.palette.names
+    result, names = scores(matrix, classes.ignore_label), classes.palette.names
     numbers = {name: np.where(np.isnan(value), None, value).tolist() for name, value in result.items()}
     numbers.update(
         confusion_matrix=matrix.tolist(), classes=names, checkpoint=prefix, list=conf.valid_data_list,

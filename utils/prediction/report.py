@@ -79,7 +79,7 @@ class Report(object):
         """Ranks a Prediction, and keeps its pictures while it is among the worst or the best."""
         index, (num_classes, ignore_label, _) = prediction.index, self._classes
         iou = metrics.scores(metrics.confusion_matrix(
-            prediction.label, prediction.classes, num_classes, ignore_label))['mean_iou']
+            prediction.label, prediction.classes, num_classes, ignore_label), ignore_label)['mean_iou']
         if np.isnan(iou):
             self._left_out += 1
             return
@@ -115,7 +115,8 @@ class Report(object):
           UserError: the page cannot be written.
         """
         matrix = np.asarray(matrix)
-        count, palette, scores = len(matrix), self._classes.palette, metrics.scores(matrix)
+        count, palette = len(matrix), self._classes.palette
+        scores = metrics.scores(matrix, self._classes.ignore_label)
         shares = metrics.ratio(matrix, np.broadcast_to(matrix.sum(1, keepdims=True), matrix.shape))  # of the label
         page = self._template.render(
             names=['%d %s' % (index, palette.names[index]) if palette.names else 'class %d' % index
