@@ -64,6 +64,19 @@ def test_an_ignored_class_has_no_score_and_enters_no_mean(tmp_path, capsys):
     assert (numbers['iou'], numbers['mean_iou']) == ([None, 0.5, 0.75], 0.625)
 
 
+@pytest.mark.parametrize('matrix, note', [
+    ([[7, 0], [0, 0]], 'note: in these labels 1 of 2 classes has no pixel: 1; one class only counts (0), so '
+                       'predicting it everywhere scores 100 %.'),
+    ([[5, 1, 0], [0, 3, 0], [0, 0, 0]], 'note: in these labels 1 of 3 classes has no pixel: 2.'),
+    ([[0, 0], [0, 0]], 'note: in these labels no label has a pixel of any class.'),
+    ([[7, 0], [0, 1]], None)])
+def test_a_test_names_the_classes_without_pixels(tmp_path, capsys, matrix, note):
+    conf = types.SimpleNamespace(out_dir=str(tmp_path), valid_data_list='val.txt')
+    metrics.write_scores(conf, np.array(matrix), 'model.ckpt-1', load_classes(len(matrix)))
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith('note')]
+    assert notes == ([note] if note else [])
+
+
 def test_validation_scores_no_ignored_class(settings, monkeypatch):
     found = []
     monkeypatch.setattr(metrics, 'count', lambda *_, **__: np.array([[0, 0, 0], [1, 1, 0], [1, 0, 3]]))

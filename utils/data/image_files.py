@@ -257,6 +257,12 @@ def read_label(path, classes):
                     'grey PNG with the class index as value.' % (quoted(path), image.mode))
 
 
+def is_colour_coded(path, classes):
+    """Returns whether read_label takes the pixels of a label for colours; raises UserError for a damaged header."""
+    with _reading(path), Image.open(io.BytesIO(read_file(path))) as image:
+        return classes.palette.named and image.mode in ('RGB', 'RGBA')
+
+
 def _classes_of_colours(rgb, classes, path):
     """Returns (label, unknown), as read_label does, for the pixels of a colour-coded label, uint8 [h, w, 3]."""
     palette = classes.palette

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 
+from utils.data import data_check
 from utils.data.palette import IGNORE_LABEL
 from utils.system import command_line, output_files
 
@@ -149,7 +150,7 @@ def plot_confusion_matrix(matrix, path, names=None):
 
 
 def write_scores(conf, matrix, prefix, classes):
-    """Writes metrics.json and confusion_matrix.png to out_dir and prints the table of scores.
+    """Writes metrics.json and confusion_matrix.png to out_dir and prints the scores and the classes without pixels.
 
     Args:
       conf: the flags as attributes.
@@ -174,5 +175,8 @@ def write_scores(conf, matrix, prefix, classes):
         plot_confusion_matrix(matrix, picture, names)
     finally:  # even on a full disk, the scores must not be lost
         print(format_table(result, names))
+        note = data_check.describe_classes(matrix.sum(1), classes)
+        if note:
+            print('note: in these labels ' + note)
     print('scores in %s and %s' % (path, picture))
     return result

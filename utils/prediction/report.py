@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from utils import label_utils
-from utils.data import image_files
+from utils.data import data_check, image_files
 from utils.data.palette import LUMA
 from utils.prediction import metrics
 from utils.system import command_line, output_files
@@ -124,6 +124,7 @@ class Report(object):
             colours=['#%02x%02x%02x' % tuple(int(value) for value in colour) for colour in palette.colours[:count]],
             checkpoint=prefix, list=self._conf.valid_data_list, counted=self._counted, left_out=self._left_out,
             totals=[(name, scores[key]) for name, key in TOTALS],
+            note=data_check.describe_classes(matrix.sum(1), self._classes),
             classes=list(zip(scores['iou'].tolist(), scores['accuracy'].tolist())),
             shares=shares.tolist(), matrix_picture=picture_of(shares) if count > MOST_CELLS else None,
             confusions=confusions(matrix, shares), galleries=self._galleries(),
