@@ -279,6 +279,34 @@ def test_training_needs_a_pixel_that_counts(tmp_path, ignore_label):
                           'valid_data_list')
 
 
+def label_ids(folder, ids, name='aachen_000000_000019_gtFine_labelIds'):
+    label = np.array([ids], np.uint8)
+    make(folder, {'train': {name: label}, 'val': {name: label}})
+
+
+def test_label_ids_of_cityscapes_are_named(tmp_path, capsys, monkeypatch):
+    label_ids(tmp_path, [7, 8, 11])
+    out = reported(tmp_path, capsys, palette='cityscapes', num_classes=19)
+    assert out.count('convert_cityscapes.py') == 2 and 'is --num_classes' not in out
+    for most in (2000, 0):  # a list that is too long to be read is judged by its names
+        monkeypatch.setattr(sources, 'MAX_CHECKED', most)
+        for flag in ('data_list', 'valid_data_list'):
+            sources.labelled_list(conf(tmp_path), load_classes(19), flag)
+            assert 'convert_cityscapes.py' in capsys.readouterr().err
+    out = reported(tmp_path, capsys, palette='', num_classes=34)
+    assert out.count('convert_cityscapes.py') == 2 and 'is --num_classes' not in out
+    label_ids(tmp_path, [7, 23, 33, 255])
+    out = refused(tmp_path, capsys, '2 problems', num_classes=19)
+    assert "labelIds.png holds Cityscapes' label ids (23 33): convert_cityscapes.py turns" in out
+    label_ids(tmp_path, [7, 23, 33, 255], 'renamed')
+    assert "renamed.png holds Cityscapes' label ids (23 33): convert" in refused(tmp_path, capsys, num_classes=19)
+    assert 'convert' not in refused(tmp_path, capsys, num_classes=20)
+    label_ids(tmp_path, range(34))
+    assert 'convert' not in reported(tmp_path, capsys, num_classes=34)
+    label_ids(tmp_path, range(19), 'aachen_000000_000019_gtFine_labelTrainIds')
+    assert 'convert' not in reported(tmp_path, capsys, num_classes=19)
+
+
 def test_last_class_of_a_palette_that_is_called_void(tmp_path, capsys):
     label = np.arange(12)[None]
     make(tmp_path, {'train': {'a': label}, 'val': {'b': label}, 'test': {'c': label}})

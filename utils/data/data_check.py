@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import dataclasses
+import os
+import re
 from multiprocessing.pool import ThreadPool
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -10,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.image_files import load_image, read_label, show_colours
+from utils.data.palette import CITYSCAPES_CLASSES, NUM_LABEL_IDS
 from utils.system import runtime
 from utils.system.errors import MOST_TOLD, UserError, printable, quoted, some
 
@@ -26,6 +29,7 @@ class CheckResult(object):
     warnings: List[str]  # sentences about things that may be unintended, in the order of the list
 
 
+_LABEL_IDS = re.compile(r'(?i)(label|instance)Ids')  # not labelTrainIds, which are classes
 MOST_NAMED = 5  # absent classes that are listed with their names
 WHITE = 255  # the value of the object in black-and-white masks, where a class index is needed
 
@@ -195,6 +199,11 @@ def inspect_label(image_path, size, label_path, label, classes):
     if strange == [WHITE] and classes.num_classes > 1 and not counts[1:].any():
         problems.append('%s holds 0 and 255 only: it looks like a black-and-white mask, but the values must be '
                         'classes: save white as 1.' % quoted(label_path))
+    elif strange and (has_name_of_label_ids(label_path) or classes.num_classes == len(CITYSCAPES_CLASSES)
+                      and 0 <= strange[0] <= strange[-1] < NUM_LABEL_IDS):
+        problems.append("%s holds Cityscapes' label ids (%s%s): convert_cityscapes.py turns them into the train ids "
+                        '0..18 and writes the lists.' % (
+                            quoted(label_path), ' '.join(str(v) for v in strange[:5]), ' ...' if strange[5:] else ''))
     elif strange:
         problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d: set these '
                         'flags to fit the data or fix the label.' % (
@@ -235,6 +244,11 @@ def absent_classes(pixels, classes):
 
 def _name(index, names):
     return '%d %s' % (index, quoted(names[index], 40)) if names else str(index)
+
+
+def has_name_of_label_ids(label_path):
+    """Returns whether a label's name is that of a file of Cityscapes' label ids."""
+    return bool(_LABEL_IDS.search(os.path.basename(label_path)))
 
 
 def count_labels(label, classes):

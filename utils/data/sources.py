@@ -11,6 +11,7 @@ from typing import List, NamedTuple
 
 from utils.data import data_check, data_lists
 from utils.data.image_files import find_missing, is_colour_coded
+from utils.data.palette import NUM_LABEL_IDS
 from utils.system.command_line import is_picture
 from utils.system.errors import UserError, quoted, reason, some
 
@@ -55,6 +56,7 @@ def labelled_list(conf, classes, flag, num_steps=None):
     _report_if_fewer(source.name, source.images, num_steps)
     source = data_lists.first_lines(source, num_steps)
     data_lists.check_files_exist(source, need_labels=True)
+    warnings = _label_ids(classes, source)
     if conf.check_labels and len(source.images) <= MAX_CHECKED:
         result = _check(conf, classes, source)
         data_check.raise_on_problems(result, 'list ' + quoted(source.name, 40))
@@ -65,8 +67,8 @@ def labelled_list(conf, classes, flag, num_steps=None):
                                 ' (save white of black-and-white masks as 1)' if classes.ignore_label == 255 else ''))
         # A missing class is worth a warning in the training data, but not in a few validation images, where the test
         # names it beside the scores.
-        unlikely = _unlikely_classes(classes, source, result) if flag == 'data_list' else []
-        _print_warnings(source, unlikely + result.warnings)
+        warnings += (_unlikely_classes(classes, source, result) if flag == 'data_list' else []) + result.warnings
+    _print_warnings(source, warnings)
     return source
 
 
@@ -251,7 +253,7 @@ def _report(conf, classes, source, need_labels):
     if need_labels:
         result.problems.extend('line %d: %s has no label in the list.' % (line, quoted(image)) for line, image, label
                                in zip(source.lines, source.images, source.labels) if not label)
-    result.warnings.extend(_unlikely_classes(classes, source, result))
+    result.warnings.extend(_label_ids(classes, source) + _unlikely_classes(classes, source, result))
     data_check.print_report(result, classes.palette.names)
     last = classes.num_classes - 1
     if last > 1 and result.histogram.all() and not result.ignored and not classes.palette.named:
@@ -282,6 +284,8 @@ def _unlikely_classes(classes, source, result):
     last, names = present[-1], classes.palette.names
     gaps = any(index < last for index in data_check.absent_classes(result.histogram, classes))
     if last > 0 and num_classes - 1 - last >= max(2, num_classes // 4):
+        if _names_of_label_ids(source):  # no other number of classes would be right
+            return sentences + ([] if _label_ids(classes, source) else _names_of_label_ids(source))
         # With a class missing in between, the last one is hardly void: void is what every data set has.
         void = '' if result.ignored or not result.histogram[:last].all() else (
             ', or %d with --ignore_label=%d if %d is void' % (last, last, last))
@@ -292,6 +296,20 @@ def _unlikely_classes(classes, source, result):
         sentences.append("class %d is called '%s': is --num_classes=%d with --ignore_label=%d meant?" % (
             last, names[-1], last, last))
     return sentences
+
+
+def _label_ids(classes, source):
+    """Returns the list of _names_of_label_ids; an empty one if there are so many classes that all ids may be meant."""
+    return _names_of_label_ids(source) if classes.num_classes < NUM_LABEL_IDS else []
+
+
+def _names_of_label_ids(source):
+    """Returns a list with a sentence if the names of labels say that they hold Cityscapes' label ids."""
+    found = [path for path in source.labels if data_check.has_name_of_label_ids(path)]
+    if not found:
+        return []
+    return ["labels have names of Cityscapes' label ids, not of classes: %d, %s; convert_cityscapes.py turns them into "
+            'train ids.' % (len(found), quoted(found[0]))]
 
 
 def _shared_images(sources):
