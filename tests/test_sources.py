@@ -228,16 +228,21 @@ def masks(folder, value, kind):
         if kind == 'palette':
             image.putpalette([0] * 765 + [255] * 3)
             assert image.mode == 'P'
+        if kind == 'rgb':
+            image = image.convert('RGB')
         image.save(str(folder / (name + '.png')))
 
 
-@pytest.mark.parametrize('kind', ['grey', 'palette'])
+@pytest.mark.parametrize('kind', ['grey', 'palette', 'rgb'])
 @pytest.mark.parametrize('named', [True, False])
 def test_black_and_white_masks_are_recognised(tmp_path, capsys, kind, named):
     """255 is the ignore_label: training would see the background alone and test score 100 %."""
     masks(tmp_path, 255, kind)
     (tmp_path / 'p.txt').write_text('ground 0 0 0\nroof 255 255 255\n')
     palette = str(tmp_path / 'p.txt') if named else ''
+    if kind == 'rgb' and named:  # then these are colours
+        assert reported(tmp_path, capsys, palette=palette, num_classes=2).count('warnings 0') == 2
+        return
     out = reported(tmp_path, capsys, palette=palette, num_classes=2)
     start = '1 of 2 classes has no pixel: %s; one class only counts (%s), so predicting it everywhere scores 100 %%.'
     assert out.count(start % (('1 roof', '0 ground') if named else ('1', '0'))) == 2
@@ -245,7 +250,7 @@ def test_black_and_white_masks_are_recognised(tmp_path, capsys, kind, named):
     sources.labelled_list(conf(tmp_path), load_classes(2, 255, palette), 'data_list')
     assert 'black-and-white masks' in capsys.readouterr().err
     out = refused(tmp_path, capsys, '2 problems', palette=palette, num_classes=2, ignore_label=-1)
-    assert out.count('holds 0 and 255 only: it looks like a black-and-white mask') == 2
+    assert out.count('save one channel' if kind == 'rgb' else 'it looks like a black-and-white mask') == 2
     (tmp_path / 'a.png').write_bytes(b'damaged')
     assert '1 of 2 classes has no pixel' in refused(tmp_path, capsys, '1 problem', palette=palette, num_classes=2)
 
