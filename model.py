@@ -222,7 +222,7 @@ class Model(object):
             run.save(step)
             raise
         if not run.signal.number:
-            run.log_scores(step, metrics.scores(matrix))
+            run.log_scores(step, metrics.scores(matrix, self.classes.ignore_label))
 
     # test, predict, export, check ----------------------------------------------------------------------------------
 

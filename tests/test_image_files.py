@@ -574,6 +574,31 @@ def test_a_label_in_none_of_the_palettes_colours_is_refused(tmp_path):
     refused(load_label, path, '9 9 9', '--palette', palette='voc')
 
 
+@pytest.mark.parametrize('alpha', [False, True])
+def test_three_equal_channels_hold_indices(tmp_path, alpha):
+    """As cv2.imwrite saves np.dstack([label] * 3)."""
+    label = np.array([[0, 1, 20], [255, 7, 7]], np.uint8)
+    path = saved(tmp_path, Image.fromarray(np.dstack([label] * (3 + alpha))), 'a.png')
+    loaded = load_label(path)
+    assert loaded.dtype == np.uint8
+    np.testing.assert_array_equal(loaded, label)
+    np.testing.assert_array_equal(load_label(path, 256, -1), label)
+    refused(load_label, path, 'three channels are equal', '20 255 are neither 0..7 nor --ignore_label=0', 'save one '
+            'channel', num_classes=8, ignore_label=0)
+    for num_classes, palette in (21, 'voc'), (19, 'cityscapes'):  # these would ignore every object
+        refused(load_label, path, 'three channels are equal', 'save one channel', '7 7 7', 'leave out --palette',
+                num_classes=num_classes, palette=palette)
+    wide = [np.repeat(row, 3).astype('>u2').tobytes() for row in label]
+    refused(load_label, save(tmp_path, png(wide, 16, 2), 'b.png'), '16 bits', 'save one channel')
+
+
+def test_grey_colours_of_a_named_palette_are_colours(tmp_path):
+    label = np.array([[0, 1, 1], [2, 2, 0]], np.uint8)
+    (tmp_path / 'classes.txt').write_text('ground 0 0 0\nroof 255 255 255\nroad 1 1 1\n')
+    path = saved(tmp_path, Image.fromarray(np.dstack([np.array([0, 255, 1], np.uint8)[label]] * 3)), 'a.png')
+    np.testing.assert_array_equal(load_label(path, 3, palette=str(tmp_path / 'classes.txt')), label)
+
+
 def test_a_line_beyond_the_classes_names_the_void_colour(tmp_path):
     (tmp_path / 'classes.txt').write_text('sky 1 2 3\nroad 4 5 6\nvoid 7 7 7\n')
     path = saved(tmp_path, Image.fromarray(np.array([[(1, 2, 3), (4, 5, 6), (7, 7, 7)]], np.uint8)), 'a.png')

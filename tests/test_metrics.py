@@ -1,5 +1,6 @@
 """utils/metrics.py: against hand-made figures, scikit-learn and tf.metrics."""
 
+import json
 import types
 import warnings
 
@@ -9,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
+from model import Model
 from utils.data.palette import load_classes
 from utils.prediction import metrics
 from utils.system.errors import UserError
@@ -43,6 +45,47 @@ def test_predicted_only_class_counts_in_mean_iou_but_not_in_mean_accuracy():
     np.testing.assert_allclose(result['iou'], [0.5, 0, np.nan])
     assert result['mean_iou'] == 0.25
     assert result['mean_accuracy'] == 0.5
+
+
+def test_an_ignored_class_has_no_score_and_enters_no_mean(tmp_path, capsys):
+    """0 is unlabelled, a common habit: its row is empty as its pixels are not counted, but it is predicted."""
+    label, prediction = np.array([0, 0, 1, 1, 2, 2, 2, 2]), np.array([0, 1, 1, 0, 2, 2, 2, 0])
+    matrix = metrics.confusion_matrix(label, prediction, 3, 0)
+    result = metrics.scores(matrix, 0)
+    np.testing.assert_allclose(result['iou'], [np.nan, 1 / 2, 3 / 4])
+    np.testing.assert_allclose(result['accuracy'], [np.nan, 1 / 2, 3 / 4])
+    np.testing.assert_allclose([result[key] for key in TOTALS], [4 / 6, 0.625, 0.625, (2 * 0.5 + 4 * 0.75) / 6])
+    for ignore_label in (None, 255, -1, 3):  # not one of the classes: class 0 is absent and predicted
+        assert metrics.scores(matrix, ignore_label)['mean_iou'] == pytest.approx(1.25 / 3)
+    conf = types.SimpleNamespace(out_dir=str(tmp_path), valid_data_list='val.txt')
+    metrics.write_scores(conf, matrix, 'model.ckpt-1', load_classes(3, 0))
+    assert capsys.readouterr().out.splitlines()[1].split() == ['0', '-', '-']
+    numbers = json.loads((tmp_path / 'metrics.json').read_text())
+    assert (numbers['iou'], numbers['mean_iou']) == ([None, 0.5, 0.75], 0.625)
+
+
+@pytest.mark.parametrize('matrix, note', [
+    ([[7, 0], [0, 0]], 'note: in these labels 1 of 2 classes has no pixel: 1; one class only counts (0), so '
+                       'predicting it everywhere scores 100 %.'),
+    ([[5, 1, 0], [0, 3, 0], [0, 0, 0]], 'note: in these labels 1 of 3 classes has no pixel: 2.'),
+    ([[0, 0], [0, 0]], 'note: in these labels no label has a pixel of any class.'),
+    ([[7, 0], [0, 1]], None)])
+def test_a_test_names_the_classes_without_pixels(tmp_path, capsys, matrix, note):
+    conf = types.SimpleNamespace(out_dir=str(tmp_path), valid_data_list='val.txt')
+    metrics.write_scores(conf, np.array(matrix), 'model.ckpt-1', load_classes(len(matrix)))
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith('note')]
+    assert notes == ([note] if note else [])
+
+
+def test_validation_scores_no_ignored_class(settings, monkeypatch):
+    found = []
+    monkeypatch.setattr(metrics, 'count', lambda *_, **__: np.array([[0, 0, 0], [1, 1, 0], [1, 0, 3]]))
+    run = types.SimpleNamespace(
+        signal=types.SimpleNamespace(number=0), log_scores=lambda _, scores: found.append(scores))
+    one = types.SimpleNamespace(variables=[], run=lambda fetches: [], reader=None, predictor=types.SimpleNamespace(
+        predictions=lambda *_: None))
+    Model(settings(num_classes=3, ignore_label=0)).validate(one, one, run, one, 5)
+    assert found[0]['mean_iou'] == 0.625
 
 
 @pytest.mark.parametrize('seed', range(5))

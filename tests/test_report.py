@@ -120,6 +120,16 @@ def test_images_without_a_counted_pixel_are_left_out_and_counted(conf, images):
     assert shown(page) == [] and 'nan' not in page.text
 
 
+def test_the_page_says_that_one_class_only_counts(conf, images):
+    page, _ = written(conf, load_classes(3), images(2), predictions([0, 0]))
+    assert 'In these labels 2 of 3 classes have no pixel: 0, 2; one class only counts (1)' in page.text
+
+
+def test_an_ignored_class_does_not_decide_the_worst(conf, images):
+    page, _ = written(conf, load_classes(3, 0), images(3), predictions([300, 0, 600]))
+    assert shown(page) == [0.0, 50.0, 100.0] and re.search(r'class 0\s+--', page.text)
+
+
 def test_pictures_show_image_label_prediction_and_errors(conf, images):
     classes = load_classes(3)
     label, prediction = np.full([20, 30], 2), np.full([20, 30], 2)

@@ -173,7 +173,7 @@ def test_another_loss_adds_its_columns_and_keeps_the_scores_and_the_best_checkpo
     conf = run('changed', valid_interval=2, loss='ce+dice', resume='must', palette=str(tmp_path / 'names.txt'))
     _, before, _ = records(conf)
     best = checkpoints.checkpoint_steps(conf.modeldir, checkpoints.BEST)
-    monkeypatch.setattr('model.metrics.scores', lambda matrix: {
+    monkeypatch.setattr('model.metrics.scores', lambda matrix, ignore_label=None: {
         'mean_iou': 0.0, 'pixel_accuracy': 0.0, 'iou': np.zeros(6)})
     for steps in STEPS + 2, STEPS + 4:
         conf.num_steps = steps

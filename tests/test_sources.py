@@ -209,6 +209,117 @@ def test_camvid_with_the_default_flags(tmp_path, capsys):
     assert out.endswith('all files are as they should be\n')
 
 
+def test_every_absent_class_is_named(tmp_path, capsys):
+    """A class that is missing in between is named, and the last one is not taken for void."""
+    label = [[0, 1, 2, 4]]
+    make(tmp_path, {'train': {'a': label}, 'val': {'b': label}, 'test': {'c': label}})
+    out = reported(tmp_path, capsys, palette='', num_classes=5)
+    assert out.count('1 of 5 classes has no pixel: 3.') == 3 and 'void' not in out
+    assert out.endswith('no file is broken; 3 warnings above\n')
+    out = reported(tmp_path, capsys, palette='', num_classes=9)
+    assert out.count('5 of 9 classes have no pixel: 3, 5, 6, 7, 8; no label has a class above 4: '
+                     'is --num_classes=5 meant?') == 3
+    (tmp_path / 'p.txt').write_text(''.join('c%d 0 0 %d\n' % (i, i) for i in range(5)))
+    sources.labelled_list(conf(tmp_path), load_classes(5, 255, str(tmp_path / 'p.txt')), 'data_list')
+    assert '1 of 5 classes has no pixel: 3 c3.' in capsys.readouterr().err
+    out = reported(tmp_path, capsys, palette='', num_classes=5, ignore_label=3)
+    assert 'no pixel' not in out and 'void' not in out
+
+
+def masks(folder, value, kind):
+    """Lists of two labels with 0 and `value`, as grey, palette or RGB PNG, or of one colour only."""
+    label = np.full([4, 4], value, np.uint8)
+    label[:2] = 0
+    make(folder, {'train': {'a': label}, 'val': {'b': label}})
+    for name in 'ab':
+        image = Image.fromarray(label)
+        if kind == 'palette':
+            image.putpalette([0] * 765 + [255] * 3)
+            assert image.mode == 'P'
+        if kind == 'rgb':
+            image = image.convert('RGB')
+        image.save(str(folder / (name + '.png')))
+
+
+@pytest.mark.parametrize('kind', ['grey', 'palette', 'rgb'])
+@pytest.mark.parametrize('named', [True, False])
+def test_black_and_white_masks_are_recognised(tmp_path, capsys, kind, named):
+    """255 is the ignore_label: training would see the background alone and test score 100 %."""
+    masks(tmp_path, 255, kind)
+    (tmp_path / 'p.txt').write_text('ground 0 0 0\nroof 255 255 255\n')
+    palette = str(tmp_path / 'p.txt') if named else ''
+    if kind == 'rgb' and named:  # then these are colours
+        assert reported(tmp_path, capsys, palette=palette, num_classes=2).count('warnings 0') == 2
+        return
+    out = reported(tmp_path, capsys, palette=palette, num_classes=2)
+    start = '1 of 2 classes has no pixel: %s; one class only counts (%s), so predicting it everywhere scores 100 %%.'
+    assert out.count(start % (('1 roof', '0 ground') if named else ('1', '0'))) == 2
+    assert out.count('labels hold 0 and 255 only, as black-and-white masks') == 2 and 'save white as 1' in out
+    sources.labelled_list(conf(tmp_path), load_classes(2, 255, palette), 'data_list')
+    assert 'black-and-white masks' in capsys.readouterr().err
+    out = refused(tmp_path, capsys, '2 problems', palette=palette, num_classes=2, ignore_label=-1)
+    assert out.count('save one channel' if kind == 'rgb' else 'it looks like a black-and-white mask') == 2
+    (tmp_path / 'a.png').write_bytes(b'damaged')
+    assert '1 of 2 classes has no pixel' in refused(tmp_path, capsys, '1 problem', palette=palette, num_classes=2)
+
+
+def test_labels_of_the_background_alone(tmp_path, capsys):
+    masks(tmp_path, 0, 'grey')
+    out = reported(tmp_path, capsys, palette='', num_classes=2)
+    assert out.count('1 of 2 classes has no pixel: 1; one class only counts (0)') == 2 and 'white' not in out
+
+
+def test_colours_are_no_black_and_white_masks(tmp_path, capsys):
+    label = np.zeros([3, 7, 3], np.uint8)
+    label[0] = 224, 224, 192
+    make(tmp_path, {'train': {'a': label}, 'val': {'b': label}})
+    out = reported(tmp_path, capsys, num_classes=2)
+    assert 'one class only counts' in out and 'white' not in out
+    label[0] = 255
+    make(tmp_path, {'train': {'a': label}, 'val': {'b': label}})
+    assert 'a black-and-white mask needs a palette file that names white' in reported(tmp_path, capsys, num_classes=2)
+
+
+@pytest.mark.parametrize('ignore_label', [255, 0])
+def test_training_needs_a_pixel_that_counts(tmp_path, ignore_label):
+    make(tmp_path, {'train': {'a': np.full([3, 3], ignore_label)}})
+    with pytest.raises(UserError) as caught:
+        sources.labelled_list(conf(tmp_path), load_classes(3, ignore_label), 'data_list')
+    message = str(caught.value)
+    assert 'no label has a pixel of any class, all are --ignore_label=%d' % ignore_label in message
+    assert len(message) <= 300 and ('white' in message) == (ignore_label == 255)
+    sources.labelled_list(conf(tmp_path, valid_data_list=str(tmp_path / 'train.txt')), load_classes(3, ignore_label),
+                          'valid_data_list')
+
+
+def label_ids(folder, ids, name='aachen_000000_000019_gtFine_labelIds'):
+    label = np.array([ids], np.uint8)
+    make(folder, {'train': {name: label}, 'val': {name: label}})
+
+
+def test_label_ids_of_cityscapes_are_named(tmp_path, capsys, monkeypatch):
+    label_ids(tmp_path, [7, 8, 11])
+    out = reported(tmp_path, capsys, palette='cityscapes', num_classes=19)
+    assert out.count('convert_cityscapes.py') == 2 and 'is --num_classes' not in out
+    for most in (2000, 0):  # a list that is too long to be read is judged by its names
+        monkeypatch.setattr(sources, 'MAX_CHECKED', most)
+        for flag in ('data_list', 'valid_data_list'):
+            sources.labelled_list(conf(tmp_path), load_classes(19), flag)
+            assert 'convert_cityscapes.py' in capsys.readouterr().err
+    out = reported(tmp_path, capsys, palette='', num_classes=34)
+    assert out.count('convert_cityscapes.py') == 2 and 'is --num_classes' not in out
+    label_ids(tmp_path, [7, 23, 33, 255])
+    out = refused(tmp_path, capsys, '2 problems', num_classes=19)
+    assert "labelIds.png holds Cityscapes' label ids (23 33): convert_cityscapes.py turns" in out
+    label_ids(tmp_path, [7, 23, 33, 255], 'renamed')
+    assert "renamed.png holds Cityscapes' label ids (23 33): convert" in refused(tmp_path, capsys, num_classes=19)
+    assert 'convert' not in refused(tmp_path, capsys, num_classes=20)
+    label_ids(tmp_path, range(34))
+    assert 'convert' not in reported(tmp_path, capsys, num_classes=34)
+    label_ids(tmp_path, range(19), 'aachen_000000_000019_gtFine_labelTrainIds')
+    assert 'convert' not in reported(tmp_path, capsys, num_classes=19)
+
+
 def test_last_class_of_a_palette_that_is_called_void(tmp_path, capsys):
     label = np.arange(12)[None]
     make(tmp_path, {'train': {'a': label}, 'val': {'b': label}, 'test': {'c': label}})

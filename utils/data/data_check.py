@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import dataclasses
+import os
+import re
 from multiprocessing.pool import ThreadPool
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -10,8 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.image_files import read_image, read_label, show_colours
+from utils.data.palette import CITYSCAPES_CLASSES, NUM_LABEL_IDS
 from utils.system import runtime
-from utils.system.errors import MOST_TOLD, UserError, printable, quoted
+from utils.system.errors import MOST_TOLD, UserError, printable, quoted, some
 
 
 @dataclasses.dataclass
@@ -26,6 +29,11 @@ class CheckResult(object):
     warnings: List[str]  # sentences about things that may be unintended, in the order of the list
 
 
+_LABEL_IDS = re.compile(r'(?i)(label|instance)Ids')  # not labelTrainIds, which are classes
+MOST_NAMED = 5  # absent classes that are listed with their names
+WHITE = 255  # the value of the object in black-and-white masks, where a class index is needed
+
+
 class PairResult(NamedTuple):
     """The findings about an image and its label."""
     size: Optional[Tuple[int, int]]  # (height, width) of the image; None if it cannot be read
@@ -33,7 +41,6 @@ class PairResult(NamedTuple):
     ignored: int  # number of pixels of ignore_label
     problems: List[str]
     warnings: List[str]
-
 
 
 def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None):
@@ -164,8 +171,11 @@ def _check_pair(image_path, label_path, classes):
     except UserError as error:
         return PairResult(size, None, 0, problems + [str(error)], warnings)
     counts, ignored, sentences = inspect_label(image_path, size or label.shape, label_path, label, classes)
-    warnings += ['%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s).' % (
-        quoted(label_path), sum(pixels for pixels, _ in unknown), show_colours(unknown))] if unknown else []
+    if unknown:
+        white = [colour for _, colour in unknown] == [(WHITE,) * 3]
+        warnings.append('%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s%s).' % (
+            quoted(label_path), sum(pixels for pixels, _ in unknown), show_colours(unknown),
+            '; a black-and-white mask needs a palette file that names white' if white else ''))
     return PairResult(size, counts, ignored, problems + sentences, warnings)
 
 
@@ -187,13 +197,59 @@ def inspect_label(image_path, size, label_path, label, classes):
         problems.append('%s is %dx%d and its label %s %dx%d (width x height): they must be the same size.' % (
             quoted(image_path), size[1], size[0], quoted(label_path), label.shape[1], label.shape[0]))
     counts, ignored, strange = count_labels(label, classes)
-    if strange:
+    if strange == [WHITE] and classes.num_classes > 1 and not counts[1:].any():
+        problems.append('%s holds 0 and 255 only: it looks like a black-and-white mask, but the values must be '
+                        'classes: save white as 1.' % quoted(label_path))
+    elif strange and (has_name_of_label_ids(label_path) or classes.num_classes == len(CITYSCAPES_CLASSES)
+                      and 0 <= strange[0] <= strange[-1] < NUM_LABEL_IDS):
+        problems.append("%s holds Cityscapes' label ids (%s%s): convert_cityscapes.py turns them into the train ids "
+                        '0..18 and writes the lists.' % (
+                            quoted(label_path), ' '.join(str(v) for v in strange[:5]), ' ...' if strange[5:] else ''))
+    elif strange:
         problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d: set these '
                         'flags to fit the data or fix the label.' % (
                             quoted(label_path), 's' if len(strange) > 1 else '', ' '.join(str(v) for v in strange[:5]),
                             ' ...' if len(strange) > 5 else '', classes.num_classes - 1, classes.num_classes,
                             classes.ignore_label))
     return counts, ignored, problems
+
+
+def describe_classes(pixels, classes):
+    """Returns a sentence on the classes that have no pixel in the labels, or if only one has; '' if there is none.
+
+    Args:
+      pixels: the number of pixels of each class, [num_classes]; those of ignore_label are not counted.
+      classes: a Classes.
+    """
+    names, clauses = classes.palette.names, []
+    present = [index for index, count in enumerate(pixels) if count]
+    if not present:
+        return 'no label has a pixel of any class.'
+    absent = absent_classes(pixels, classes)
+    if absent:
+        few = some(absent, MOST_NAMED, show=lambda index: _name(index, names))
+        many = ' '.join(map(str, absent[:20])) + (' ...' if absent[20:] else '')
+        clauses.append('%d of %d classes %s no pixel: %s' % (
+            len(absent), classes.num_classes, 'have' if len(absent) > 1 else 'has',
+            many if absent[MOST_NAMED:] else few))
+    if len(present) == 1:
+        clauses.append('one class only counts (%s), so predicting it everywhere scores 100 %%' % _name(
+            present[0], names))
+    return '; '.join(clauses) + '.' if clauses else ''
+
+
+def absent_classes(pixels, classes):
+    """Returns the list of the classes that have no pixel, without ignore_label; arguments as for describe_classes."""
+    return [index for index, count in enumerate(pixels) if not count and index != classes.ignore_label]
+
+
+def _name(index, names):
+    return '%d %s' % (index, quoted(names[index], 40)) if names else str(index)
+
+
+def has_name_of_label_ids(label_path):
+    """Returns whether a label's name is that of a file of Cityscapes' label ids."""
+    return bool(_LABEL_IDS.search(os.path.basename(label_path)))
 
 
 def count_labels(label, classes):

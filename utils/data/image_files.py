@@ -371,7 +371,7 @@ def read_label(path, classes):
 
     Grey and palette files hold class indices of 1 to 16 bits; the colours of a palette file are never used. An RGB file
     is colour-coded: each colour of the palette that the user named is a class, and all other colours become
-    ignore_label.
+    ignore_label. Without a named palette, an RGB file of three equal channels, OpenCV's habit, holds class indices.
 
     Args:
       path: the file.
@@ -382,8 +382,8 @@ def read_label(path, classes):
       are neither a class nor void in the palette as (number of pixels, (r, g, b)), the most frequent first.
 
     Raises:
-      UserError: the file is missing, damaged or lossy, or it is colour-coded but no palette is named or none of its
-        colours is in the palette.
+      UserError: the file is missing, damaged or lossy; it is colour-coded but no palette is named or none of its
+        colours is in the palette; or it has three equal channels whose values are no classes.
     """
     with _reading(path):
         image, raw_mode = _decode(_read_image(path))
@@ -396,9 +396,41 @@ def read_label(path, classes):
     if image.mode in _WIDE_GREY:
         return np.asarray(image), []
     if image.mode in ('RGB', 'RGBA'):
-        return _classes_of_colours(np.asarray(image)[:, :, :3], classes, path)
+        if not classes.palette.named and ';16' in (raw_mode or ''):  # Pillow keeps the upper 8 bits only
+            raise UserError('%s: the label has three channels of 16 bits; save one channel with the class index as '
+                            'value, or name the colours with --palette.' % quoted(path))
+        rgb = np.asarray(image)[:, :, :3]
+        if not classes.palette.named and _equal_channels(rgb):
+            return _index_channel(rgb, classes, path), []
+        return _classes_of_colours(rgb, classes, path)
     raise UserError("%s: a label of Pillow's mode %s holds neither class indices nor colours; save it as "
                     'grey PNG with the class index as value.' % (quoted(path), image.mode))
+
+
+def is_colour_coded(path, classes):
+    """Returns whether read_label takes the pixels of a label for colours; raises UserError for a damaged header."""
+    with _reading(path), Image.open(io.BytesIO(read_file(path))) as image:
+        return classes.palette.named and image.mode in ('RGB', 'RGBA')
+
+
+def _equal_channels(rgb):
+    """Returns whether the channels of uint8 [h, w, 3] are equal."""
+    return bool((rgb[:, :, :2] == rgb[:, :, 1:]).all())
+
+
+def _index_channel(rgb, classes, path):
+    """Returns one of three equal channels, uint8 [h, w, 3], whose values must be classes or ignore_label."""
+    label = rgb[:, :, 0].copy()  # [h, w]
+    values = np.unique(label)
+    strange = values[(values >= classes.num_classes) & (values != classes.ignore_label)].tolist()
+    if strange:
+        raise UserError('%s: its three channels are equal, as in class indices saved by OpenCV, but the value%s %s%s '
+                        '%s neither 0..%d nor --ignore_label=%d; save one channel, or name the colours '
+                        'with --palette.' % (
+                            quoted(path), 's' if strange[1:] else '', ' '.join(map(str, strange[:5])),
+                            ' ...' if strange[5:] else '', 'are' if strange[1:] else 'is', classes.num_classes - 1,
+                            classes.ignore_label))
+    return label
 
 
 def _classes_of_colours(rgb, classes, path):
@@ -415,6 +447,12 @@ def _classes_of_colours(rgb, classes, path):
     order = np.argsort(-pixels, kind='mergesort')
     unknown = [(int(pixels[i]), (int(colours[i]) >> 16, int(colours[i]) >> 8 & 255, int(colours[i]) & 255))
                for i in order]
+    # Indices, if nothing but black is in the palette: as colours, every object would be ignored.
+    may_be_indices = any(colour[0] < classes.num_classes for _, colour in unknown)
+    if may_be_indices and _equal_channels(rgb) and not rgb[label != _UNKNOWN].any():
+        raise UserError('%s: its three channels are equal, as in class indices saved by OpenCV, but --palette names '
+                        'colours, of which it has none (r g b: %s); save one channel, or leave out --palette.' % (
+                            quoted(path), show_colours(unknown)))
     if pixels.sum() == label.size:
         raise UserError("%s: none of its colours is one of the palette's (r g b: %s); name the label's own palette "
                         'with --palette=voc|cityscapes|FILE and its size with --num_classes.' % (

@@ -52,6 +52,8 @@ CITYSCAPES_CLASSES = [
     ('bicycle', 33, (119, 11, 32)),
 ]
 
+NUM_LABEL_IDS = 34  # Cityscapes' label ids are 0..33; the license plate's, -1, is 255 in the files
+
 # The colours that *_color.png has for labels outside the evaluation: such pixels are ignored in training.
 CITYSCAPES_VOID_COLOURS = [
     (0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140), (180, 165, 180),

@@ -9,7 +9,8 @@ import sys
 from typing import List, NamedTuple
 
 from utils.data import data_check, data_lists
-from utils.data.image_files import find_missing
+from utils.data.image_files import find_missing, is_colour_coded
+from utils.data.palette import NUM_LABEL_IDS
 from utils.system.command_line import is_picture
 from utils.system.errors import UserError, quoted, reason, some
 
@@ -54,11 +55,19 @@ def labelled_list(conf, classes, flag, num_steps=None):
     _report_if_fewer(source.name, source.images, num_steps)
     source = data_lists.first_lines(source, num_steps)
     data_lists.check_files_exist(source, need_labels=True)
+    warnings = _label_ids(classes, source)
     if conf.check_labels and len(source.images) <= MAX_CHECKED:
         result = _check(conf, classes, source)
         data_check.raise_on_problems(result, 'list ' + quoted(source.name, 40))
-        # A missing class is worth a warning in the training data, but not in a few validation images.
-        _print_warnings(source, (_unlikely_classes(classes, result) if flag == 'data_list' else []) + result.warnings)
+        if flag == 'data_list' and not result.histogram.any():
+            raise UserError('list %s: no label has a pixel of any class, all are --ignore_label=%d: there is nothing '
+                            'to learn; fix the labels%s or --ignore_label.' % (
+                                quoted(source.name, 40), classes.ignore_label,
+                                ' (save white of black-and-white masks as 1)' if classes.ignore_label == 255 else ''))
+        # A missing class is worth a warning in the training data, but not in a few validation images, where the test
+        # names it beside the scores.
+        warnings += (_unlikely_classes(classes, source, result) if flag == 'data_list' else []) + result.warnings
+    _print_warnings(source, warnings)
     return source
 
 
@@ -250,13 +259,13 @@ def _report(conf, classes, source, need_labels):
     if need_labels:
         result.problems.extend('line %d: %s has no label in the list.' % (line, quoted(image)) for line, image, label
                                in zip(source.lines, source.images, source.labels) if not label)
-    result.warnings.extend(_unlikely_classes(classes, result))
+    result.warnings.extend(_label_ids(classes, source) + _unlikely_classes(classes, source, result))
     data_check.print_report(result, classes.palette.names)
     mistake = data_lists.likely_mistake(source, find_missing(set(source.images + source.labels) - {''}))
     if mistake:
         print('note: list %s: %s' % (quoted(source.name), mistake))
     last = classes.num_classes - 1
-    if last > 1 and result.histogram[last] and not result.ignored and not classes.palette.named:
+    if last > 1 and result.histogram.all() and not result.ignored and not classes.palette.named:
         print('note: no pixel is ignored; if class %d is void, give --num_classes=%d --ignore_label=%d' % (
             last, last, last))
     return result
@@ -267,24 +276,49 @@ def _check(conf, classes, source):
                                   'check ' + quoted(source.name), source.lines)
 
 
-def _unlikely_classes(classes, result):
-    """Returns a list of sentences about a class histogram that suggests that flags are wrong."""
-    present, num_classes = result.histogram.nonzero()[0], classes.num_classes
-    if not len(present):
-        return ['no label has a pixel of any class.'] if result.num_labels else []
-    sentences, last = [], int(present[-1])
-    absent = sorted(set(range(num_classes)) - set(present.tolist()) - {classes.ignore_label})
-    if 2 * len(absent) > num_classes:
-        sentences.append('%d of %d classes have no pixel: %s%s.' % (
-            len(absent), num_classes, ' '.join(map(str, absent[:20])), ' ...' if absent[20:] else ''))
-    names = classes.palette.names
+def _unlikely_classes(classes, source, result):
+    """Returns a list of sentences about a class histogram that suggests that labels or flags are wrong."""
+    if not result.num_labels:
+        return []
+    sentence = data_check.describe_classes(result.histogram, classes)
+    sentences = [sentence] if sentence else []
+    present, num_classes = result.histogram.nonzero()[0].tolist(), classes.num_classes
+    if result.ignored and classes.ignore_label == data_check.WHITE and present in ([], [0]):
+        if num_classes > 1 and not result.problems and not is_colour_coded(next(filter(None, source.labels)), classes):
+            sentences.append('labels hold %s255 only, as black-and-white masks and palette PNGs of index 255 do, and '
+                             '--ignore_label=255 is ignored: save white as 1.' % ('0 and ' if present else ''))
+        return sentences
+    if not present:
+        return sentences
+    last, names = present[-1], classes.palette.names
+    gaps = any(index < last for index in data_check.absent_classes(result.histogram, classes))
     if last > 0 and num_classes - 1 - last >= max(2, num_classes // 4):
-        void = '' if result.ignored else ', or %d with --ignore_label=%d if %d is void' % (last, last, last)
-        sentences.append('labels hold 0..%d only: is --num_classes=%d meant%s?' % (last, last + 1, void))
+        if _names_of_label_ids(source):  # no other number of classes would be right
+            return sentences + ([] if _label_ids(classes, source) else _names_of_label_ids(source))
+        # With a class missing in between, the last one is hardly void: void is what every data set has.
+        void = '' if result.ignored or not result.histogram[:last].all() else (
+            ', or %d with --ignore_label=%d if %d is void' % (last, last, last))
+        # One sentence with that on the absent classes, as these are the reason.
+        sentences = [sentence[:-1] + '; %s: is --num_classes=%d meant%s?' % (
+            'no label has a class above %d' % last if gaps else 'labels hold 0..%d only' % last, last + 1, void)]
     elif last == num_classes - 1 and classes.palette.named and names and names[-1].lower() in _VOID_NAMES:
         sentences.append("class %d is called '%s': is --num_classes=%d with --ignore_label=%d meant?" % (
             last, names[-1], last, last))
     return sentences
+
+
+def _label_ids(classes, source):
+    """Returns the list of _names_of_label_ids; an empty one if there are so many classes that all ids may be meant."""
+    return _names_of_label_ids(source) if classes.num_classes < NUM_LABEL_IDS else []
+
+
+def _names_of_label_ids(source):
+    """Returns a list with a sentence if the names of labels say that they hold Cityscapes' label ids."""
+    found = [path for path in source.labels if data_check.has_name_of_label_ids(path)]
+    if not found:
+        return []
+    return ["labels have names of Cityscapes' label ids, not of classes: %d, %s; convert_cityscapes.py turns them into "
+            'train ids.' % (len(found), quoted(found[0]))]
 
 
 def _shared_images(sources):

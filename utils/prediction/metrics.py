@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 
+from utils.data import data_check
 from utils.data.palette import IGNORE_LABEL
 from utils.system import command_line, output_files
 
@@ -67,15 +68,18 @@ def mean_of_known(values):
     return float(known.mean()) if known.size else float('nan')
 
 
-def scores(matrix):
+def scores(matrix, ignore_label=None):
     """Returns the scores of a confusion matrix, as Long, Shelhamer and Darrell (2015, section 5) define them.
 
     Args:
       matrix: [num_classes, num_classes], rows by label.
+      ignore_label: if it is one of the classes, that class has no score and enters no mean, because its row is empty
+        only as its pixels are not counted. Counted pixels that are predicted as it are still wrong.
 
     Returns:
       a dict of fractions, which are all nan if the matrix is all 0:
-        iou: float64 [num_classes], true positives / pixels with the class in label or prediction; nan if in neither.
+        iou: float64 [num_classes], true positives / pixels with the class in label or prediction; nan if in neither,
+          and for ignore_label.
         accuracy: float64 [num_classes], true positives / pixels with the class in the label; nan if there are none.
         mean_iou, mean_accuracy: the means over the classes that are not nan, as in tf.metrics.mean_iou.
         pixel_accuracy: the fraction of correct pixels.
@@ -85,6 +89,8 @@ def scores(matrix):
     hits, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     iou = ratio(hits, labelled + predicted - hits)
     accuracy = ratio(hits, labelled)
+    if ignore_label is not None and 0 <= ignore_label < len(matrix):
+        iou[ignore_label] = accuracy[ignore_label] = np.nan
     return {'pixel_accuracy': float(ratio(hits.sum(), matrix.sum())),
             'mean_accuracy': mean_of_known(accuracy),
             'mean_iou': mean_of_known(iou),
@@ -150,7 +156,7 @@ def flags_of_test(conf):
 
 
 def write_scores(conf, matrix, prefix, classes, trained=None):
-    """Writes metrics.json and confusion_matrix.png to out_dir and prints the table of scores.
+    """Writes metrics.json and confusion_matrix.png to out_dir and prints the scores and the classes without pixels.
 
     Args:
       conf: the flags as attributes.
@@ -165,7 +171,7 @@ def write_scores(conf, matrix, prefix, classes, trained=None):
     Raises:
       UserError: a file cannot be written.
     """
-    result, names = scores(matrix), classes.palette.names
+    result, names = scores(matrix, classes.ignore_label), classes.palette.names
     numbers = {name: np.where(np.isnan(value), None, value).tolist() for name, value in result.items()}
     numbers.update(
         confusion_matrix=matrix.tolist(), classes=names, checkpoint=prefix, list=conf.valid_data_list,
@@ -176,5 +182,8 @@ def write_scores(conf, matrix, prefix, classes, trained=None):
         plot_confusion_matrix(matrix, picture, names)
     finally:  # even on a full disk, the scores must not be lost
         print(format_table(result, names))
+        note = data_check.describe_classes(matrix.sum(1), classes)
+        if note:
+            print('note: in these labels ' + note)
     print('scores in %s and %s' % (path, picture))
     return result

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from utils import label_utils
-from utils.data import image_files
+from utils.data import data_check, image_files
 from utils.data.palette import LUMA
 from utils.prediction import metrics
 from utils.system import output_files
@@ -79,7 +79,7 @@ class Report(object):
         """Ranks a Prediction, and keeps its pictures while it is among the worst or the best."""
         index, (num_classes, ignore_label, _) = prediction.index, self._classes
         iou = metrics.scores(metrics.confusion_matrix(
-            prediction.label, prediction.classes, num_classes, ignore_label))['mean_iou']
+            prediction.label, prediction.classes, num_classes, ignore_label), ignore_label)['mean_iou']
         if np.isnan(iou):
             self._left_out += 1
             return
@@ -116,7 +116,8 @@ class Report(object):
           UserError: the page cannot be written.
         """
         matrix = np.asarray(matrix)
-        count, palette, scores = len(matrix), self._classes.palette, metrics.scores(matrix)
+        count, palette = len(matrix), self._classes.palette
+        scores = metrics.scores(matrix, self._classes.ignore_label)
         shares = metrics.ratio(matrix, np.broadcast_to(matrix.sum(1, keepdims=True), matrix.shape))  # of the label
         page = self._template.render(
             names=['%d %s' % (index, palette.names[index]) if palette.names else 'class %d' % index
@@ -124,6 +125,7 @@ class Report(object):
             colours=['#%02x%02x%02x' % tuple(int(value) for value in colour) for colour in palette.colours[:count]],
             checkpoint=prefix, list=self._conf.valid_data_list, counted=self._counted, left_out=self._left_out,
             totals=[(name, scores[key]) for name, key in TOTALS],
+            note=data_check.describe_classes(matrix.sum(1), self._classes),
             classes=list(zip(scores['iou'].tolist(), scores['accuracy'].tolist())),
             shares=shares.tolist(), matrix_picture=picture_of(shares) if count > MOST_CELLS else None,
             confusions=confusions(matrix, shares), galleries=self._galleries(),

@@ -246,9 +246,10 @@ class Run(object):
         if best:
             self._folder.save_best(self._sess, self._graph.saver, step)
         self._records.add_scores(step, scores)
-        tqdm.write('step %d: mean IoU %.2f %%, pixel accuracy %.2f %%%s' % (
-            step, 100 * mean_iou, 100 * scores['pixel_accuracy'], ', the best so far' if best else ''))
-        tqdm.write('  IoU: ' + ', '.join('%s %.1f' % (name, 100 * value)
+        tqdm.write('step %d: mean IoU %.2f %%, pixel accuracy %.2f %%%s%s' % (
+            step, 100 * mean_iou, 100 * scores['pixel_accuracy'], ', the best so far' if best else '',
+            '; one class only counts' if np.sum(~np.isnan(scores['iou'])) == 1 else ''))
+        tqdm.write('  IoU: ' + ', '.join('%s %s' % (name, '-' if np.isnan(value) else '%.1f' % (100 * value))
                                          for name, value in zip(self._records.class_names, scores['iou'])))
 
     def _check_finite(self, value, name, step):
