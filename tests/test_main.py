@@ -383,9 +383,13 @@ def test_values_outside_the_classes_are_told_without_the_first_scan_too(small, t
 
 
 def test_a_batch_without_a_valid_pixel_trains(small, tmp_path):
+    """The two steps read an image each, one of which is void; without the other one, there is nothing to learn."""
     image, label, flags = copy_of_the_sample(tmp_path)
+    shutil.copy(label, str(tmp_path / 'sound.png'))
     Image.fromarray(np.full(Image.open(label).size[::-1], 255, np.uint8)).save(label)
-    code, _, stderr = run('--option=train', *flags)
+    assert 'no label has a pixel' in refused('--option=train', *flags)
+    (tmp_path / 'list.txt').write_text('image.jpg label.png\nimage.jpg sound.png\n')
+    code, _, stderr = run('--option=train', *(flags + ['--batch_size=1']))
     assert code == 0, stderr
 
 
