@@ -32,7 +32,8 @@ def updates(model_class, conf, steps=5):
 
 
 @pytest.mark.parametrize('model_class, counts, flags', [
-    (Model, (2, 4), {}), (Model, (2,), {'loss': 'ohem', 'grad_update_every': 2, 'dilated_type': 'smooth_GI'}),
+    (Model, (2, 4), {}), (Model, (2,), {'loss': 'ohem', 'grad_update_every': 2, 'dilated_type': 'smooth_GI',
+                         'learning_rate': 2e-5}),
     (Model, (2,), {'decoder': 'aspp_pooling'}),
     (Model, (2,), {'loss': 'ce+dice', 'optimizer': 'adamw', 'num_classes': 5}),
     (Model_msc, (4,), {}), (Model_msc, (2,), {'grad_update_every': 2, 'compat': 'caffe', 'encoder_name': 'deeplab'}),
