@@ -143,7 +143,7 @@ def from_label_ids(path, table):
     for label_id, train_id in table.values():
         train_id_of[label_id] = train_id  # the license plate's id, -1, is 255 in the files
     label = image_files.load_label(path, load_classes(MAX_CLASSES))
-    with Image.open(path) as image:
+    with Image.open(path) as image:  # load_label also accepts three equal channels, which label ids never have
         channels = len(image.getbands())
     if channels > 1 or label.dtype != np.uint8 or train_id_of[label].min() < 0:
         raise UserError('%s: not all of its values are label ids of Cityscapes; get the file again.' % quoted(path))

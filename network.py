@@ -14,9 +14,9 @@ import functools
 
 import tensorflow.compat.v1 as tf
 
-from utils.net import compat as modes
 from utils.net import decoders, dilated, layers
 from utils.net.blocks import BLOCKS, ENCODERS, convolutions, depths
+from utils.net.compat import numerics
 
 
 class DilatedResNet(object):
@@ -47,10 +47,10 @@ class DilatedResNet(object):
         batch_norm = 'frozen' if batch_norm == 'trained' and not phase else batch_norm
         self.num_classes, self.encoder_name = num_classes, encoder_name
         decoder_class, family = decoders.lookup(decoder), ENCODERS[encoder_name].family
-        numerics = modes.numerics(compat)
-        encoder = ResNet(encoder_name, numerics, dilated_type, batch_norm, blocks)
-        # In a training, the batch norm of a decoder is always trained: its averages mean nothing yet.
-        decoder = decoder_class(family, depths(encoder.blocks), num_classes, numerics,
+        mode = numerics(compat)
+        encoder = ResNet(encoder_name, mode, dilated_type, batch_norm, blocks)
+        # Training always trains the batch norm of a decoder, as its initial averages are not meaningful.
+        decoder = decoder_class(family, depths(encoder.blocks), num_classes, mode,
                                 'trained' if phase else batch_norm)
         self.pieces = collections.OrderedDict([('encoder', encoder), ('decoder', decoder)])  # all that has variables
         self._compute(inputs)

@@ -33,7 +33,7 @@ from utils.weights import checkpoints, run_settings  # noqa: E402
 
 FLAGS = flags.FLAGS
 SAMPLE = os.path.join(command_line.REPO, 'dataset', 'sample')
-NEAR = 0.0455  # of the greatest gradient: Luo et al. (2016), section 4, count what is within two deviations of a Gauss
+NEAR = 0.0455  # of the largest gradient: two standard deviations of a Gaussian (Luo et al. 2016, section 4)
 FAINTEST = 1e-4  # of the greatest gradient, in the figure
 PANEL, GAP = 3.0, 0.5  # inches
 
@@ -47,7 +47,7 @@ def centre(maps):
 
 
 def field(target, source):
-    """The field of a number: how much it changes with each pixel of what it is computed from.
+    """Returns the receptive field of a scalar: how much it changes with each pixel of its source.
 
     Luo, Li, Urtasun and Zemel, Understanding the Effective Receptive Field (2016), take the gradient of a central
     unit, too; here its absolute values are summed over the channels, so that no sign hides another.
@@ -112,7 +112,7 @@ def gridding(values, rate):
 class Trained(typing.NamedTuple):
     """A trained network."""
 
-    label: str           # what it is called in the figure
+    label: str           # its name in the figure
     prefix: str          # of its checkpoint
     flags: dict          # {name: value} of its training
     input: compat.Input  # of its training

@@ -409,7 +409,7 @@ def read_label(path, classes):
 
 def is_colour_coded(path, classes):
     """Returns whether read_label takes the pixels of a label for colours; raises UserError for a damaged header."""
-    with _reading(path), Image.open(io.BytesIO(read_file(path))) as image:
+    with _reading(path), _open(_read_image(path)) as image:
         return classes.palette.named and image.mode in ('RGB', 'RGBA')
 
 

@@ -295,10 +295,10 @@ def _unlikely_classes(classes, source, result):
     if last > 0 and num_classes - 1 - last >= max(2, num_classes // 4):
         if _names_of_label_ids(source):  # no other number of classes would be right
             return sentences + ([] if _label_ids(classes, source) else _names_of_label_ids(source))
-        # With a class missing in between, the last one is hardly void: void is what every data set has.
+        # If an earlier class is missing too, the last one is unlikely to be void, as most data sets have void pixels.
         void = '' if result.ignored or not result.histogram[:last].all() else (
             ', or %d with --ignore_label=%d if %d is void' % (last, last, last))
-        # One sentence with that on the absent classes, as these are the reason.
+        # Appended to the sentence about absent classes, which it explains.
         sentences = [sentence[:-1] + '; %s: is --num_classes=%d meant%s?' % (
             'no label has a class above %d' % last if gaps else 'labels hold 0..%d only' % last, last + 1, void)]
     elif last == num_classes - 1 and classes.palette.named and names and names[-1].lower() in _VOID_NAMES:

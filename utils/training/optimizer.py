@@ -136,19 +136,18 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
     # and without weight decay. This is the place to clip or change them.
     decayed = {v.op.name for v in losses.decayed_variables(variables)}
     decoupled = conf.optimizer in DECOUPLED_DECAY
-    pairs = [(add_decay(v, g, conf) if v.op.name in decayed and not decoupled else g, v)
-             for v, g in zip(variables, gradients)]
+    final = {v.op.name: add_decay(v, g, conf) if v.op.name in decayed and not decoupled else g
+             for v, g in zip(variables, gradients)}
     optimizers = [OPTIMIZERS[conf.optimizer](rate * multiplier, conf) for _, multiplier in groups]
 
     def apply():
-        ops, place = [], 0
+        ops = []
         for optimizer, (members, multiplier) in zip(optimizers, groups):
-            chosen, place = pairs[place:place + len(members)], place + len(members)
-            shrunk = [tf.assign_sub(v, rate * multiplier * decay_gradient(v, g, conf)) for g, v in chosen
+            shrunk = [tf.assign_sub(v, rate * multiplier * decay_gradient(v, final[v.op.name], conf)) for v in members
                       if v.op.name in decayed and decoupled]
             # Outside any name scope, so that tf.cond's does not get into the names of the optimizer's variables.
             with tf.control_dependencies(shrunk), tf.name_scope(None):
-                ops.append(optimizer.apply_gradients(chosen))
+                ops.append(optimizer.apply_gradients([(final[v.op.name], v) for v in members]))
         return tf.group(*ops)
 
     applied = apply() if loss_scale == 1.0 else if_finite(gradients, apply)

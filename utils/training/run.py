@@ -29,6 +29,7 @@ MOST_DIR, MOST_VALUE, MOST_CHANGED = 44, 32, 86  # limits, in characters, in the
 # Names that files of TensorFlow's saver and of this project have until they are complete.
 LEFTOVERS = ('*.ckpt-*.tempstate*', '*.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
 
+
 @dataclasses.dataclass
 class TrainingGraph:
     """The tensors and ops of a training's graph that are run."""
