@@ -24,7 +24,9 @@ from utils.system.command_line import (
     DEFINE_number,
     DEFINE_pair,
     DEFINE_path,
+    DEFINE_bands,
     DEFINE_paths,
+    DEFINE_range,
     DEFINE_scales,
     DEFINE_size,
     DEFINE_step,
@@ -88,6 +90,14 @@ DEFINE_whole('ignore_label', IGNORE_LABEL, 'label value of pixels that are not c
              options=ALL, decides=RESULT)
 DEFINE_path('palette', '', "class colours and names: voc, cityscapes or a file of `name r g b` lines, VOC's by "
             'default; colour-coded labels are read with it too', content_counts=True, options=ALL, decides=RESULT)
+DEFINE_range('image_range', None, 'values of the images that become 0 and 255, such as 0,4095 for 12 bits; what lies '
+             'between is mapped linearly, what lies outside is clipped; by default 8 bits are unchanged and 16 bits '
+             'reduced to the upper 8', options=ALL, decides=RESULT, from_training=True)
+DEFINE_bands('image_bands', None, "bands of the images that become red, green and blue, counted from 1 through a TIFF's "
+             'pages, such as 4,3,2, or one band for grey; TIFFs need tifffile; by default the first ones', options=RUNS +
+             ('check',), decides=RESULT, from_training=True)
+DEFINE_switch('apply_exif', None, 'turn images, never labels, as their EXIF orientation says; off by default',
+              options=RUNS + ('check',), decides=RESULT, from_training=True)
 DEFINE_switch('check_labels', True, 'before the work begins, read every image and label of lists of up to 2,000 '
               'images', options=LABELS, decides=NOTHING)
 DEFINE_whole('num_threads', min(runtime.usable_cores(), MOST_THREADS), 'number of threads that read images, reduced '

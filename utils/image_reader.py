@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.data import augment, data_check, image_files
+from utils.data.pixels import AS_STORED
 from utils.label_utils import preprocess
 from utils.system.errors import UserError
 
@@ -38,7 +39,7 @@ class ImageReader(object):
     images and labels are decoded by Pillow.
     """
 
-    def __init__(self, images, labels, classes, net_input, num_threads=1, seed=0):
+    def __init__(self, images, labels, classes, net_input, num_threads=1, seed=0, image_format=AS_STORED):
         """
         Args:
           images: paths of the images.
@@ -49,9 +50,10 @@ class ImageReader(object):
           num_threads: number of threads that load and augment images; fewer are used for images so large that the
             memory would be exhausted.
           seed: of the order and the augmentation, 0..2**32-1.
+          image_format: the ImageFormat of the images.
         """
         self.images, self.labels = images, labels
-        self.classes, self.net_input, self.seed = classes, net_input, seed
+        self.classes, self.net_input, self.seed, self.image_format = classes, net_input, seed, image_format
         self.num_threads = at_most(num_threads, BYTES_IN_WORK * largest_area(images))
         self._positions = []  # for each thread, the number of the sample that it reads next
         self._orders = {}  # epoch -> permutation
@@ -163,7 +165,7 @@ class ImageReader(object):
         if faults is None:
             return self._load(k, k)
         try:
-            pixels = image_files.load_image(self.images[k])
+            pixels = image_files.load_image(self.images[k], self.image_format)
             return Sample(k, b'', pixels, self._load_label(k, pixels.shape[:2]))
         except UserError as error:
             faults[k] = str(error)
@@ -183,8 +185,8 @@ class ImageReader(object):
         path = self.images[index]
         self._recent.append(path)
         with self._keeping_errors():
-            encoded, size = image_files.read_jpeg(path) or (b'', None)
-            pixels = np.zeros([0, 0, 3], np.uint8) if encoded else image_files.load_image(path)
+            encoded, size = image_files.read_jpeg(path, self.image_format) or (b'', None)
+            pixels = np.zeros([0, 0, 3], np.uint8) if encoded else image_files.load_image(path, self.image_format)
             return Sample(k, encoded, pixels, self._load_label(index, size or pixels.shape[:2]))
 
     def _load_label(self, index, size):
@@ -219,7 +221,7 @@ class ImageReader(object):
         if self._errors:
             raise self._errors[0] from None
         for path in list(self._recent):  # TensorFlow's decoder does not name the file
-            image_files.load_image(path)
+            image_files.load_image(path, self.image_format)
 
 
 def at_most(wanted, item_bytes):

@@ -13,22 +13,25 @@ import re
 import stat
 import sys
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
+from utils.data import pixels as stored_pixels
+from utils.data.pixels import AS_STORED, Refused
 from utils.system.errors import UserError, quoted, reason
 
 MAX_BYTES = 1 << 30  # of a file that is read; a larger image is read if memory is free
 LARGE = 178956970  # pixels; an image with more is compared with the free memory before it is decoded
-FEW_LEVELS = 16  # of 0..255; an image of more than 8 bits that spans fewer after its conversion gets a warning
 BYTES_PER_PIXEL = 12  # of memory, at most, while an image is decoded
 JPEG_PIXELS = (1 << 29) - 1  # the most that TensorFlow's decoder takes
+HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
+AVIF_BRANDS = (b'avif', b'avis')
 MANY = 1000  # if more files of a folder are checked, the folder is listed instead
 
 _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
-_WIDE_RAW_MODE = re.compile(r'(?!BGR)\w+;(12|16[BLNRS]*)$')  # BGR;16 has 5 or 6 bits per colour
 _STRETCHED = {'L;2': 85, 'L;4': 17}  # the factors by which Pillow stretches 2- and 4-bit grey to 0..255
 _VOID, _UNKNOWN = -1, -2  # entries of a colour table
 
@@ -132,7 +135,15 @@ def _names(folder):
 
 # ---- images ----
 
-def load_image(path):
+class LoadedImage(NamedTuple):
+    """An image file, decoded."""
+    pixels: np.ndarray  # uint8 RGB [h, w, 3]
+    orientation: int    # its EXIF orientation; 1 if it is upright, or turned because of --apply_exif
+    is_wide: bool       # whether the file holds more than 8 bits per value
+    remarks: dict       # {kind of remark: sentence} about values or pages that are not used
+
+
+def load_image(path, image_format=AS_STORED):
     """Reads a JPEG, PNG, BMP, WebP or any other image that Pillow knows, as the training reader does.
 
     Grey and RGB JPEGs are decoded by TensorFlow with its default method, which is faster than Pillow and is what the
@@ -140,91 +151,149 @@ def load_image(path):
     never divided by, 16 bits are reduced to the upper 8, grey is repeated, CMYK is converted, EXIF rotation is not
     applied (except to TIFF, where Pillow applies it), and an animation is represented by its first picture.
 
-    The first image in a process that uses few of the 256 levels after its 16 bits are reduced is warned of on stderr.
+    The first remark of each kind in a process, such as the first image that uses few of the 256 levels, is printed on
+    stderr.
+
+    Args:
+      path: the file.
+      image_format: an ImageFormat with another range of values, other bands or orientation.
 
     Returns:
       uint8 RGB array [h, w, 3].
 
     Raises:
-      UserError: the file is missing, empty, truncated or not an image, or its values are outside 0..65535.
+      UserError: the file is missing, empty, truncated or not an image, or its values do not fit the format.
     """
-    pixels, warning = read_image(path)
-    if warning and _take(_untold):
-        tqdm.write('warning: ' + warning, file=sys.stderr)
-    return pixels
+    image = read_image(path, image_format)
+    remarks = dict(image.remarks)
+    if image.orientation != 1:
+        remarks['orientation'] = ('%s: its EXIF orientation, %d, is not applied, as the network sees pixels as they are '
+                                  'stored; --apply_exif turns such images.' % (quoted(path), image.orientation))
+    for kind, sentence in remarks.items():
+        if _take(_unsaid.get(kind, [])):
+            tqdm.write('warning: ' + sentence, file=sys.stderr)
+    return image.pixels
 
 
-_untold = ['few levels']  # warnings that load_image has not printed yet
+# Remarks that load_image has not printed yet: a list with one item for each kind.
+_unsaid = {kind: [kind] for kind in ('levels', 'pages', 'orientation')}
 
 
-def _take(untold):
+def _take(items):
     """Removes an item and returns whether there was one; of several threads, only one removes it."""
     try:
-        untold.pop()
+        items.pop()
         return True
     except IndexError:
         return False
 
 
-def read_image(path):
-    """Reads an image as load_image does, but returns the warning about few levels.
+def read_image(path, image_format=AS_STORED):
+    """Reads an image as load_image does, but returns its remarks instead of printing them.
 
     Returns:
-      (uint8 RGB array [h, w, 3], a sentence or None).
+      a LoadedImage.
+
+    Raises:
+      UserError: as in load_image.
     """
     with _reading(path):
-        data = _read_image(path)
-        if _jpeg_size(data):
-            return decode_jpeg(data), None
-        image, raw_mode = _decode(data)
-        if image.mode in _WIDE_GREY:
-            values = np.asarray(image)  # [h, w]
-            low, high = int(values.min()), int(values.max())
-            if low < 0 or high > 65535:
-                raise _Refused('its values are %d..%d, but only 0..65535 can be reduced to 8 bits; scale them to that '
-                               'range or save the image with 8 bits' % (low, high))
-            grey = (values >> 8).astype(np.uint8)
-            warning = _warn_of_few_levels(path, grey) if low < high else None  # a picture of one value lost nothing
-            return np.repeat(grey[:, :, None], 3, axis=2), warning
-        if image.mode == 'F':
-            raise UserError('%s: floating-point pixels have no fixed range; save the image as 8-bit PNG.' % (
-                quoted(path)))
-        image.info.pop('transparency', None)  # otherwise Pillow warns that it is dropped
-        pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
-        is_wide = raw_mode and _WIDE_RAW_MODE.match(raw_mode)
-        return pixels, _warn_of_few_levels(path, pixels) if is_wide else None
+        values, wide, orientation, pages = _decode_values(_read_image(path), image_format)
+        pixels = stored_pixels.to_8_bits(values, image_format.value_range)  # [h, w] or [h, w, 1 or 3]
+        lost = (wide or image_format.value_range) and stored_pixels.lost_levels(
+            values, pixels, image_format.value_range)
+    remarks = {'levels': '%s: %s.' % (quoted(path), lost)} if lost else {}
+    if pages > 1 and not image_format.bands:
+        remarks['pages'] = '%s: it has %d pages or pictures, of which the first is used%s.' % (
+            quoted(path), pages, '; --image_bands=1,2,3 takes bands of several pages')
+    if image_format.apply_exif and orientation != 1:
+        pixels, orientation = stored_pixels.upright(pixels, orientation), 1
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, np.newaxis]
+    return LoadedImage(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels, orientation, wide, remarks)
 
 
-def _warn_of_few_levels(path, reduced):
-    """Returns a sentence if 99 % of an image's values, uint8 after their reduction, span few levels; otherwise None."""
-    shares = np.cumsum(np.bincount(reduced.ravel(), minlength=256)) / float(reduced.size)
-    low, high = int(np.argmax(shares > 0.005)), int(np.argmax(shares >= 0.995))
-    if high - low >= FEW_LEVELS:
-        return None
-    return ('%s: nearly all of its pixels become %s of 0..255 when 16 bits are reduced to 8; stretch the values to '
-            '0..65535 or save the image with 8 bits.' % (
-                quoted(path), '%d..%d' % (low, high) if low < high else low))
+def stored_values(path, image_format=AS_STORED):
+    """Returns the values of an image as they are stored, an array of any number type, [h, w], [h, w, 1] or [h, w, 3].
+
+    Raises:
+      UserError: as in load_image.
+    """
+    with _reading(path):
+        return _decode_values(_read_image(path), image_format, exact=True)[0]
 
 
-def read_jpeg(path):
+def _decode_values(data, image_format, exact=None):
+    """Decodes an image file.
+
+    Args:
+      data: the bytes of the file.
+      image_format: an ImageFormat.
+      exact: whether colours of 16 bits are wanted in full; by default if a range of values is given.
+
+    Returns:
+      (values, wide, orientation, pages): the values are an array [h, w], [h, w, 1] or [h, w, 3], uint8 except if
+      `wide`; colours of 16 bits are reduced to the upper 8 unless `exact`. `pages` is the number of pages or pictures.
+    """
+    bands, exact = image_format.bands, bool(image_format.value_range) if exact is None else exact
+    if bands and stored_pixels.is_tiff(data):
+        values = stored_pixels.tiff_values(data, bands, _free_memory())
+        return values, values.dtype != np.uint8, 1, 1
+    if _jpeg_size(data):
+        with _open(data) as image:
+            return _chosen(decode_jpeg(data), bands), False, stored_pixels.orientation_of(image), 1
+    image, raw_mode, pages = _decode(data)
+    orientation = stored_pixels.orientation_of(image)
+    if image.mode in _WIDE_GREY + ('F',):
+        return _chosen(np.asarray(image), bands), True, orientation, pages
+    wide = stored_pixels.is_wide(raw_mode)
+    if wide and exact:
+        values = stored_pixels.sixteen_bits(data, raw_mode)
+        return _chosen(values, bands or (1, 2, 3)[:values.shape[2]]), True, orientation, pages
+    image.info.pop('transparency', None)  # otherwise Pillow warns that it is dropped
+    if bands and image.mode in ('L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK'):
+        return _chosen(np.asarray(image), bands), wide, orientation, pages
+    pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+    return _chosen(pixels, bands), wide, orientation, pages
+
+
+def _chosen(values, bands):
+    """Returns the bands, 1-based numbers or None for all, of values [h, w] or [h, w, C]; raises Refused if one lacks."""
+    if not bands:
+        return values
+    values = values[:, :, np.newaxis] if values.ndim == 2 else values
+    if max(bands) > values.shape[2]:
+        raise Refused('it has %d band%s, but --image_bands names %d' % (
+            values.shape[2], '' if values.shape[2] == 1 else 's', max(bands)))
+    return values[:, :, [band - 1 for band in bands]]
+
+
+def read_jpeg(path, image_format=AS_STORED):
     """Reads a JPEG file for TensorFlow's own decoder.
 
     Returns:
-      (the file's bytes, (height, width)), or None if the file is not a JPEG or is neither RGB nor grey.
+      (the file's bytes, (height, width)), or None if load_image must read the file: it is not a JPEG, or neither RGB
+      nor grey, or the format changes its pixels.
 
     Raises:
       UserError: the file is missing or its header is damaged.
     """
+    if image_format.value_range or image_format.bands:
+        return None
     with _reading(path):
         data = _read_image(path)
         size = _jpeg_size(data)
+        if size and image_format.apply_exif:
+            with _open(data) as image:
+                size = size if stored_pixels.orientation_of(image) == 1 else None
         return (data, size) if size else None
 
 
-def image_size(path):
+def image_size(path, image_format=AS_STORED):
     """Returns (height, width) from the file's header; raises UserError as load_image does, for damage in the header."""
     with _reading(path), _open(_read_image(path)) as image:
-        return image.size[::-1]
+        turned = image_format.apply_exif and stored_pixels.orientation_of(image) in stored_pixels.SWAPPED_SIDES
+        return image.size if turned else image.size[::-1]
 
 
 def decode_jpeg(data):
@@ -258,13 +327,9 @@ def _jpeg_size(data):
         _check_memory(image)
         pixels = image.size[0] * image.size[1]
         if pixels > JPEG_PIXELS:
-            raise _Refused('the JPEG has %d pixels, more than the %d that TensorFlow decodes; cut it into tiles or '
+            raise Refused('the JPEG has %d pixels, more than the %d that TensorFlow decodes; cut it into tiles or '
                            'save it as PNG or TIFF' % (pixels, JPEG_PIXELS))
         return image.size[::-1]
-
-
-class _Refused(Exception):
-    """A fault other than damage; the message names the fault and the remedy, but not the file."""
 
 
 @contextlib.contextmanager
@@ -275,7 +340,7 @@ def _reading(path):
         raise
     except FileNotFoundError:
         raise UserError('%s: no such file; check its name, or the list and --data_dir.' % quoted(path))
-    except _Refused as refusal:
+    except Refused as refusal:
         raise UserError('%s: %s.' % (quoted(path), refusal))
     except MemoryError:
         raise UserError('%s: not enough memory to read it; cut it into tiles or free memory.' % quoted(path))
@@ -304,26 +369,42 @@ def _free_memory():
 
 
 def _check_memory(image):
-    """Raises _Refused if a Pillow image that is not loaded yet is LARGE and the free memory cannot hold its pixels."""
+    """Raises Refused if a Pillow image that is not loaded yet is LARGE and the free memory cannot hold its pixels."""
     pixels = image.size[0] * image.size[1]
     free = _free_memory() if pixels > LARGE else float('inf')
     if pixels * BYTES_PER_PIXEL > free:
-        raise _Refused('decoding its %d pixels takes up to %.1f GB of memory, of which %.1f GB are free; cut it into '
+        raise Refused('decoding its %d pixels takes up to %.1f GB of memory, of which %.1f GB are free; cut it into '
                        'tiles or free memory' % (pixels, pixels * BYTES_PER_PIXEL / 1e9, free / 1e9))
 
 
 def _open(data):
-    """Returns a Pillow image that is not loaded yet; raises _Refused if Pillow does not know the format."""
+    """Returns a Pillow image that is not loaded yet; raises Refused if Pillow does not know the format."""
     if not data:
         raise ValueError('the file is empty')
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        raise _Refused(_why_unknown(data))
+        if data[4:8] == b'ftyp' and data[8:12] in HEIF_BRANDS and read_heif():
+            return Image.open(io.BytesIO(data))
+        raise Refused(_why_unknown(data))
+
+
+@functools.lru_cache(maxsize=None)
+def read_heif():
+    """Makes Pillow read HEIC files, if pillow-heif is installed, and returns whether it does."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _why_unknown(data):
     """Returns what a file that Pillow does not know is and what to do about it."""
+    if data[4:8] == b'ftyp' and data[8:12] in HEIF_BRANDS + AVIF_BRANDS:
+        return ('an AVIF, which needs Pillow 11.3 or newer: pip install -U Pillow' if data[8:12] in AVIF_BRANDS else
+                'a HEIC, which needs pillow-heif: pip install -r requirements-heif.txt')
     start = data[:256].lstrip(b'\xef\xbb\xbf \t\r\n')
     if re.match(br'\{\s*["}]|\[\s*[\[{"\]]', start) or start.startswith((b'<?xml', b'<annotation')):
         return ('not an image but %s, as LabelMe, CVAT and others save annotations; draw its polygons into a grey PNG '
@@ -336,16 +417,18 @@ def _why_unknown(data):
         tags.load(file)
         bits, bands, compression = tags[258], tags.get(277, 1), tags.get(259, 1)
         kind = {2: 'signed ', 3: 'floating-point '}.get(tags.get(339, (1,))[0], '')
-        return ('a TIFF with %d band%s of %d %sbits and compression %d, which Pillow does not read; write an image '
-                'with gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB%s, a label with -b 1' % (
-                    bands, 's' if bands > 1 else '', bits[0], kind, compression,
+        return ('a TIFF with %d band%s of %d %sbits and compression %d, which Pillow does not read; give '
+                '--image_bands=%s, or write an image with gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB%s, a label '
+                'with -b 1' % (
+                    bands, 's' if bands > 1 else '', bits[0], kind, compression, '1,2,3' if bands > 2 else '1',
                     ' -ot Byte -scale' if bits[0] != 8 else ''))
     return 'not an image in a format that Pillow knows; get the file again or leave it out'
 
 
 def _decode(data):
-    """Returns (loaded Pillow image, the file's pixel layout such as 'L;4', which is only known before loading)."""
+    """Returns (loaded Pillow image, pixel layout such as 'L;4', number of pages); the last two are lost by loading."""
     with _open(data) as image:
+        pages = _count_pages(image)
         _check_memory(image)
         layout = image.tile[0][3] if image.tile else None
         layout = layout[0] if isinstance(layout, tuple) and layout else layout
@@ -356,7 +439,21 @@ def _decode(data):
         except Exception as error:
             pixels = image.size[0] * image.size[1]
             raise ValueError('%d pixels: %s' % (pixels, reason(error))) if pixels > LARGE else error
-        return image, layout if isinstance(layout, str) else None
+        return image, layout if isinstance(layout, str) else None, pages
+
+
+def _count_pages(image):
+    """Returns the number of pages of a TIFF, without reduced copies and masks, or of pictures of an animation."""
+    if image.format not in ('TIFF', 'GIF', 'PNG', 'WEBP') or not getattr(image, 'is_animated', False):
+        return 1
+    if image.format != 'TIFF':
+        return image.n_frames
+    count = 0
+    for index in range(image.n_frames):
+        image.seek(index)
+        count += not image.tag_v2.get(254, 0) & 5
+    image.seek(0)
+    return count
 
 
 # ---- labels ----
@@ -386,7 +483,7 @@ def read_label(path, classes):
         colours is in the palette; or it has three equal channels whose values are no classes.
     """
     with _reading(path):
-        image, raw_mode = _decode(_read_image(path))
+        image, raw_mode, _ = _decode(_read_image(path))
     if image.format in ('JPEG', 'MPO'):
         raise UserError('%s: JPEG is lossy, it does not keep class indices; save labels as PNG.' % quoted(path))
     if image.mode == '1':

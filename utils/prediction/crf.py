@@ -14,6 +14,7 @@ import signal
 import numpy as np
 
 from utils.data import image_files
+from utils.data.pixels import AS_STORED
 from utils.system.errors import UserError, quoted, reason
 
 INSTALL = 'pip install -r requirements-crf.txt'
@@ -96,7 +97,7 @@ def refine(image, scores, are_probabilities, settings):
     return marginals.argmax(axis=0).reshape(height, width).astype(np.int32)
 
 
-def refined(predictions, images, are_probabilities, settings, work):
+def refined(predictions, images, are_probabilities, settings, work, image_format=AS_STORED):
     """Yields the predictions in their order, with refined class maps.
 
     Args:
@@ -105,6 +106,7 @@ def refined(predictions, images, are_probabilities, settings, work):
       are_probabilities: whether the scores are probabilities, not logits.
       settings: a Settings.
       work: a Work.
+      image_format: the ImageFormat of the images.
 
     Raises:
       UserError: an image is too large, or the process that refined it died or failed.
@@ -128,7 +130,7 @@ def refined(predictions, images, are_probabilities, settings, work):
             while running and (len(running) >= work.processes
                                or size + sum(one[2] for one in running) > work.most_bytes):
                 yield finished()
-            process = processes.send((image_files.load_image(path), scores), path)
+            process = processes.send((image_files.load_image(path, image_format), scores), path)
             if not work.keep_scores:
                 prediction = dataclasses.replace(prediction, scores=None)
             running.append((process, prediction, size))

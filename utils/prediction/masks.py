@@ -12,6 +12,7 @@ from tqdm import tqdm
 from utils import label_utils
 from utils.data import image_files, sources
 from utils.data.palette import CITYSCAPES_CLASSES, benchmark_name, cityscapes_frame, train_ids_to_label_ids
+from utils.data.pixels import AS_STORED
 from utils.prediction.crf import softmax
 from utils.system import output_files
 from utils.system.errors import UserError, quoted
@@ -29,7 +30,7 @@ class MaskWriter(object):
       needs_scores: whether the Predictions must hold scores.
     """
 
-    def __init__(self, conf, classes, images, are_probabilities=False):
+    def __init__(self, conf, classes, images, are_probabilities=False, image_format=AS_STORED):
         """
         Args:
           conf: the flags as attributes, of which out_dir, visual, overlay, save_probabilities, save_logits, id_format
@@ -37,6 +38,7 @@ class MaskWriter(object):
           classes: a Classes.
           images: a sources.Images.
           are_probabilities: whether the scores of the Predictions are probabilities; otherwise they are logits.
+          image_format: the ImageFormat of the images, which are read again for overlays.
 
         Raises:
           UserError: a folder cannot be written to, id_format does not fit the classes or the names of the images, or
@@ -47,7 +49,8 @@ class MaskWriter(object):
                             'no logits: give --save_probabilities, --eval_merge=max or a single scale without '
                             '--eval_flip.')
         self.needs_scores = conf.save_probabilities or conf.save_logits
-        self._classes, self._are_probabilities, self._unread = classes, are_probabilities, 0
+        self._classes, self._are_probabilities, self._image_format = classes, are_probabilities, image_format
+        self._unread = 0
         self._label_ids = conf.id_format == 'labelIds'
         names = self._cityscapes_names(images) if self._label_ids else [
             (name + '_mask.png', name) for name in images.names]
@@ -147,7 +150,7 @@ class MaskWriter(object):
             self._save(probabilities, outputs['probabilities'], 'probabilities')
         if 'overlay_prediction' in outputs:
             try:
-                image = image_files.load_image(self.paths[index])
+                image = image_files.load_image(self.paths[index], self._image_format)
             except UserError as error:
                 return str(error)
             if image.shape[:2] != mask.shape:

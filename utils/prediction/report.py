@@ -18,6 +18,7 @@ from PIL import Image
 from utils import label_utils
 from utils.data import data_check, image_files
 from utils.data.palette import LUMA
+from utils.data.pixels import AS_STORED
 from utils.prediction import metrics
 from utils.system import output_files
 from utils.system.errors import printable
@@ -51,17 +52,18 @@ class Report(object):
     left out. Pictures of at most WORST + BEST images are kept in memory, however many images the test has.
     """
 
-    def __init__(self, conf, classes, images):
+    def __init__(self, conf, classes, images, image_format=AS_STORED):
         """
         Args:
           conf: the flags as attributes.
           classes: a Classes.
           images: the paths of the images.
+          image_format: their ImageFormat.
 
         Raises:
           UserError: the page cannot be written because its path is a folder or the like.
         """
-        self._conf, self._classes, self._images = conf, classes, images
+        self._conf, self._classes, self._images, self._image_format = conf, classes, images, image_format
         self._path = os.path.join(conf.out_dir, FILE)
         output_files.check_replaceable(self._path)
         self._template = load_template()  # loaded now, so that an error is raised before the test and not after it
@@ -94,7 +96,7 @@ class Report(object):
     def _pictures(self, prediction):
         """Returns the pictures of a Prediction, {one of PICTURES: (MIME type, bytes of the file)}."""
         num_classes, ignore_label, palette = self._classes
-        photo = image_files.load_image(self._images[prediction.index])  # [H, W, 3]
+        photo = image_files.load_image(self._images[prediction.index], self._image_format)  # [H, W, 3]
         label = np.where(prediction.label == ignore_label, -1, prediction.label)  # [H, W]
         maps = [label_utils.decode_labels(mask[None], 1, num_classes, palette)[0]
                 for mask in (label, prediction.classes)]

@@ -18,12 +18,13 @@ flags.disclaim_key_flags()  # so that a flag belongs to the module that calls DE
 
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUR_FLAGFILES = os.path.join(REPO, 'dataset')
-PICTURES = ('.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
+PICTURES = ('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
             '.tga', '.tif', '.tiff', '.webp')
 NOT_A_LIST = 'this is an image, not a list: predict images with --image, or write their paths into a text file'
 LONGEST_NAME = 100  # characters of a flag's name
 MOST_UNREAD = 130  # characters of the names of flags that are not read, in a message
 MOST_SCALES = 16
+MOST_BANDS = 65535
 NO_THREAD = "can't start new thread"  # the message of Python's RuntimeError
 MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
 MOST_NUMBER = 3.4e38  # TensorFlow's float32
@@ -48,6 +49,7 @@ class FlagRecord:
     before: object      # the value that describes a training by an earlier version without the flag
     needs: str = ''     # 'flag', which must be on, or 'flag=value' or 'flag=one|other', for this one to have an effect
     counterpart: str = ''         # the flag that does the same for other options
+    from_training: bool = False   # whether test, predict and export take the training's value if the flag is not given
     same_network: tuple = ()      # values whose networks can exchange weights, of a flag that decides the NETWORK
     is_path: bool = False
     content_counts: bool = False  # of a path: whether two values are only equal if the contents of the files are
@@ -208,6 +210,20 @@ def DEFINE_pair(name, default, help, **record):
     _define_numbers(name, default, help, float, lambda pair: len(pair) == 2 and all(0 < n < MOST_NUMBER for n in pair),
                     'give two positive numbers, such as 0.5,1.5')
     _record(name, help, 'two positive numbers', **record)
+
+
+def DEFINE_range(name, default, help, **record):
+    """Defines a flag whose value is a list of two numbers, of which the first is lower."""
+    _define_numbers(name, default, help, float, lambda pair: len(pair) == 2 and -MOST_NUMBER < pair[0] < pair[1] < (
+        MOST_NUMBER), 'give two numbers, the lower one first, such as 0,4095')
+    _record(name, help, 'two numbers, the lower one first', **record)
+
+
+def DEFINE_bands(name, default, help, **record):
+    """Defines a flag whose value is a list of one or three numbers of bands, from 1."""
+    _define_numbers(name, default, help, int, lambda bands: len(bands) in (1, 3) and all(
+        1 <= band <= MOST_BANDS for band in bands), 'give one or three numbers of bands, from 1, such as 4,3,2')
+    _record(name, help, 'one or three numbers from 1 to %d' % MOST_BANDS, **record)
 
 
 def DEFINE_scales(name, default, help, most=8, **record):

@@ -1,0 +1,233 @@
+"""Turns the values that an image file stores into 8-bit RGB: bands, the range of the values, and EXIF orientation."""
+
+import io
+import logging
+import re
+import sys
+from typing import NamedTuple, Optional, Tuple
+
+import numpy as np
+from PIL import Image
+
+from utils.system.errors import reason
+
+FEW_LEVELS = 16  # of 0..255; an image of more than 8 bits that spans fewer after its conversion gets a warning
+TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+ORIENTATION = 274  # the EXIF and TIFF tag
+
+# {EXIF orientation: what turns the stored array [h, w, ...] upright}
+_TURNS = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+SWAPPED_SIDES = (5, 6, 7, 8)  # the orientations that exchange height and width
+
+_SIXTEEN_BITS = re.compile(r'(?!BGR)(\w+;16)([BLNRS]*)$')  # BGR;16 has 5 or 6 bits per colour
+
+logging.getLogger('tifffile').setLevel(logging.CRITICAL)  # its warnings do not name the file
+
+
+class ImageFormat(NamedTuple):
+    """How the values of image files become 8-bit RGB."""
+    value_range: Optional[Tuple[float, float]] = None  # values that become 0 and 255; None for the upper 8 bits
+    bands: Optional[Tuple[int, ...]] = None  # 1-based numbers of the one or three bands to use; None for the first ones
+    apply_exif: bool = False  # whether images are turned as their EXIF orientation says
+
+
+AS_STORED = ImageFormat()
+
+
+class Refused(Exception):
+    """A fault of a file other than damage; the message names the fault and the remedy, but not the file."""
+
+
+def format_from_flags(conf):
+    """Returns the ImageFormat that the flags image_range, image_bands and apply_exif of `conf` choose."""
+    value_range, bands = conf.image_range, conf.image_bands
+    return ImageFormat(tuple(value_range) if value_range else None, tuple(bands) if bands else None,
+                       bool(conf.apply_exif))
+
+
+# ---- values ----
+
+def to_8_bits(values, value_range=None):
+    """Returns stored values as uint8.
+
+    Args:
+      values: array of numbers of any type and shape.
+      value_range: (low, high), where low becomes 0, high 255 and what lies between a linear function of the value,
+        rounded; values outside are clipped, and NaN becomes 0. If None, 8 bits are unchanged and 16 bits are reduced
+        to the upper 8.
+
+    Raises:
+      Refused: without a range, values are not integers of 0..65535.
+    """
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * np.uint8(255)
+    if value_range is not None:
+        low, high = value_range
+        stored = np.arange(np.iinfo(values.dtype).max + 1) if values.dtype in (np.uint8, np.uint16) else values
+        scaled = (stored.astype(np.float64) - low) * (255.0 / (high - low))
+        mapped = np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
+        return mapped if stored is values else mapped[values]
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in 'iu':
+        raise Refused('floating-point pixels have no fixed range; give --image_range=LOW,HIGH, the values to map to 0 '
+                      'and 255, or save the image as 8-bit PNG')
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise Refused('its values are %d..%d, but only 0..65535 can be reduced to 8 bits; give '
+                      '--image_range=LOW,HIGH, the values to map to 0 and 255, or scale them to that range' % (low, high))
+    return (values >> 8).astype(np.uint8)
+
+
+def lost_levels(values, reduced, value_range=None):
+    """Returns a clause if to_8_bits leaves few levels, or clips most values; otherwise None.
+
+    Args:
+      values, value_range: as for to_8_bits; values may be an array of any shape with the same range of values.
+      reduced: the result of to_8_bits, uint8.
+    """
+    counts = np.bincount(reduced.ravel(), minlength=256) / float(reduced.size)
+    shares = np.cumsum(counts)
+    low, high = int(np.argmax(shares > 0.005)), int(np.argmax(shares >= 0.995))
+    if value_range is not None and (values < value_range[0]).mean() + (values > value_range[1]).mean() > 0.5:
+        return ('most of its pixels lie outside --image_range=%g,%g; give the range of the values, which --option=check '
+                'proposes' % value_range)
+    if high - low >= FEW_LEVELS or values.min() == values.max():  # a picture of one value lost nothing
+        return None
+    levels = '%d..%d' % (low, high) if low < high else low
+    if value_range is not None:
+        return 'nearly all of its pixels become %s of 0..255 with --image_range=%g,%g; give the range of the values' % (
+            (levels,) + value_range)
+    return ('nearly all of its pixels become %s of 0..255 when 16 bits are reduced to 8; give --image_range=LOW,HIGH, '
+            'which --option=check proposes' % levels)
+
+
+# ---- orientation ----
+
+def orientation_of(image):
+    """Returns the EXIF orientation, 1..8, of a Pillow image; 1, upright, for TIFF, which Pillow turns itself."""
+    if image.format == 'TIFF':
+        return 1
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF data, for which Pillow raises errors of many types; the pixels may be sound
+        return 1
+    return value if value in _TURNS else 1
+
+
+def upright(array, orientation):
+    """Returns an array [h, w, ...] turned from how it is stored, with an EXIF orientation of 1..8, to how it is seen."""
+    return np.ascontiguousarray(_TURNS[orientation](array)) if orientation in _TURNS else array
+
+
+# ---- 16-bit colours ----
+
+def is_wide(raw_mode):
+    """Returns whether a pixel layout of Pillow's decoders, or None, has 16 bits that Pillow reduces to 8."""
+    return bool(raw_mode and _SIXTEEN_BITS.match(raw_mode))
+
+
+def sixteen_bits(data, raw_mode):
+    """Returns the values of a colour image of 16 bits, of which Pillow keeps only the upper 8: uint16 [h, w, C].
+
+    The file is decoded twice: the lower bytes are what Pillow takes for the upper ones in the other byte order.
+
+    Args:
+      data: the bytes of a file that Pillow knows.
+      raw_mode: its pixel layout, such as RGB;16B.
+
+    Raises:
+      Refused: Pillow does not know this layout in the other byte order.
+    """
+    if raw_mode == 'LA;16B':  # grey and alpha: the two bytes of each make the four of RGBA
+        pair = np.asarray(_opened(data, 'RGBA')).astype(np.uint16)
+        return pair[:, :, :1] << 8 | pair[:, :, 1:2]  # [h, w, 1]
+    name, order = _SIXTEEN_BITS.match(raw_mode).groups()
+    is_big = order == 'B' or order == 'N' and sys.byteorder == 'big'
+    upper = np.asarray(_opened(data)).astype(np.uint16)
+    try:
+        lower = np.asarray(_opened(data, name + ('L' if is_big else 'B')))
+    except ValueError as error:
+        raise Refused('its pixel layout %s cannot be read exactly (%s); save it as PNG' % (raw_mode, reason(error)))
+    return upper << 8 | lower
+
+
+def _opened(data, raw_mode=None):
+    """Returns a loaded Pillow image, decoded with another pixel layout if one is given."""
+    with Image.open(io.BytesIO(data)) as image:
+        if raw_mode:
+            image.tile = [_with_layout(tile, raw_mode) for tile in image.tile]
+        image.load()
+        return image
+
+
+def _with_layout(tile, raw_mode):
+    """Returns one of Pillow's tiles, (decoder, extents, offset, layout or (layout, ...)), with another layout."""
+    args = tile[3]
+    return tuple(tile[:3]) + (raw_mode if isinstance(args, str) else (raw_mode,) + tuple(args[1:]),)
+
+
+# ---- bands and pages of TIFF files ----
+
+def is_tiff(data):
+    """Returns whether bytes are those of a TIFF or a BigTIFF."""
+    return data[:4] in TIFF_STARTS
+
+
+def tiff_values(data, bands, free_memory):
+    """Returns the chosen bands of a TIFF as stored, [h, w, C] of its number type, turned as its orientation tag says.
+
+    The bands of all pages are counted through, from 1; pages of a reduced resolution and masks are left out.
+
+    Args:
+      data: the bytes of the file.
+      bands: 1-based numbers of bands.
+      free_memory: in bytes; a file whose pages need more is refused.
+
+    Raises:
+      Refused: tifffile is not installed, the file lacks one of the bands, or they differ in size or type.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        raise Refused('reading its bands needs tifffile: pip install -r requirements-tiff.txt')
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        pages = [page for page in tiff.pages if not page.is_reduced and not page.is_mask and page.imagedepth == 1]
+        owners = [(page, sample) for page in pages for sample in range(page.samplesperpixel)]
+        if max(bands) > len(owners):
+            raise Refused('it has %d band%s, but --image_bands names %d' % (
+                len(owners), '' if len(owners) == 1 else 's', max(bands)))
+        chosen = [owners[band - 1] for band in bands]
+        used = {page.index: page for page, _ in chosen}
+        need = sum(2 * page.size * page.dtype.itemsize for page in used.values())
+        if need > free_memory:
+            raise Refused('decoding it takes up to %.1f GB of memory, of which %.1f GB are free; cut it into tiles or '
+                          'free memory' % (need / 1e9, free_memory / 1e9))
+        if len({(page.imagelength, page.imagewidth, page.dtype) for page in used.values()}) > 1:
+            raise Refused('the bands of --image_bands differ in size or type')
+        planes = {index: _planes(page) for index, page in used.items()}
+        values = np.stack([planes[page.index][:, :, sample] for page, sample in chosen], axis=2)
+        tag = chosen[0][0].tags.get(ORIENTATION)
+        return upright(values, tag.value if tag else 1)
+
+
+def _planes(page):
+    """Returns the samples of a tifffile page, [h, w, C]."""
+    try:
+        values = page.asarray()
+    except (ImportError, ValueError) as error:
+        if 'imagecodecs' not in str(error):
+            raise
+        raise Refused('its compression %s needs imagecodecs: pip install -r requirements-tiff.txt' % (
+            getattr(page.compression, 'name', page.compression)))
+    if values.ndim == 2:
+        return values[:, :, np.newaxis]
+    return values if page.planarconfig == 1 else np.moveaxis(values, 0, 2)
