@@ -88,6 +88,10 @@ DEFINE_whole('ignore_label', IGNORE_LABEL, 'label value of pixels that are not c
              options=ALL, decides=RESULT)
 DEFINE_path('palette', '', "class colours and names: voc, cityscapes or a file of `name r g b` lines, VOC's by "
             'default; colour-coded labels are read with it too', content_counts=True, options=ALL, decides=RESULT)
+DEFINE_path('label_map', '', 'how the values of index labels become classes: binary (0 stays, all else is 1), '
+            'reduce_zero (0 is ignored, k becomes k - 1), cityscapes (label ids to train ids) or a file of lines `FROM '
+            'TO` or `FROM-FROM TO`, where TO is a class or `ignore`; none or empty for no map', content_counts=True,
+            options=LABELS + ('check',), decides=RESULT)
 DEFINE_switch('check_labels', True, 'before the work begins, read every image and label of lists of up to 2,000 '
               'images', options=LABELS, decides=NOTHING)
 DEFINE_whole('num_threads', min(runtime.usable_cores(), MOST_THREADS), 'number of threads that read images, reduced '

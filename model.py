@@ -47,7 +47,7 @@ class Model(object):
         """
         self.conf, self.cluster = conf, cluster or Cluster()
         self.numerics = compat.numerics(conf.compat)
-        self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
+        self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette, conf.label_map)
         self.train_bn = trains_batch_norm(conf)
         self.precision = runtime.precision_from_flag(conf.mixed_precision)
         self.towers = towers.Towers(conf.num_gpus, self.cluster, conf.variables_on)

@@ -175,7 +175,7 @@ def _check_pair(image_path, label_path, classes):
         white = [colour for _, colour in unknown] == [(WHITE,) * 3]
         warnings.append('%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s%s).' % (
             quoted(label_path), sum(pixels for pixels, _ in unknown), show_colours(unknown),
-            '; a black-and-white mask needs a palette file that names white' if white else ''))
+            '; a black-and-white mask needs a palette file that names white, or --label_map=binary' if white else ''))
     return PairResult(size, counts, ignored, problems + sentences, warnings)
 
 
@@ -197,20 +197,25 @@ def inspect_label(image_path, size, label_path, label, classes):
         problems.append('%s is %dx%d and its label %s %dx%d (width x height): they must be the same size.' % (
             quoted(image_path), size[1], size[0], quoted(label_path), label.shape[1], label.shape[0]))
     counts, ignored, strange = count_labels(label, classes)
-    if strange == [WHITE] and classes.num_classes > 1 and not counts[1:].any():
+    unmapped = not classes.label_map
+    if unmapped and strange == [WHITE] and classes.num_classes > 1 and not counts[1:].any():
         problems.append('%s holds 0 and 255 only: it looks like a black-and-white mask, but the values must be '
-                        'classes: save white as 1.' % quoted(label_path))
-    elif strange and (has_name_of_label_ids(label_path) or classes.num_classes == len(CITYSCAPES_CLASSES)
-                      and 0 <= strange[0] <= strange[-1] < NUM_LABEL_IDS):
+                        'classes: save white as 1 or give --label_map=binary.' % quoted(label_path))
+    elif unmapped and strange and (has_name_of_label_ids(label_path) or classes.num_classes == len(CITYSCAPES_CLASSES)
+                                   and 0 <= strange[0] <= strange[-1] < NUM_LABEL_IDS):
         problems.append("%s holds Cityscapes' label ids (%s%s): convert_cityscapes.py turns them into the train ids "
-                        '0..18 and writes the lists.' % (
+                        '0..18 and writes the lists, and --label_map=cityscapes reads them as such.' % (
                             quoted(label_path), ' '.join(str(v) for v in strange[:5]), ' ...' if strange[5:] else ''))
     elif strange:
-        problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d: set these '
-                        'flags to fit the data or fix the label.' % (
+        remedy = ' or --label_map'
+        if unmapped:
+            remedy = ', --label_map=reduce_zero if 0 is void' if strange == [classes.num_classes] else (
+                ' or --label_map=FILE')
+        problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d%s: set '
+                        'these flags%s or fix the label.' % (
                             quoted(label_path), 's' if len(strange) > 1 else '', ' '.join(str(v) for v in strange[:5]),
                             ' ...' if len(strange) > 5 else '', classes.num_classes - 1, classes.num_classes,
-                            classes.ignore_label))
+                            classes.ignore_label, '' if unmapped else ', after --label_map', remedy))
     return counts, ignored, problems
 
 
