@@ -436,13 +436,12 @@ def _index_channel(rgb, classes, path):
     values = np.unique(label)
     strange = values[(values >= classes.num_classes) & (values != classes.ignore_label)].tolist()
     if strange:
-        raise UserError('%s: its three channels are equal, as in class indices saved by OpenCV, but the value%s %s%s '
-                        '%s neither 0..%d nor --ignore_label=%d; save one channel, %s, or name the colours '
-                        'with --palette.' % (
+        raise UserError('%s: its three channels are equal, as OpenCV saves indices, but the value%s %s%s %s neither '
+                        '0..%d nor --ignore_label=%d; save one channel, give --label_map=%s, or name colours by '
+                        '--palette.' % (
                             quoted(path), 's' if strange[1:] else '', ' '.join(map(str, strange[:5])),
                             ' ...' if strange[5:] else '', 'are' if strange[1:] else 'is', classes.num_classes - 1,
-                            classes.ignore_label, 'give --label_map=binary' if set(values) <= {0, 255}
-                            else 'map values by --label_map=FILE'))
+                            classes.ignore_label, 'binary' if set(values) <= {0, 255} else 'FILE'))
     return label
 
 
