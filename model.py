@@ -13,6 +13,7 @@ import network
 from utils import write_to_log
 from utils.data import augment, sources
 from utils.data.palette import load_classes
+from utils.data.pixels import format_from_flags
 from utils.distributed import devices, towers
 from utils.distributed.cluster import Cluster
 from utils.image_reader import ImageReader
@@ -45,12 +46,18 @@ class Model(object):
           conf: the flags of main.py, or any object that has them as attributes.
           cluster: the Cluster to run on; by default this machine alone.
         """
-        self.conf, self.cluster = conf, cluster or Cluster()
-        self.numerics = compat.numerics(conf.compat)
-        self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette)
+        self.cluster = cluster or Cluster()
+        self._configure(conf)
         self.train_bn = trains_batch_norm(conf)
         self.precision = runtime.precision_from_flag(conf.mixed_precision)
         self.towers = towers.Towers(conf.num_gpus, self.cluster, conf.variables_on)
+
+    def _configure(self, conf):
+        """Sets the flags and what follows from those that a training decides."""
+        self.conf = conf
+        self.numerics = compat.numerics(conf.compat)
+        self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette, conf.label_map)
+        self.image_format = format_from_flags(conf)
 
     def logits(self, net, images):
         """Returns a list of the logits that the loss is computed on; the first are the ones to predict with.
@@ -87,7 +94,7 @@ class Model(object):
             net_input = self._input(run.input)
             reader = self._reader('data_list', net_input)
             class_weights = losses.load_class_weights(
-                conf.class_weights, self.classes, reader.images, reader.labels, conf.num_threads)
+                conf.class_weights, self.classes, reader.images, reader.labels, conf.num_threads, self.image_format)
             validation = None
             if conf.valid_interval:
                 validation = Validation(self._reader('valid_data_list', net_input, conf.valid_num_steps),
@@ -241,9 +248,9 @@ class Model(object):
         conf, refinement = self.conf, crf.settings_from_flags(self.conf)
         output_files.make_dir(conf.out_dir, 'out_dir')
         weights = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
-        trained = run_settings.read(conf.modeldir).get('flags')
-        reader = self._reader('valid_data_list', self._trained_input(), conf.valid_num_steps)
-        page = report.Report(conf, self.classes, reader.images) if conf.report else None
+        net_input, trained = self._follow_training('test')
+        reader = self._reader('valid_data_list', net_input, conf.valid_num_steps)
+        page = report.Report(conf, self.classes, reader.images, self.image_format) if conf.report else None
 
         predictions = self._predictions(reader, weights, 'test', self._scoring(), refinement)
         if page:
@@ -264,12 +271,14 @@ class Model(object):
         """
         conf, refinement, scoring = self.conf, crf.settings_from_flags(self.conf), self._scoring()
         weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
-        net_input = self._trained_input()
-        writer = masks.MaskWriter(conf, self.classes, sources.images_to_predict(conf), scoring.gives_probabilities)
+        net_input, _ = self._follow_training('predict')
+        writer = masks.MaskWriter(conf, self.classes, sources.images_to_predict(conf), scoring.gives_probabilities,
+                                  self.image_format)
         if not writer.paths:
             self.cluster.dismiss()
             return
-        reader = ImageReader(writer.paths, [''] * len(writer.paths), self.classes, net_input, conf.num_threads)
+        reader = ImageReader(writer.paths, [''] * len(writer.paths), self.classes, net_input, conf.num_threads,
+                             image_format=self.image_format)
         writer.write_all(self._predictions(reader, weights, 'predict', scoring, refinement, writer.needs_scores))
 
     def export(self):
@@ -282,7 +291,8 @@ class Model(object):
         export.check(conf)
         weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         print('export with %s' % weights)
-        export.write(conf, self.scores, weights, self._trained_input(), self.classes)
+        net_input, _ = self._follow_training('export')
+        export.write(conf, self.scores, weights, net_input, self.classes, self.image_format.value_range)
 
     def check(self):
         """Reads every file of the three lists and prints what it finds.
@@ -334,19 +344,24 @@ class Model(object):
         conf = self.conf
         return compat.input_from_flags(known or self.numerics.input, conf.channel_order, conf.img_mean)
 
-    def _trained_input(self):
-        """Returns the compat.Input for the checkpoints of modeldir, by default the one they were trained with."""
-        conf = self.conf
-        trained = run_settings.read(conf.modeldir)
+    def _follow_training(self, option):
+        """Compares the flags with those of the training in modeldir and takes its values for flags that are not given.
+
+        Returns:
+          (the compat.Input of its checkpoints, {name: value} of its flags or None if they are not known).
+        """
+        modeldir, trained = self.conf.modeldir, run_settings.read(self.conf.modeldir)
         if trained:
-            run_settings.check_trained(conf.modeldir, trained['flags'], conf)
-        return self._input(trained.get('input'))
+            run_settings.check_trained(modeldir, trained['flags'], self.conf)
+            self._configure(run_settings.with_trained(self.conf, modeldir, trained['flags'], option))
+        return self._input(trained.get('input')), trained.get('flags')
 
     def _reader(self, flag, net_input, num_steps=None):
         """Checks the files of the list that a flag names and returns an ImageReader of them."""
         conf = self.conf
         source = sources.labelled_list(conf, self.classes, flag, num_steps)
-        return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed)
+        return ImageReader(source.images, source.labels, self.classes, net_input, conf.num_threads, conf.random_seed,
+                           self.image_format)
 
     def _session_config(self):
         return runtime.set_precision(runtime.session_config(self.conf.xla, self.conf.num_gpus), self.precision)
@@ -381,4 +396,5 @@ class Model(object):
         if refinement is None:
             return predictions
         work = crf.Work(self.conf.num_threads, crf.USED * memory.free(), keep_scores)
-        return crf.refined(predictions, reader.images, scoring.gives_probabilities, refinement, work)
+        return crf.refined(
+            predictions, reader.images, scoring.gives_probabilities, refinement, work, self.image_format)

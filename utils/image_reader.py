@@ -196,11 +196,18 @@ class ImageReader(object):
             return np.full(tuple(size) + (1,), self.classes.ignore_label, np.int32)
         label = image_files.load_label(path, self.classes)
         if index not in self._inspected:
-            problems = data_check.inspect_label(self.images[index], size, path, label, self.classes)[2]
+            problems = data_check.inspect_label(
+                self.images[index], size, path, label, self.classes, self._orientation(index, size, label))[2]
             if problems:
                 raise UserError(problems[0])
             self._inspected.add(index)
         return label.astype(np.int32)[:, :, np.newaxis]
+
+    def _orientation(self, index, size, label):
+        """Returns the EXIF orientation of an image whose size is not that of its label; 1 if it does not explain it."""
+        if label.shape == tuple(size)[::-1] != tuple(size) and not self.image_format.apply_exif:
+            return image_files.read_image(self.images[index], self.image_format).orientation
+        return 1
 
     def _change(self, k, image, label, changes, fill):
         """Applies augment.change to the k-th sample and keeps its errors."""

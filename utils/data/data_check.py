@@ -11,8 +11,9 @@ from typing import List, NamedTuple, Optional, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.image_files import read_image, read_label, show_colours
+from utils.data.image_files import read_image, read_label, show_colours, stored_values
 from utils.data.palette import CITYSCAPES_CLASSES, NUM_LABEL_IDS
+from utils.data.pixels import AS_STORED, SWAPPED_SIDES
 from utils.system import runtime
 from utils.system.errors import MOST_TOLD, UserError, printable, quoted, some
 
@@ -27,10 +28,14 @@ class CheckResult(object):
     ignored: int  # number of pixels of ignore_label
     problems: List[str]  # sentences about faults that would stop a run, in the order of the list
     warnings: List[str]  # sentences about things that may be unintended, in the order of the list
+    turned: List[str]  # paths of the images whose EXIF orientation is not applied
+    percentiles: Optional[Tuple[float, float]]  # the 0.5th and 99.5th of the values of images of more than 8 bits
+    mean: np.ndarray  # of the images' pixels, float64 [3], RGB
 
 
 _LABEL_IDS = re.compile(r'(?i)(label|instance)Ids')  # not labelTrainIds, which are classes
 MOST_NAMED = 5  # absent classes that are listed with their names
+VALUES = 2000000  # about as many values of images of more than 8 bits are kept for their percentiles
 WHITE = 255  # the value of the object in black-and-white masks, where a class index is needed
 
 
@@ -41,9 +46,12 @@ class PairResult(NamedTuple):
     ignored: int  # number of pixels of ignore_label
     problems: List[str]
     warnings: List[str]
+    orientation: int = 1  # EXIF orientation of the image that is not applied
+    values: Optional[np.ndarray] = None  # a sample of the values of an image of more than 8 bits, [n]
+    colour_sums: np.ndarray = np.zeros(3)  # of the image's pixels, float64 [3], RGB
 
 
-def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None):
+def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None, image_format=AS_STORED):
     """Reads and checks all images and labels.
 
     Args:
@@ -52,12 +60,15 @@ def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None
       num_threads: how many files are read at the same time.
       desc: the text of the progress bar on stderr.
       lines: the line number of each pair in its list, to be named in the sentences; or None.
+      image_format: the ImageFormat of the images.
 
     Returns:
       a CheckResult.
     """
+    sampled = max(1000, VALUES // max(1, len(images)))  # values of each image
+
     def check(pair):
-        return _check_pair(pair[0], pair[1], classes)
+        return _check_pair(pair[0], pair[1], classes, image_format, sampled)
 
     sizes, problems, warnings = collections.Counter(), [], []
     histogram = np.zeros(classes.num_classes, np.int64)
@@ -66,7 +77,7 @@ def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None
         held.drop = True
         results = list(map_with_progress(check, list(zip(images, labels)), num_threads, desc, 'image', held.stderr))
     if held.text:
-        results = [_add_decoder_lines(image, result) for image, result in zip(images, results)]
+        results = [_add_decoder_lines(image, result, image_format) for image, result in zip(images, results)]
     for i, result in enumerate(results):
         where = 'line %d: ' % lines[i] if lines else ''
         sizes.update([result.size] if result.size else [])
@@ -76,14 +87,20 @@ def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None
             num_labels += 1
             histogram += result.histogram
             ignored += result.ignored
-    return CheckResult(sum(sizes.values()), num_labels, sizes, histogram, ignored, problems, warnings)
+    turned = [image for image, result in zip(images, results) if result.orientation != 1]
+    values = [result.values for result in results if result.values is not None]
+    pixels = sum(height * width * count for (height, width), count in sizes.items())
+    mean = sum(result.colour_sums for result in results) / max(1, pixels)
+    return CheckResult(
+        sum(sizes.values()), num_labels, sizes, histogram, ignored, problems, warnings, turned,
+        np.percentile(np.concatenate(values), [0.5, 99.5]).tolist() if values else None, mean)
 
 
-def _add_decoder_lines(image_path, result):
+def _add_decoder_lines(image_path, result, image_format):
     """Returns the PairResult, with a warning that names the image if its decoder prints lines, which do not name it."""
     with runtime.held_stderr() as held, contextlib.suppress(UserError):
         held.drop = True
-        read_image(image_path)
+        read_image(image_path, image_format)
     lines = [line for line in held.text.splitlines() if line.strip()]
     if not lines or result.problems:
         return result
@@ -155,31 +172,45 @@ def _print_histogram(result, names):
         print('%5s  %s  %15d  %6.2f%%' % (index, name.ljust(width), count, 100.0 * count / total))
 
 
-def _check_pair(image_path, label_path, classes):
+def _check_pair(image_path, label_path, classes, image_format, sampled):
     """Returns the PairResult of an image and its label; label_path is '' for an image without one."""
-    size, problems, warnings = None, [], []
+    found = PairResult(None, None, 0, problems=[], warnings=[])
     try:
-        pixels, warning = read_image(image_path)
-        size = pixels.shape[:2]
-        warnings += [warning] if warning else []
+        image = read_image(image_path, image_format)
+        found = found._replace(size=image.pixels.shape[:2], orientation=image.orientation,
+                               warnings=list(image.remarks.values()),
+                               colour_sums=image.pixels.sum((0, 1), dtype=np.float64))
+        if image.is_wide:
+            found = found._replace(values=_sample(stored_values(image_path, image_format), sampled))
     except UserError as error:
-        problems.append(str(error))
+        found.problems.append(str(error))
+        if not image_format.value_range:  # which may be what the image needs
+            with contextlib.suppress(UserError):
+                found = found._replace(values=_sample(stored_values(image_path, image_format), sampled))
     if not label_path:
-        return PairResult(size, None, 0, problems, warnings)
+        return found
     try:
         label, unknown = read_label(label_path, classes)
     except UserError as error:
-        return PairResult(size, None, 0, problems + [str(error)], warnings)
-    counts, ignored, sentences = inspect_label(image_path, size or label.shape, label_path, label, classes)
+        return found._replace(problems=found.problems + [str(error)])
+    counts, ignored, problems = inspect_label(
+        image_path, found.size or label.shape, label_path, label, classes, found.orientation)
+    found = found._replace(histogram=counts, ignored=ignored, problems=found.problems + problems)
     if unknown:
         white = [colour for _, colour in unknown] == [(WHITE,) * 3]
-        warnings.append('%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s%s).' % (
+        found.warnings.append('%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s%s).' % (
             quoted(label_path), sum(pixels for pixels, _ in unknown), show_colours(unknown),
-            '; a black-and-white mask needs a palette file that names white' if white else ''))
-    return PairResult(size, counts, ignored, problems + sentences, warnings)
+            '; a black-and-white mask needs a palette file that names white, or --label_map=binary' if white else ''))
+    return found
 
 
-def inspect_label(image_path, size, label_path, label, classes):
+def _sample(values, count):
+    """Returns about `count` finite values, evenly spaced in an array of any shape, float64 [n]."""
+    values = values.reshape(-1)[::max(1, values.size // count)].astype(np.float64)
+    return values[np.isfinite(values)]
+
+
+def inspect_label(image_path, size, label_path, label, classes, orientation=1):
     """Checks a label against its image and the classes.
 
     Args:
@@ -187,6 +218,7 @@ def inspect_label(image_path, size, label_path, label, classes):
       size: (height, width) of the image.
       label: integer array [h, w].
       classes: a Classes.
+      orientation: the image's EXIF orientation that is not applied.
 
     Returns:
       (number of pixels of each class, int64 [num_classes]; number of pixels of ignore_label; list of sentences about
@@ -194,23 +226,30 @@ def inspect_label(image_path, size, label_path, label, classes):
     """
     problems = []
     if label.shape != tuple(size):
-        problems.append('%s is %dx%d and its label %s %dx%d (width x height): they must be the same size.' % (
-            quoted(image_path), size[1], size[0], quoted(label_path), label.shape[1], label.shape[0]))
+        problems.append('%s is %dx%d and its label %s %dx%d (width x height): they must be the same size%s.' % (
+            quoted(image_path), size[1], size[0], quoted(label_path), label.shape[1], label.shape[0],
+            '; the image has an EXIF orientation that turns it: give --apply_exif' if (
+                orientation in SWAPPED_SIDES and label.shape == tuple(size)[::-1]) else ''))
     counts, ignored, strange = count_labels(label, classes)
-    if strange == [WHITE] and classes.num_classes > 1 and not counts[1:].any():
+    unmapped = not classes.label_map
+    if unmapped and strange == [WHITE] and classes.num_classes > 1 and not counts[1:].any():
         problems.append('%s holds 0 and 255 only: it looks like a black-and-white mask, but the values must be '
-                        'classes: save white as 1.' % quoted(label_path))
-    elif strange and (has_name_of_label_ids(label_path) or classes.num_classes == len(CITYSCAPES_CLASSES)
-                      and 0 <= strange[0] <= strange[-1] < NUM_LABEL_IDS):
+                        'classes: save white as 1 or give --label_map=binary.' % quoted(label_path))
+    elif unmapped and strange and (has_name_of_label_ids(label_path) or classes.num_classes == len(CITYSCAPES_CLASSES)
+                                   and 0 <= strange[0] <= strange[-1] < NUM_LABEL_IDS):
         problems.append("%s holds Cityscapes' label ids (%s%s): convert_cityscapes.py turns them into the train ids "
-                        '0..18 and writes the lists.' % (
+                        '0..18 and writes the lists, and --label_map=cityscapes reads them as such.' % (
                             quoted(label_path), ' '.join(str(v) for v in strange[:5]), ' ...' if strange[5:] else ''))
     elif strange:
-        problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d: set these '
-                        'flags to fit the data or fix the label.' % (
+        remedy = ' or --label_map'
+        if unmapped:
+            remedy = ', --label_map=reduce_zero if 0 is void' if strange == [classes.num_classes] else (
+                ' or --label_map=FILE')
+        problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d%s: set '
+                        'these flags%s or fix the label.' % (
                             quoted(label_path), 's' if len(strange) > 1 else '', ' '.join(str(v) for v in strange[:5]),
                             ' ...' if len(strange) > 5 else '', classes.num_classes - 1, classes.num_classes,
-                            classes.ignore_label))
+                            classes.ignore_label, '' if unmapped else ', after --label_map', remedy))
     return counts, ignored, problems
 
 

@@ -468,7 +468,8 @@ def read_label(path, classes):
 
     Grey and palette files hold class indices of 1 to 16 bits; the colours of a palette file are never used. An RGB file
     is colour-coded: each colour of the palette that the user named is a class, and all other colours become
-    ignore_label. Without a named palette, an RGB file of three equal channels, OpenCV's habit, holds class indices.
+    ignore_label. Without a named palette, or with a label map, an RGB file of three equal channels, OpenCV's habit,
+    holds class indices. A label map applies to class indices of all kinds.
 
     Args:
       path: the file.
@@ -479,26 +480,30 @@ def read_label(path, classes):
       are neither a class nor void in the palette as (number of pixels, (r, g, b)), the most frequent first.
 
     Raises:
-      UserError: the file is missing, damaged or lossy; it is colour-coded but no palette is named or none of its
-        colours is in the palette; or it has three equal channels whose values are no classes.
+      UserError: the file is missing, damaged or lossy; it is colour-coded but no palette is named, none of its
+        colours is in the palette or there is a label map; or it has three equal channels whose values are no classes.
     """
     with _reading(path):
         image, raw_mode, _ = _decode(_read_image(path))
     if image.format in ('JPEG', 'MPO'):
         raise UserError('%s: JPEG is lossy, it does not keep class indices; save labels as PNG.' % quoted(path))
     if image.mode == '1':
-        return np.asarray(image).astype(np.uint8), []
+        return _mapped(np.asarray(image).astype(np.uint8), classes), []
     if image.mode in ('L', 'P'):
-        return np.asarray(image) // np.uint8(_STRETCHED.get(raw_mode, 1)), []
+        return _mapped(np.asarray(image) // np.uint8(_STRETCHED.get(raw_mode, 1)), classes), []
     if image.mode in _WIDE_GREY:
-        return np.asarray(image), []
+        return _mapped(np.asarray(image), classes), []
     if image.mode in ('RGB', 'RGBA'):
-        if not classes.palette.named and ';16' in (raw_mode or ''):  # Pillow keeps the upper 8 bits only
+        may_be_indices = classes.label_map or not classes.palette.named
+        if may_be_indices and ';16' in (raw_mode or ''):  # Pillow keeps the upper 8 bits only
             raise UserError('%s: the label has three channels of 16 bits; save one channel with the class index as '
                             'value, or name the colours with --palette.' % quoted(path))
         rgb = np.asarray(image)[:, :, :3]
-        if not classes.palette.named and _equal_channels(rgb):
+        if may_be_indices and _equal_channels(rgb):
             return _index_channel(rgb, classes, path), []
+        if classes.label_map:
+            raise UserError('%s: the label is colour-coded, but --label_map maps class indices only: leave it out, and '
+                            'name the colours with --palette.' % quoted(path))
         return _classes_of_colours(rgb, classes, path)
     raise UserError("%s: a label of Pillow's mode %s holds neither class indices nor colours; save it as "
                     'grey PNG with the class index as value.' % (quoted(path), image.mode))
@@ -507,7 +512,12 @@ def read_label(path, classes):
 def is_colour_coded(path, classes):
     """Returns whether read_label takes the pixels of a label for colours; raises UserError for a damaged header."""
     with _reading(path), _open(_read_image(path)) as image:
-        return classes.palette.named and image.mode in ('RGB', 'RGBA')
+        return classes.palette.named and not classes.label_map and image.mode in ('RGB', 'RGBA')
+
+
+def _mapped(label, classes):
+    """Returns class indices as stored, integer [h, w], after the label map."""
+    return classes.label_map(label) if classes.label_map else label
 
 
 def _equal_channels(rgb):
@@ -516,17 +526,19 @@ def _equal_channels(rgb):
 
 
 def _index_channel(rgb, classes, path):
-    """Returns one of three equal channels, uint8 [h, w, 3], whose values must be classes or ignore_label."""
-    label = rgb[:, :, 0].copy()  # [h, w]
+    """Returns one of three equal channels, uint8 [h, w, 3]; without a map, it must hold classes and ignore_label."""
+    label = _mapped(rgb[:, :, 0].copy(), classes)  # [h, w]
+    if classes.label_map:  # which says that these are indices; data_check reports the others
+        return label
     values = np.unique(label)
     strange = values[(values >= classes.num_classes) & (values != classes.ignore_label)].tolist()
     if strange:
-        raise UserError('%s: its three channels are equal, as in class indices saved by OpenCV, but the value%s %s%s '
-                        '%s neither 0..%d nor --ignore_label=%d; save one channel, or name the colours '
-                        'with --palette.' % (
+        raise UserError('%s: its three channels are equal, as OpenCV saves indices, but the value%s %s%s %s neither '
+                        '0..%d nor --ignore_label=%d; save one channel, give --label_map=%s, or name colours by '
+                        '--palette.' % (
                             quoted(path), 's' if strange[1:] else '', ' '.join(map(str, strange[:5])),
                             ' ...' if strange[5:] else '', 'are' if strange[1:] else 'is', classes.num_classes - 1,
-                            classes.ignore_label))
+                            classes.ignore_label, 'binary' if set(values) <= {0, 255} else 'FILE'))
     return label
 
 

@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -77,6 +77,7 @@ class Classes(NamedTuple):
     num_classes: int  # the values 0..num_classes-1 are classes
     ignore_label: int  # the value of pixels that do not count; it may be one of the classes' values
     palette: Palette
+    label_map: Optional[Callable] = None  # from an index label [h, w], as stored, to these values
 
 
 @functools.lru_cache(maxsize=None)
@@ -95,15 +96,18 @@ def voc_colours(n=MAX_CLASSES):
     return colours
 
 
-def load_classes(num_classes, ignore_label=IGNORE_LABEL, palette_spec=''):
-    """Returns the Classes for --num_classes, --ignore_label and --palette.
+def load_classes(num_classes, ignore_label=IGNORE_LABEL, palette_spec='', label_map_spec=''):
+    """Returns the Classes for --num_classes, --ignore_label, --palette and --label_map.
 
     Raises:
-      UserError: as in load_palette, or ignore_label does not fit into 32 bits.
+      UserError: as in load_palette and load_label_map, or ignore_label does not fit into 32 bits.
     """
+    from utils.data.label_maps import load_label_map  # not at the top: it imports Cityscapes' table from here
+
     if not -2 ** 31 <= ignore_label < 2 ** 31:
         raise UserError('--ignore_label=%d: labels have 32 bits, give -2147483648 to 2147483647.' % ignore_label)
-    return Classes(num_classes, ignore_label, load_palette(palette_spec, num_classes))
+    return Classes(num_classes, ignore_label, load_palette(palette_spec, num_classes),
+                   load_label_map(label_map_spec, num_classes, ignore_label))
 
 
 def load_palette(spec, num_classes):

@@ -11,6 +11,7 @@ from typing import List, NamedTuple
 from utils.data import data_check, data_lists
 from utils.data.image_files import find_missing, is_colour_coded
 from utils.data.palette import NUM_LABEL_IDS
+from utils.data.pixels import format_from_flags
 from utils.system.command_line import is_picture
 from utils.system.errors import UserError, quoted, reason, some
 
@@ -63,10 +64,11 @@ def labelled_list(conf, classes, flag, num_steps=None):
             raise UserError('list %s: no label has a pixel of any class, all are --ignore_label=%d: there is nothing '
                             'to learn; fix the labels%s or --ignore_label.' % (
                                 quoted(source.name, 40), classes.ignore_label,
-                                ' (save white of black-and-white masks as 1)' if classes.ignore_label == 255 else ''))
+                                ' (save white of black-and-white masks as 1, or give --label_map=binary)'
+                                if classes.ignore_label == 255 and not classes.label_map else ''))
         # A missing class is worth a warning in the training data, but not in a few validation images, where the test
         # names it beside the scores.
-        warnings += (_unlikely_classes(classes, source, result) if flag == 'data_list' else []) + result.warnings
+        warnings += _turned_images(result) + (_unlikely_classes(classes, source, result) if flag == 'data_list' else []) + result.warnings
     _print_warnings(source, warnings)
     return source
 
@@ -259,8 +261,14 @@ def _report(conf, classes, source, need_labels):
     if need_labels:
         result.problems.extend('line %d: %s has no label in the list.' % (line, quoted(image)) for line, image, label
                                in zip(source.lines, source.images, source.labels) if not label)
-    result.warnings.extend(_label_ids(classes, source) + _unlikely_classes(classes, source, result))
+    result.warnings.extend(_label_ids(classes, source) + _turned_images(result) + _unlikely_classes(classes, source, result))
     data_check.print_report(result, classes.palette.names)
+    if result.num_images:
+        rgb = ','.join('%.3f' % value for value in result.mean), ','.join('%.3f' % value for value in result.mean[::-1])
+        print("mean of the images: --img_mean=%s with --channel_order=rgb, or --img_mean=%s with bgr" % rgb)
+    if result.percentiles and not conf.image_range:
+        print('note: images have more than 8 bits; --image_range=%s covers the 0.5th to the 99.5th percentile of their '
+              'values' % _range(*result.percentiles))
     mistake = data_lists.likely_mistake(source, find_missing(set(source.images + source.labels) - {''}))
     if mistake:
         print('note: list %s: %s' % (quoted(source.name), mistake))
@@ -273,7 +281,22 @@ def _report(conf, classes, source, need_labels):
 
 def _check(conf, classes, source):
     return data_check.check_pairs(source.images, source.labels, classes, conf.num_threads,
-                                  'check ' + quoted(source.name), source.lines)
+                                  'check ' + quoted(source.name), source.lines, format_from_flags(conf))
+
+
+def _range(low, high):
+    """Returns two values, of which the second may be equal to the first, as text for --image_range."""
+    if low == int(low) and high == int(high):
+        return '%d,%d' % (low, max(high, low + 1))
+    return '%.6g,%.6g' % (low, high) if low < high else '%.6g,%.6g' % (low, low + 1)
+
+
+def _turned_images(result):
+    """Returns a list with a sentence about the images whose EXIF orientation is not applied, if any."""
+    if not result.turned:
+        return []
+    return ['images with an EXIF orientation that is not applied: %d, %s; if labels are drawn on the turned images, give '
+            '--apply_exif.' % (len(result.turned), some(result.turned, 2, show=quoted))]
 
 
 def _unlikely_classes(classes, source, result):
@@ -284,16 +307,18 @@ def _unlikely_classes(classes, source, result):
     sentences = [sentence] if sentence else []
     present, num_classes = result.histogram.nonzero()[0].tolist(), classes.num_classes
     if result.ignored and classes.ignore_label == data_check.WHITE and present in ([], [0]):
-        if num_classes > 1 and not result.problems and not is_colour_coded(next(filter(None, source.labels)), classes):
+        if num_classes > 1 and not classes.label_map and not result.problems and not is_colour_coded(
+                next(filter(None, source.labels)), classes):
             sentences.append('labels hold %s255 only, as black-and-white masks and palette PNGs of index 255 do, and '
-                             '--ignore_label=255 is ignored: save white as 1.' % ('0 and ' if present else ''))
+                             '--ignore_label=255 is ignored: save white as 1 or give '
+                             '--label_map=binary.' % ('0 and ' if present else ''))
         return sentences
     if not present:
         return sentences
     last, names = present[-1], classes.palette.names
     gaps = any(index < last for index in data_check.absent_classes(result.histogram, classes))
     if last > 0 and num_classes - 1 - last >= max(2, num_classes // 4):
-        if _names_of_label_ids(source):  # no other number of classes would be right
+        if not classes.label_map and _names_of_label_ids(source):  # no other number of classes would be right
             return sentences + ([] if _label_ids(classes, source) else _names_of_label_ids(source))
         # If an earlier class is missing too, the last one is unlikely to be void, as most data sets have void pixels.
         void = '' if result.ignored or not result.histogram[:last].all() else (
@@ -308,8 +333,8 @@ def _unlikely_classes(classes, source, result):
 
 
 def _label_ids(classes, source):
-    """Returns the list of _names_of_label_ids; an empty one if there are so many classes that all ids may be meant."""
-    return _names_of_label_ids(source) if classes.num_classes < NUM_LABEL_IDS else []
+    """Returns the list of _names_of_label_ids; an empty one if all ids may be meant as classes or are mapped."""
+    return _names_of_label_ids(source) if classes.num_classes < NUM_LABEL_IDS and not classes.label_map else []
 
 
 def _names_of_label_ids(source):
@@ -318,7 +343,7 @@ def _names_of_label_ids(source):
     if not found:
         return []
     return ["labels have names of Cityscapes' label ids, not of classes: %d, %s; convert_cityscapes.py turns them into "
-            'train ids.' % (len(found), quoted(found[0]))]
+            'train ids, and --label_map=cityscapes reads them as such.' % (len(found), quoted(found[0]))]
 
 
 def _shared_images(sources):

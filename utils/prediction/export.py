@@ -34,18 +34,18 @@ def check(conf):
     output_files.check_new_folder(conf.export_dir, 'export_dir', LEAST, MOST)
 
 
-def write(conf, network, weights, net_input, classes):
+def write(conf, network, weights, net_input, classes, value_range=None):
     """Writes export_dir, complete or not at all, in place of an earlier export.
 
     Args:
       conf: the flags as attributes.
-      network, weights, net_input, classes: as in build(); weights must be the prefix of a checkpoint.
+      network, weights, net_input, classes, value_range: as in build(); weights must be the prefix of a checkpoint.
 
     Raises:
       UserError: the checkpoint does not fit, or something cannot be written or converted.
     """
     with output_files.new_folder(conf.export_dir, 'export_dir', LEAST, MOST) as folder:
-        graph = build(network, weights, net_input, classes)
+        graph = build(network, weights, net_input, classes, value_range)
         try:
             save(graph, folder)
         except tf.errors.OpError as error:
@@ -60,7 +60,7 @@ def write(conf, network, weights, net_input, classes):
     print('export in %s' % conf.export_dir)
 
 
-def build(network, weights, net_input, classes):
+def build(network, weights, net_input, classes, value_range=None):
     """Builds the exported graph, which has no variables.
 
     Args:
@@ -69,14 +69,15 @@ def build(network, weights, net_input, classes):
       weights: the prefix of a checkpoint, or {name: array}.
       net_input: the compat.Input of the network.
       classes: a Classes.
+      value_range: None, or the values that become 0 and 255 (--image_range): `images` then holds such values.
 
     Returns:
-      a tf.Graph from `images` uint8 [N, H, W, 3], RGB, to the outputs `classes` uint8 [N, H, W], `softmax` float32
+      a tf.Graph from `images`, RGB [N, H, W, 3], uint8 or with a value_range float32, to the outputs `classes` uint8 [N, H, W], `softmax` float32
       [N, H, W, num_classes] and `colours` uint8 [N, H, W, 3], RGB.
     """
     with tf.Graph().as_default():
-        images = tf.placeholder(tf.uint8, [None, None, None, 3], 'images')
-        net, scores = network(preprocess(images, net_input))
+        images = tf.placeholder(tf.float32 if value_range else tf.uint8, [None, None, None, 3], 'images')
+        net, scores = network(preprocess(to_8_bits(images, *value_range) if value_range else images, net_input))
         indices = class_map(scores)  # [N, H, W]
         colours = classes.palette.colours[:classes.num_classes]
         fetches = [tf.cast(indices, tf.uint8, 'classes'), tf.nn.softmax(scores, name='softmax'),
@@ -86,6 +87,11 @@ def build(network, weights, net_input, classes):
             load_weights(sess, net.variables, weights)
             sess.run(fold)
             return constant_graph(sess, fetches)
+
+
+def to_8_bits(images, low, high):
+    """Returns float32 images of any shape, mapped to whole numbers of 0..255 as pixels.to_8_bits maps them."""
+    return tf.round(tf.clip_by_value((images - low) * (255.0 / (high - low)), 0.0, 255.0))
 
 
 def constant_graph(sess, fetches):

@@ -137,7 +137,7 @@ class MaskWriter(object):
         Returns:
           None, or a sentence on why the image cannot be read again for its overlay.
         """
-        outputs, (num_classes, _, palette) = self._outputs(self._names[index]), self._classes
+        outputs, (num_classes, _, palette) = self._outputs(self._names[index]), self._classes[:3]
         ids = train_ids_to_label_ids(mask) if self._label_ids else mask
         self._save(ids, outputs['prediction'])
         if 'visual_prediction' in outputs:

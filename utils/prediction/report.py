@@ -79,7 +79,7 @@ class Report(object):
 
     def _look_at(self, prediction):
         """Ranks a Prediction, and keeps its pictures while it is among the worst or the best."""
-        index, (num_classes, ignore_label, _) = prediction.index, self._classes
+        index, (num_classes, ignore_label) = prediction.index, self._classes[:2]
         iou = metrics.scores(metrics.confusion_matrix(
             prediction.label, prediction.classes, num_classes, ignore_label), ignore_label)['mean_iou']
         if np.isnan(iou):
@@ -95,7 +95,7 @@ class Report(object):
 
     def _pictures(self, prediction):
         """Returns the pictures of a Prediction, {one of PICTURES: (MIME type, bytes of the file)}."""
-        num_classes, ignore_label, palette = self._classes
+        num_classes, ignore_label, palette = self._classes[:3]
         photo = image_files.load_image(self._images[prediction.index], self._image_format)  # [H, W, 3]
         label = np.where(prediction.label == ignore_label, -1, prediction.label)  # [H, W]
         maps = [label_utils.decode_labels(mask[None], 1, num_classes, palette)[0]

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.data import data_check
+from utils.data.pixels import AS_STORED
 from utils.data.image_files import read_file, text_lines
 from utils.net import layers
 from utils.system.errors import UserError, quoted, reason
@@ -182,7 +183,7 @@ def hardest(losses, valid, fraction):
 
 # Class weights -----------------------------------------------------------------------------------------------------
 
-def load_class_weights(spec, classes, images, labels, num_threads):
+def load_class_weights(spec, classes, images, labels, num_threads, image_format=AS_STORED):
     """Loads the weights that --class_weights names.
 
     Args:
@@ -190,6 +191,7 @@ def load_class_weights(spec, classes, images, labels, num_threads):
       classes: a Classes.
       images, labels: the paths of the training set, whose pixels are counted for 'balanced'.
       num_threads: number of files to read at a time.
+      image_format: the ImageFormat of the images.
 
     Returns:
       float32 [num_classes], or None.
@@ -200,7 +202,8 @@ def load_class_weights(spec, classes, images, labels, num_threads):
     if not spec:
         return None
     if spec == 'balanced':
-        result = data_check.check_pairs(images, labels, classes, num_threads, 'count classes')
+        result = data_check.check_pairs(
+            images, labels, classes, num_threads, 'count classes', image_format=image_format)
         data_check.raise_on_problems(result)
         return balanced_class_weights(result.histogram)
     return read_class_weights(spec, classes.num_classes)

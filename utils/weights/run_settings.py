@@ -6,6 +6,7 @@ Which flags count, and for what, is in the records that main.py makes: see comma
 import contextlib
 import json
 import os
+import re
 import typing
 import zlib
 
@@ -22,6 +23,7 @@ FILE = 'settings.json'
 NO_FLAGS = {'towers': 1, 'model': None}
 # Flags for which test, predict and export print a note if they differ from the training's, and the end of that note.
 NOTED = (('compat', ''), ('palette', '; its names and colours are shown'))
+_CHECKSUM = re.compile(r' \(crc32 [0-9a-f]{8}\)$')
 UNKNOWN = 'unknown'  # the value now of a setting that only another version has
 MOST_DIR, MOST_VALUE, MOST_UNLIKE = 60, 12, 3  # characters and flags in the sentence about another network
 
@@ -64,6 +66,8 @@ def _comparable(record, value):
     """Returns a flag's value; a path is made absolute and, where the content counts, followed by its checksum."""
     if value == []:  # from an empty --img_mean=
         return None
+    if record.name == 'label_map' and value == 'none':
+        return record.default
     if record.is_path and os.path.exists(value):
         value = os.path.realpath(value)
         if record.content_counts and os.path.isfile(value):
@@ -119,6 +123,50 @@ def check_trained(modeldir, trained, conf):
         if _content(known[name]) != _content(now[name]):
             print('note: %s was trained with --%s=%s, this run has --%s=%s%s' % (
                 modeldir, name, quoted(known[name]), name, quoted(now[name]), meaning))
+
+
+def with_trained(conf, modeldir, trained, option):
+    """Returns the flags of a run, completed by those of the training whose weights it uses.
+
+    Args:
+      conf: the flags as attributes.
+      modeldir: the training's folder.
+      trained: {name: value} of its flags from settings.json.
+      option: the value of --option.
+
+    Returns:
+      an object with the flags as attributes. The flags with `from_training` in their record that `option` reads and
+      that are not given, so that they are None or empty, have the training's value.
+
+    Raises:
+      UserError: a file that such a flag names is missing or has changed since the training.
+    """
+    completed = {}
+    for name, record in RECORDS.items():
+        value = _known(trained, name)
+        if not record.from_training or option not in record.options or not value or getattr(conf, name) not in (None, ''):
+            continue
+        if record.is_path:
+            path = _CHECKSUM.sub('', value)
+            if _comparable(record, path) != value:
+                raise UserError('%s was trained with --%s=%s, which is missing or has changed: restore it or give '
+                                '--%s.' % (quoted(modeldir, MOST_DIR), name, quoted(path), name))
+            value = path
+        completed[name] = value
+        print('--%s=%s, as in the training' % (name, ','.join('%g' % n for n in value) if isinstance(
+            value, list) else quoted(value)))
+    return _Completed(conf, completed)
+
+
+class _Completed(object):
+    """Flags as attributes, of which some have other values."""
+
+    def __init__(self, conf, values):
+        self._conf = conf
+        self.__dict__.update(values)
+
+    def __getattr__(self, name):
+        return getattr(self._conf, name)
 
 
 def _content(value):
