@@ -30,7 +30,9 @@ class Records(object):
         self.logfile, self.logdir, self.run_id = conf.logfile, conf.logdir, run_id
         self.metrics = os.path.join(conf.modeldir, METRICS)
         self._classes = classes
-        self.class_names = classes.palette.names or ['class %d' % index for index in range(classes.num_classes)]
+        names = classes.palette.names or ['class %d' % index for index in range(classes.num_classes)]
+        self.class_names = [name if names.count(name) == 1 else '%s (class %d)' % (name, index)
+                            for index, name in enumerate(names)]  # each has a column and a curve of its own
         self._score_columns = SCORES + ['iou/' + name for name in self.class_names]
         self._tags = []  # of a step's values, in the order of their columns
         self.header = None  # of metrics.csv; before `open`, the header of the existing file, or None if there is none
