@@ -1,5 +1,6 @@
 """Names of classes and runs that the fonts of legends and figures lack, and a closed stdout."""
 
+import glob
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 from PIL import ImageFont
 
 from utils import fonts
@@ -58,7 +60,8 @@ def test_curves_of_any_name_have_no_warning(tmp_path):
     assert texts[0].startswith(' run 1') and '\\frac' in texts[1]
 
 
-@pytest.mark.parametrize('text', ["'a' * 10 ** 6", "'a'"])  # fails in main, or only when the text is flushed
+# Printing fails in main, only when the text is flushed, or, as with --help, after main has ended the program.
+@pytest.mark.parametrize('text', ["'a' * 10 ** 6", "'a'", "'a') or sys.exit(0"])
 @pytest.mark.parametrize('unbuffered', ['', '1'])
 def test_a_closed_stdout_ends_a_program_quietly(text, unbuffered):
     code = 'import sys; from utils.system import command_line; sys.exit(command_line.run(lambda: print(%s), ["x"]))'
@@ -75,4 +78,12 @@ def test_classes_of_one_name_have_curves_of_their_own(settings, tmp_path):
     from utils.training import records
     classes = Classes(3, 255, Palette(voc_colours(), ['object', 'sky', 'object']))
     conf = settings(modeldir=str(tmp_path), logfile=str(tmp_path / 'l'), logdir=str(tmp_path))
-    assert records.Records(conf, 'x', classes).class_names == ['object (class 0)', 'sky', 'object (class 2)']
+    record, tags = records.Records(conf, 'x', classes), []
+    record.read(0)
+    record.open(0, tf.Graph(), ['loss/total'])
+    record.add(0, {'loss/total': 1, 'learning_rate': 1, 'images_per_second': 1})
+    record.add_scores(0, {'mean_iou': 0.5, 'pixel_accuracy': 0.5, 'iou': np.array([0.1, 0.2, 0.3])})
+    record.close()
+    for event in tf.train.summary_iterator(glob.glob(str(tmp_path / 'events*'))[0]):
+        tags += [value.tag for value in event.summary.value if '/iou/' in value.tag]
+    assert tags == ['validation/iou/' + name for name in ('object (class 0)', 'object (class 2)', 'sky')]

@@ -548,6 +548,10 @@ def run(main, argv=None, default_args=lambda args: []):
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         return 130
+    except SystemExit:  # of --help
+        if _drop_closed_streams():
+            return CLOSED
+        raise
     except BrokenPipeError as error:
         if _drop_closed_streams():
             return CLOSED
