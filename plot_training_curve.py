@@ -9,6 +9,7 @@ import sys
 import numpy as np
 from absl import flags
 
+from utils import fonts
 from utils.data.image_files import is_regular_file, read_file
 from utils.system import command_line
 from utils.system.errors import UserError, quoted
@@ -186,12 +187,14 @@ def draw(runs, labels, smooth):
     figure, panels = make_panels(runs)
     count = len(runs)
     colors = cm.tab10.colors if count <= 10 else cm.turbo(np.linspace(0, 1, count))
+    has = fonts.characters_of_matplotlib()
     widths = np.linspace(3.2 if count > 1 else 1.8, 1.8, count)  # lines of equal learning rates remain visible
-    for run, label, color, width in zip(runs, labels, colors, widths):
+    for number, (run, label, color, width) in enumerate(zip(runs, labels, colors, widths), 1):
         length = len(run['step'])
         window = min(smooth or max(1, length // 40), length)
         name = label if len(label) <= LONGEST_NAME else '...' + label[3 - LONGEST_NAME:]
-        text = ' ' + quoted(name).replace('$', r'\$')  # a formula stays text; a leading _ would hide the name
+        name = quoted(name) if fonts.is_drawable(name, has) else 'run %d' % number
+        text = ' ' + fonts.plain(name)  # a leading _ would hide the name
         text += (', loss: mean of %d' % window if window > 1 else '') + best_text(run)
         draw_run(panels, run, text, window, color, width)
     panels['total'].legend(loc='lower left', bbox_to_anchor=(0, 1.02), borderaxespad=0, frameon=False, fontsize='small')

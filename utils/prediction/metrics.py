@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 
+from utils import fonts
 from utils.data import data_check
 from utils.data.palette import IGNORE_LABEL
 from utils.system import command_line, output_files
@@ -132,7 +133,8 @@ def plot_confusion_matrix(matrix, path, names=None):
     count = len(matrix)
     shares = ratio(matrix, np.broadcast_to(matrix.sum(1, keepdims=True), matrix.shape))
     names = list(names or [])[:count]
-    ticks = names + ['%d' % index for index in range(len(names), count)]
+    ticks = [fonts.plain(text) for text in fonts.labels(dict(enumerate(names)), fonts.characters_of_matplotlib())]
+    ticks += ['%d' % index for index in range(len(names), count)]
     side = 3 + 0.42 * count  # inches
     figure = Figure(figsize=(side + 1, side))
     axes = figure.add_subplot(1, 1, 1)

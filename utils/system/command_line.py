@@ -7,6 +7,7 @@ import difflib
 import math
 import os
 import re
+import select
 import sys
 
 from absl import app, flags
@@ -21,6 +22,7 @@ OUR_FLAGFILES = os.path.join(REPO, 'dataset')
 PICTURES = ('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
             '.tga', '.tif', '.tiff', '.webp')
 NOT_A_LIST = 'this is an image, not a list: predict images with --image, or write their paths into a text file'
+CLOSED = 141  # exit code where nobody reads the output any more, as after SIGPIPE
 LONGEST_NAME = 100  # characters of a flag's name
 MOST_UNREAD = 130  # characters of the names of flags that are not read, in a message
 MOST_SCALES = 16
@@ -445,6 +447,32 @@ def escape_what_cannot_be_shown():
             stream.reconfigure(errors='backslashreplace')
 
 
+def _drop_closed_streams():
+    """Directs stdout and stderr to nowhere if nobody reads them any more; returns whether that was so for either.
+
+    Python would otherwise report the text that they still hold at its exit.
+    """
+    closed = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _is_closed(stream)]
+    for stream in closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    return bool(closed)
+
+
+def _is_closed(stream):
+    """Returns whether nobody reads a stream any more; a stream without a buffer has nothing left that could fail."""
+    try:
+        stream.flush()
+        ends = select.poll()
+        ends.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in ends.poll(0))
+    except BrokenPipeError:
+        return True
+    except (AttributeError, OSError, ValueError):  # Windows has no poll, a test's stream no number
+        return False
+
+
 def refuse_unread(args):
     """Refuses flags on the command line that would have no effect.
 
@@ -513,7 +541,7 @@ def run(main, argv=None, default_args=lambda args: []):
 
     Returns:
       0 for success; 1 after a UserError or an OSError, which is reported in one sentence on stderr; 130 after Ctrl-C;
-      128 + n after signal n, on which the run has finished its step.
+      128 + n after signal n, on which the run has finished its step; CLOSED if nobody reads stdout any more.
     """
     escape_what_cannot_be_shown()
     argv = sys.argv if argv is None else argv
@@ -526,6 +554,8 @@ def run(main, argv=None, default_args=lambda args: []):
             parse_flags(argv[:1] + defaults + argv[1:])
         refuse_unread(argv[1:])
         main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
     except UserError as error:
         message = str(error)
@@ -534,6 +564,14 @@ def run(main, argv=None, default_args=lambda args: []):
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         return 130
+    except SystemExit:  # of --help
+        if _drop_closed_streams():
+            return CLOSED
+        raise
+    except BrokenPipeError as error:
+        if _drop_closed_streams():
+            return CLOSED
+        message = reason(error) + '.'
     except RuntimeError as error:
         if str(error) != NO_THREAD:
             raise

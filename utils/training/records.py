@@ -30,8 +30,10 @@ class Records(object):
         self.logfile, self.logdir, self.run_id = conf.logfile, conf.logdir, run_id
         self.metrics = os.path.join(conf.modeldir, METRICS)
         self._classes = classes
-        self.class_names = classes.palette.names or ['class %d' % index for index in range(classes.num_classes)]
-        self._score_columns = SCORES + ['iou/' + name for name in self.class_names]
+        names = classes.palette.names or ['class %d' % index for index in range(classes.num_classes)]
+        self.class_names = [name if names.count(name) == 1 else '%s (class %d)' % (name, index)
+                            for index, name in enumerate(names)]  # each has a curve of its own
+        self._score_columns = SCORES + ['iou/' + name for name in names]  # read by their place
         self._tags = []  # of a step's values, in the order of their columns
         self.header = None  # of metrics.csv; before `open`, the header of the existing file, or None if there is none
         self.mean_iou = {}  # {step: mean IoU of its validation}
@@ -97,7 +99,8 @@ class Records(object):
     def add_scores(self, step, result):
         """Adds the scores of a validation, a dict as metrics.scores returns it, to the step that was added last."""
         values = [result[name] for name in SCORES] + list(result['iou'])
-        curves = {'validation/' + name: value for name, value in zip(self._score_columns, values)}
+        curves = {'validation/' + name: value for name, value in zip(
+            SCORES + ['iou/' + name for name in self.class_names], values)}
         self._writer.add_summary(write_to_log.scalar_summary(
             {tag: value for tag, value in curves.items() if not np.isnan(value)}), step)
         self._writer.flush()

@@ -247,11 +247,13 @@ class Run(object):
         if best:
             self._folder.save_best(self._sess, self._graph.saver, step)
         self._records.add_scores(step, scores)
-        tqdm.write('step %d: mean IoU %.2f %%, pixel accuracy %.2f %%%s%s' % (
-            step, 100 * mean_iou, 100 * scores['pixel_accuracy'], ', the best so far' if best else '',
-            '; one class only counts' if np.sum(~np.isnan(scores['iou'])) == 1 else ''))
-        tqdm.write('  IoU: ' + ', '.join('%s %s' % (name, '-' if np.isnan(value) else '%.1f' % (100 * value))
-                                         for name, value in zip(self._records.class_names, scores['iou'])))
+        ious = ', '.join('%s %s' % (name, '-' if np.isnan(value) else '%.1f' % (100 * value))
+                         for name, value in zip(self._records.class_names, scores['iou']))
+        with contextlib.suppress(BrokenPipeError):  # training continues even if nobody reads stdout any more
+            tqdm.write('step %d: mean IoU %.2f %%, pixel accuracy %.2f %%%s%s' % (
+                step, 100 * mean_iou, 100 * scores['pixel_accuracy'], ', the best so far' if best else '',
+                '; one class only counts' if np.sum(~np.isnan(scores['iou'])) == 1 else ''))
+            tqdm.write('  IoU: ' + ious)
 
     def _check_finite(self, value, name, step):
         if not np.isfinite(value):
