@@ -93,9 +93,9 @@ DEFINE_path('palette', '', "class colours and names: voc, cityscapes or a file o
 DEFINE_range('image_range', None, 'values of the images that become 0 and 255, such as 0,4095 for 12 bits; what lies '
              'between is mapped linearly, what lies outside is clipped; by default 8 bits are unchanged and 16 bits '
              'reduced to the upper 8', options=ALL, decides=RESULT, from_training=True)
-DEFINE_bands('image_bands', None, "bands of the images that become red, green and blue, counted from 1 through a TIFF's "
-             'pages, such as 4,3,2, or one band for grey; TIFFs need tifffile; by default the first ones', options=RUNS +
-             ('check',), decides=RESULT, from_training=True)
+DEFINE_bands('image_bands', None, 'bands of the images that become red, green and blue, counted from 1 through the '
+             'pages of a TIFF, such as 4,3,2, or one band for grey; TIFFs need tifffile; by default the first ones',
+             options=RUNS + ('check',), decides=RESULT, from_training=True)
 DEFINE_switch('apply_exif', None, 'turn images, never labels, as their EXIF orientation says; off by default',
               options=RUNS + ('check',), decides=RESULT, from_training=True)
 DEFINE_path('label_map', '', 'how the values of index labels become classes: binary (0 stays, all else is 1), '

@@ -24,7 +24,8 @@ ALL = RECORDS['option'].options
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
 # What main.py and Model.__init__ read for all options, though it has an effect for fewer.
 READ_FOR_ALL = {'xla', 'deterministic', 'num_gpus', 'mixed_precision', 'compat', 'eval_scales', 'eval_flip',
-                'eval_merge', 'train_bn', 'freeze_encoder', 'pretrain_file', 'variables_on', 'label_map'}
+                'eval_merge', 'train_bn', 'freeze_encoder', 'pretrain_file', 'variables_on', 'label_map', 'image_range', 'image_bands',
+                'apply_exif'}
 READ_FOR_NOTHING = READ_FOR_ALL | {'random_seed'}  # which every list's reader gets
 
 
@@ -128,7 +129,7 @@ def test_a_flag_that_would_be_ignored_is_refused(args, told):
 @pytest.mark.parametrize('option', ALL)
 def test_all_flags_at_once_are_refused_in_one_sentence(option):
     valid = {'decoder_rate': '1,1', 'random_scale_range': '1,1', 'window': '99,99', 'eval_scales': '1',
-                 'random_colour': '0,0,0'}
+                 'random_colour': '0,0,0', 'image_range': '0,1', 'image_bands': '1'}
     words = {'a path': 'x', 'true, false': 'true', 'a step or best': 'best'}  # of the bounds
     args = ['--%s=%s' % (name, valid.get(name) or words.get(record.bounds) or re.split('[ ,]', record.bounds)[0])
             for name, record in RECORDS.items() if name not in ('option', 'image', 'image_dir')]

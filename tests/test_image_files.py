@@ -16,6 +16,7 @@ from PIL import Image
 from utils.data import data_check, image_files
 from utils.data.image_files import load_image
 from utils.data.palette import Classes, Palette, load_classes, voc_colours
+from utils.data.pixels import AS_STORED
 from utils.system import memory
 from utils.system.errors import UserError, quoted
 
@@ -299,16 +300,22 @@ def wide(folder, values, name):
     return save(folder, tiff_of_four_bands(np.dstack([values, values[:, :, :1]]), 0), name)
 
 
+def pixels_and_warning(path, image_format=AS_STORED):
+    """Returns (pixels, the sentence about lost levels or None) of an image."""
+    image = image_files.read_image(path, image_format)
+    return image.pixels, image.remarks.get('levels')
+
+
 @pytest.fixture
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(image_files, '_untold', ['few levels'])
+    monkeypatch.setattr(image_files, '_unsaid', {kind: [kind] for kind in ('levels', 'pages', 'orientation')})
 
 
 @pytest.mark.parametrize('name', ['a.png', 'a.tif'])
 @pytest.mark.parametrize('channels', [(), (3,)])
 def test_16_bits_are_reduced_to_the_upper_8(tmp_path, capsys, nothing_told, name, channels):
     values = np.random.RandomState(0).randint(0, 65536, (9, 17) + channels).astype(np.uint16)
-    pixels, warning = image_files.read_image(wide(tmp_path, values, name))
+    pixels, warning = pixels_and_warning(wide(tmp_path, values, name))
     assert warning is None
     np.testing.assert_array_equal(pixels, np.repeat(values[:, :, None], 3, 2) >> 8 if not channels else values >> 8)
     load_image(str(tmp_path / name))
@@ -322,7 +329,7 @@ def test_16_bits_with_few_levels_are_warned_of(tmp_path, capsys, nothing_told, n
     values = np.random.RandomState(0).randint(0, most, (50, 60) + channels).astype(np.uint16)
     values[0, 0] = 65535  # one hot pixel
     path = wide(tmp_path, values, name)
-    pixels, warning = image_files.read_image(path)
+    pixels, warning = pixels_and_warning(path)
     np.testing.assert_array_equal(pixels[:, :, 0], (values if not channels else values[:, :, 0]) >> 8)
     assert quoted(path) in warning and 'become %s of 0..255' % shown in warning and len(warning) <= 300
     load_image(path)
@@ -332,8 +339,8 @@ def test_16_bits_with_few_levels_are_warned_of(tmp_path, capsys, nothing_told, n
 
 def test_32_bits_with_few_levels_are_warned_of(tmp_path):
     values = np.random.RandomState(0).randint(0, 256, (9, 17)).astype(np.int32)
-    assert 'become 0 of 0..255' in image_files.read_image(wide(tmp_path, values, 'a.tif'))[1]
-    pixels, warning = image_files.read_image(wide(tmp_path, values * 257, 'a.tif'))
+    assert 'become 0 of 0..255' in pixels_and_warning(wide(tmp_path, values, 'a.tif'))[1]
+    pixels, warning = pixels_and_warning(wide(tmp_path, values * 257, 'a.tif'))
     assert warning is None
     np.testing.assert_array_equal(pixels[:, :, 0], values)
 
@@ -343,7 +350,7 @@ def test_no_warning_of_few_levels_without_reduction(tmp_path):
                          ('c.png', np.uint16([[0, 65535]] * 9)), ('d.tif', np.zeros([9, 17, 3], np.uint8))):
         path = wide(tmp_path, values, name) if values.dtype == np.uint16 else saved(
             tmp_path, Image.fromarray(values), name)
-        assert image_files.read_image(path)[1] is None
+        assert pixels_and_warning(path)[1] is None
 
 
 @pytest.mark.parametrize('values', [[0, 65536], [-1, 300], [0, 2 ** 31 - 1], [-2 ** 31, 0]])
@@ -365,7 +372,7 @@ def test_the_check_warns_of_few_levels_and_prints_nothing_else(tmp_path, capfd, 
     result = data_check.check_pairs([path, path], [label, ''], load_classes(21, 255, ''), lines=[1, 2])
     assert len(result.warnings) == 2 and not result.problems
     for line, warning in enumerate(result.warnings, 1):
-        assert warning.startswith('line %d: ' % line) and 'stretch' in warning
+        assert warning.startswith('line %d: ' % line) and '--image_range' in warning
     assert 'warning' not in capfd.readouterr().err
 
 

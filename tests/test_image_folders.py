@@ -26,12 +26,13 @@ def test_images_by_suffix_in_sorted_order_and_none_that_is_hidden(tmp_path):
     assert below(str(tmp_path) + '/') == below(tmp_path)
 
 
-def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, capsys):
+def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sources, 'has_decoder', lambda path: not path.lower().endswith(('.heic', '.avif')))
     touch(tmp_path, 'a.jpg', 'b.HEIC', 'sub/c.heic', 'd.avif', 'README', '.hidden', 'out/metrics.json')
     assert below(tmp_path, tmp_path / 'out') == ['a.jpg']
     assert capsys.readouterr().err == (
         'note: --image_dir=%s: files left out, because their suffix is not that of an image: 4 (2 .heic, 1 .avif, '
-        '1 without a suffix)\n' % quoted(tmp_path))
+        '1 without a suffix; pip install -r requirements-heif.txt for HEIC)\n' % quoted(tmp_path))
     (tmp_path / 'a.jpg').unlink()
     with pytest.raises(UserError, match=r'no image in it \(other files: 2 .heic, 1 .avif, 1 .json, 1 without'):
         below(tmp_path)

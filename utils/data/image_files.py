@@ -167,8 +167,8 @@ def load_image(path, image_format=AS_STORED):
     image = read_image(path, image_format)
     remarks = dict(image.remarks)
     if image.orientation != 1:
-        remarks['orientation'] = ('%s: its EXIF orientation, %d, is not applied, as the network sees pixels as they are '
-                                  'stored; --apply_exif turns such images.' % (quoted(path), image.orientation))
+        remarks['orientation'] = '%s: its EXIF orientation, %d, is not applied; --apply_exif turns such images.' % (
+            quoted(path), image.orientation)
     for kind, sentence in remarks.items():
         if _take(_unsaid.get(kind, [])):
             tqdm.write('warning: ' + sentence, file=sys.stderr)
@@ -205,7 +205,8 @@ def read_image(path, image_format=AS_STORED):
     remarks = {'levels': '%s: %s.' % (quoted(path), lost)} if lost else {}
     if pages > 1 and not image_format.bands:
         remarks['pages'] = '%s: it has %d pages or pictures, of which the first is used%s.' % (
-            quoted(path), pages, '; --image_bands=1,2,3 takes bands of several pages')
+            quoted(path), pages, '; --image_bands reads bands of several pages' if path.lower().endswith(
+                ('.tif', '.tiff')) else '')
     if image_format.apply_exif and orientation != 1:
         pixels, orientation = stored_pixels.upright(pixels, orientation), 1
     if pixels.ndim == 2:
@@ -258,7 +259,7 @@ def _decode_values(data, image_format, exact=None):
 
 
 def _chosen(values, bands):
-    """Returns the bands, 1-based numbers or None for all, of values [h, w] or [h, w, C]; raises Refused if one lacks."""
+    """Returns some bands, given as 1-based numbers, of values [h, w] or [h, w, C]; all if `bands` is None."""
     if not bands:
         return values
     values = values[:, :, np.newaxis] if values.ndim == 2 else values
@@ -387,6 +388,14 @@ def _open(data):
         if data[4:8] == b'ftyp' and data[8:12] in HEIF_BRANDS and read_heif():
             return Image.open(io.BytesIO(data))
         raise Refused(_why_unknown(data))
+
+
+def has_decoder(path):
+    """Returns whether a decoder is installed for the suffix of an image's name; all but HEIC and AVIF have one."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in ('.heic', '.heif'):
+        return read_heif()
+    return suffix != '.avif' or '.avif' in Image.registered_extensions()
 
 
 @functools.lru_cache(maxsize=None)

@@ -83,7 +83,8 @@ def to_8_bits(values, value_range=None):
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise Refused('its values are %d..%d, but only 0..65535 can be reduced to 8 bits; give '
-                      '--image_range=LOW,HIGH, the values to map to 0 and 255, or scale them to that range' % (low, high))
+                      '--image_range=LOW,HIGH, the values to map to 0 and 255, or scale them to that range' % (
+                          low, high))
     return (values >> 8).astype(np.uint8)
 
 
@@ -98,8 +99,7 @@ def lost_levels(values, reduced, value_range=None):
     shares = np.cumsum(counts)
     low, high = int(np.argmax(shares > 0.005)), int(np.argmax(shares >= 0.995))
     if value_range is not None and (values < value_range[0]).mean() + (values > value_range[1]).mean() > 0.5:
-        return ('most of its pixels lie outside --image_range=%g,%g; give the range of the values, which --option=check '
-                'proposes' % value_range)
+        return 'most of its pixels lie outside --image_range=%g,%g; give the range of its values' % value_range
     if high - low >= FEW_LEVELS or values.min() == values.max():  # a picture of one value lost nothing
         return None
     levels = '%d..%d' % (low, high) if low < high else low
@@ -124,7 +124,7 @@ def orientation_of(image):
 
 
 def upright(array, orientation):
-    """Returns an array [h, w, ...] turned from how it is stored, with an EXIF orientation of 1..8, to how it is seen."""
+    """Returns an array [h, w, ...] that is stored with an EXIF orientation of 1..8, turned upright."""
     return np.ascontiguousarray(_TURNS[orientation](array)) if orientation in _TURNS else array
 
 

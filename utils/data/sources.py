@@ -9,7 +9,7 @@ import sys
 from typing import List, NamedTuple
 
 from utils.data import data_check, data_lists
-from utils.data.image_files import find_missing, is_colour_coded
+from utils.data.image_files import find_missing, has_decoder, is_colour_coded
 from utils.data.palette import NUM_LABEL_IDS
 from utils.data.pixels import format_from_flags
 from utils.system.command_line import is_picture
@@ -68,7 +68,8 @@ def labelled_list(conf, classes, flag, num_steps=None):
                                 if classes.ignore_label == 255 and not classes.label_map else ''))
         # A missing class is worth a warning in the training data, but not in a few validation images, where the test
         # names it beside the scores.
-        warnings += _turned_images(result) + (_unlikely_classes(classes, source, result) if flag == 'data_list' else []) + result.warnings
+        warnings += _turned_images(result) + (
+            _unlikely_classes(classes, source, result) if flag == 'data_list' else []) + result.warnings
     _print_warnings(source, warnings)
     return source
 
@@ -165,7 +166,7 @@ def images_below(folder, left_out=()):
         for name, is_dir, is_link in _entries(path):
             if is_dir:  # links come last, so that a folder is listed under its own name rather than a link's
                 (waiting.append if is_link else waiting.appendleft)(below + name + '/')
-            elif is_picture(name):
+            elif is_picture(name) and has_decoder(name):
                 found.append(below + name)
             else:
                 others[os.path.splitext(name)[1].lower() or 'without a suffix'] += 1
@@ -174,6 +175,8 @@ def images_below(folder, left_out=()):
     if not found:
         raise UserError('--image_dir=%s: there is no image in it%s; images are recognised by their suffix '
                         '(.jpg, .png...).' % (quoted(folder), ' (other files: %s)' % suffixes if others else ''))
+    if {'.heic', '.heif'} & set(others):
+        suffixes += '; pip install -r requirements-heif.txt for HEIC'
     if others:
         print('note: --image_dir=%s: files left out, because their suffix is not that of an image: %d (%s)' % (
             quoted(folder), sum(others.values()), suffixes), file=sys.stderr)
@@ -261,14 +264,16 @@ def _report(conf, classes, source, need_labels):
     if need_labels:
         result.problems.extend('line %d: %s has no label in the list.' % (line, quoted(image)) for line, image, label
                                in zip(source.lines, source.images, source.labels) if not label)
-    result.warnings.extend(_label_ids(classes, source) + _turned_images(result) + _unlikely_classes(classes, source, result))
+    result.warnings.extend(_label_ids(classes, source) + _turned_images(result) + _unlikely_classes(
+        classes, source, result))
     data_check.print_report(result, classes.palette.names)
     if result.num_images:
-        rgb = ','.join('%.3f' % value for value in result.mean), ','.join('%.3f' % value for value in result.mean[::-1])
-        print("mean of the images: --img_mean=%s with --channel_order=rgb, or --img_mean=%s with bgr" % rgb)
+        rgb = ['%.3f' % value for value in result.mean]
+        print('mean of the images: --channel_order=rgb --img_mean=%s or --channel_order=bgr --img_mean=%s' % (
+            ','.join(rgb), ','.join(rgb[::-1])))
     if result.percentiles and not conf.image_range:
-        print('note: images have more than 8 bits; --image_range=%s covers the 0.5th to the 99.5th percentile of their '
-              'values' % _range(*result.percentiles))
+        print('note: images have more than 8 bits; --image_range=%s covers the 0.5th to the 99.5th percentile of '
+              'their values' % _range(*result.percentiles))
     mistake = data_lists.likely_mistake(source, find_missing(set(source.images + source.labels) - {''}))
     if mistake:
         print('note: list %s: %s' % (quoted(source.name), mistake))
@@ -295,8 +300,8 @@ def _turned_images(result):
     """Returns a list with a sentence about the images whose EXIF orientation is not applied, if any."""
     if not result.turned:
         return []
-    return ['images with an EXIF orientation that is not applied: %d, %s; if labels are drawn on the turned images, give '
-            '--apply_exif.' % (len(result.turned), some(result.turned, 2, show=quoted))]
+    return ['images with an EXIF orientation that is not applied: %d, %s; if labels are drawn on the turned images, '
+            'give --apply_exif.' % (len(result.turned), some(result.turned, 2, show=quoted))]
 
 
 def _unlikely_classes(classes, source, result):

@@ -72,8 +72,8 @@ def build(network, weights, net_input, classes, value_range=None):
       value_range: None, or the values that become 0 and 255 (--image_range): `images` then holds such values.
 
     Returns:
-      a tf.Graph from `images`, RGB [N, H, W, 3], uint8 or with a value_range float32, to the outputs `classes` uint8 [N, H, W], `softmax` float32
-      [N, H, W, num_classes] and `colours` uint8 [N, H, W, 3], RGB.
+      a tf.Graph from `images`, RGB [N, H, W, 3], uint8 or with a value_range float32, to the outputs `classes` uint8
+      [N, H, W], `softmax` float32 [N, H, W, num_classes] and `colours` uint8 [N, H, W, 3], RGB.
     """
     with tf.Graph().as_default():
         images = tf.placeholder(tf.float32 if value_range else tf.uint8, [None, None, None, 3], 'images')

@@ -19,8 +19,8 @@ flags.disclaim_key_flags()  # so that a flag belongs to the module that calls DE
 
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUR_FLAGFILES = os.path.join(REPO, 'dataset')
-PICTURES = ('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
-            '.tga', '.tif', '.tiff', '.webp')
+PICTURES = ('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm',
+            '.pgm', '.png', '.pnm', '.ppm', '.tga', '.tif', '.tiff', '.webp')
 NOT_A_LIST = 'this is an image, not a list: predict images with --image, or write their paths into a text file'
 CLOSED = 141  # exit code where nobody reads the output any more, as after SIGPIPE
 LONGEST_NAME = 100  # characters of a flag's name

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.data import data_check
-from utils.data.pixels import AS_STORED
 from utils.data.image_files import read_file, text_lines
+from utils.data.pixels import AS_STORED
 from utils.net import layers
 from utils.system.errors import UserError, quoted, reason
 

@@ -144,7 +144,8 @@ def with_trained(conf, modeldir, trained, option):
     completed = {}
     for name, record in RECORDS.items():
         value = _known(trained, name)
-        if not record.from_training or option not in record.options or not value or getattr(conf, name) not in (None, ''):
+        is_open = record.from_training and option in record.options and getattr(conf, name) in (None, '')
+        if not is_open or not value:
             continue
         if record.is_path:
             path = _CHECKSUM.sub('', value)
