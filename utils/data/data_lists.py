@@ -201,6 +201,20 @@ def write_list(path, lines):
         file.writelines(line + '\n' for line in lines)
 
 
+def list_line(image, label):
+    """Returns the line of a data list for an image and its label; raises UserError if no line can hold these paths."""
+    quotes = ['%s', '"%s"', "'%s'"]
+    choices = [first % image + ' ' + second % label for first in quotes for second in quotes] + [image + '\t' + label]
+    with contextlib.suppress(UnicodeDecodeError):
+        os.fsencode(image + label).decode('utf-8')
+        for line in choices if not re.search('[\r\n]', image + label) else ():
+            with contextlib.suppress(ValueError):
+                if _split_line(line) == [image, label]:
+                    return line
+    raise UserError('%s, %s: a list cannot hold these paths; rename them without tabs, line ends and quotes, in '
+                    'UTF-8.' % (quoted(image), quoted(label)))
+
+
 def warn(sentence, items, show=quoted):
     """Prints a warning on stderr if there are items: the sentence, with their number for %d, and the first items."""
     if items:
