@@ -72,7 +72,8 @@ def to_8_bits(values, value_range=None):
     if value_range is not None:
         low, high = value_range
         stored = np.arange(np.iinfo(values.dtype).max + 1) if values.dtype in (np.uint8, np.uint16) else values
-        scaled = (stored.astype(np.float64) - low) * (255.0 / (high - low))
+        with np.errstate(over='ignore', invalid='ignore'):  # of extreme values; NumPy's warnings name no file
+            scaled = (stored.astype(np.float64) - low) * (255.0 / (high - low))
         mapped = np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
         return mapped if stored is values else mapped[values]
     if values.dtype == np.uint8:
@@ -172,7 +173,8 @@ def _opened(data, raw_mode=None):
 def _with_layout(tile, raw_mode):
     """Returns one of Pillow's tiles, (decoder, extents, offset, layout or (layout, ...)), with another layout."""
     args = tile[3]
-    return tuple(tile[:3]) + (raw_mode if isinstance(args, str) else (raw_mode,) + tuple(args[1:]),)
+    fields = tuple(tile[:3]) + (raw_mode if isinstance(args, str) else (raw_mode,) + tuple(args[1:]),)
+    return getattr(type(tile), '_make', tuple)(fields)  # newer Pillows have a NamedTuple, whose fields libtiff reads
 
 
 # ---- bands and pages of TIFF files ----
