@@ -115,8 +115,12 @@ def test_tiffs_of_16_bits_are_exact(tmp_path, byteorder, compression, channels):
     if compression:
         pytest.importorskip('imagecodecs')
     values, path = random((9, 7, channels), 'u2'), str(tmp_path / 'a.tif')
-    tifffile.imwrite(path, values if channels > 1 else values[:, :, 0], byteorder=byteorder, compression=compression,
-                     photometric='rgb' if channels > 2 else 'minisblack')
+    try:
+        tifffile.imwrite(path, values if channels > 1 else values[:, :, 0], byteorder=byteorder,
+                         compression=compression, photometric='rgb' if channels > 2 else 'minisblack')
+    except RuntimeError as error:  # of TensorFlow 1's imagecodecs, which reads LZW but does not write it
+        assert 'NOTIMPLEMENTED' in str(error)
+        pytest.skip('imagecodecs writes no LZW here')
     wanted = np.repeat(values, 3, axis=2) if channels == 1 else values[:, :, :3]
     found = load_image(path, ImageFormat((1000, 50000)))
     np.testing.assert_array_equal(found, linear(wanted, 1000, 50000))
@@ -212,7 +216,6 @@ def test_orientations_are_pillows(tmp_path, name, number):
     wanted = np.asarray(ImageOps.exif_transpose(stored))
     turns = ImageFormat(apply_exif=True)
     np.testing.assert_array_equal(load_image(path, turns), wanted)
-    assert image_files.image_size(path, turns) == wanted.shape[:2]
     image = image_files.read_image(path, turns)
     assert image.orientation == 1 and not image.remarks
     if name == 'a.tif':  # which Pillow turns in any case

@@ -99,7 +99,9 @@ def lost_levels(values, reduced, value_range=None):
     counts = np.bincount(reduced.ravel(), minlength=256) / float(reduced.size)
     shares = np.cumsum(counts)
     low, high = int(np.argmax(shares > 0.005)), int(np.argmax(shares >= 0.995))
-    if value_range is not None and (values < value_range[0]).mean() + (values > value_range[1]).mean() > 0.5:
+    with np.errstate(invalid='ignore'):  # older NumPys warn of NaN
+        outside = (values < value_range[0]).mean() + (values > value_range[1]).mean() if value_range else 0
+    if outside > 0.5:
         return 'most of its pixels lie outside --image_range=%g,%g; give the range of its values' % value_range
     if high - low >= FEW_LEVELS or values.min() == values.max():  # a picture of one value lost nothing
         return None
