@@ -101,10 +101,11 @@ def test_pngs_of_16_bits_are_exact(tmp_path, colour_type, channels):
         found = load_image(path, ImageFormat((low, high)))
         np.testing.assert_array_equal(found, linear(wanted, low, high))
     np.testing.assert_array_equal(load_image(path), wanted >> 8)
-    alpha = channels in (2, 4) and values[:, :, -1:]
-    if channels == 4:
-        np.testing.assert_array_equal(load_image(path, ImageFormat((0, 65535), (4,))),
-                                      linear(np.repeat(alpha, 3, axis=2), 0, 65535))
+    for bounds in (None, (0, 65535)):
+        np.testing.assert_array_equal(load_image(path, ImageFormat(bounds, (channels,))), to_8_bits(
+            np.repeat(values[:, :, -1:], 3, axis=2), bounds))
+        refused(load_image, path, '--image_bands names %d' % (channels + 1),
+                image_format=ImageFormat(bounds, (channels + 1,)))
 
 
 @pytest.mark.parametrize('byteorder', ['<', '>'])
@@ -128,6 +129,35 @@ def test_tiffs_of_16_bits_are_exact(tmp_path, byteorder, compression, channels):
     bands = (1,) if channels == 1 else (channels, 1, 2)
     np.testing.assert_array_equal(load_image(path, ImageFormat((1000, 50000), bands)), linear(
         np.repeat(values, 3, axis=2) if channels == 1 else values[:, :, [band - 1 for band in bands]], 1000, 50000))
+
+
+@pytest.mark.parametrize('colour_type, channels', [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bits_that_all_become_black_are_warned_of(tmp_path, colour_type, channels):
+    path = save(tmp_path, png(words(random((9, 7, channels), 'u2') >> 8), 16, colour_type), 'a.png')
+    image = image_files.read_image(path)
+    assert not image.pixels.any() and 'become 0 of 0..255' in image.remarks['levels']
+    white = save(tmp_path, png(words(np.full((9, 7, channels), 65535, 'u2')), 16, colour_type), 'b.png')
+    assert not image_files.read_image(white).remarks
+
+
+@pytest.mark.parametrize('channels', [3, 4])
+@pytest.mark.parametrize('compression', [None, 'zlib'])
+def test_planes_of_16_bits_are_right_without_bands_too(tmp_path, channels, compression):
+    """Pillow takes the bytes of uncompressed ones for pixels."""
+    tifffile = pytest.importorskip('tifffile')
+    values, path = random((channels, 9, 7), 'u2'), str(tmp_path / 'a.tif')
+    tifffile.imwrite(path, values, photometric='rgb', planarconfig='separate', compression=compression)
+    wanted = np.moveaxis(values[:3], 0, 2)
+    np.testing.assert_array_equal(load_image(path), wanted >> 8)
+    np.testing.assert_array_equal(load_image(path, ImageFormat((10, 40000))), linear(wanted, 10, 40000))
+
+
+def test_a_big_endian_bigtiff_is_not_called_damaged(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    values, path = random((9, 7, 3), 'u1'), str(tmp_path / 'a.tif')
+    tifffile.imwrite(path, values, photometric='rgb', byteorder='>', bigtiff=True)
+    refused(load_image, path, 'BigTIFF', '--image_bands=1,2,3')
+    np.testing.assert_array_equal(load_image(path, ImageFormat(None, (1, 2, 3))), values)
 
 
 def test_floating_point_needs_a_range(tmp_path):

@@ -1,6 +1,7 @@
-"""Properties of random cases, drawn by hypothesis: windows, scores, towers and resumed trainings."""
+"""Properties of random cases, drawn by hypothesis: windows, scores, pixels, labels, towers and resumed trainings."""
 
 import os
+import tempfile
 import types
 
 import hypothesis
@@ -12,9 +13,11 @@ from sklearn import metrics as sklearn_metrics
 
 from model import Model
 from tests import stress
-from tests.stress import program, world
+from tests.stress import formats, program, world
+from utils.data import data_check, image_files
 from utils.prediction import metrics, windows
 from utils.system import runtime
+from utils.system.errors import UserError
 from utils.weights import checkpoints
 
 SECONDS, MEMORY = 300.0, 6 << 30
@@ -87,6 +90,57 @@ def matrix_is_scikit_learns(draw):
             label[counted], prediction[counted], labels=present, average=None))
     np.testing.assert_allclose(scores['pixel_accuracy'], (label == prediction)[counted].mean())
     assert np.isnan(np.delete(scores['iou'], present)).all()
+
+
+def pixels_are_the_formulas(draw):
+    """Images of any depth, layout, range, bands and orientation become what NumPy makes of them, or are refused."""
+    def choose(items):
+        return draw(strategies.sampled_from(items))
+
+    rng = np.random.RandomState(draw(strategies.integers(0, 2 ** 32 - 1)))
+    with tempfile.TemporaryDirectory() as folder:
+        stored = formats.image(choose, rng, os.path.join(folder, 'image'), choose(((9, 16), (16, 9), (40, 33))))
+        image_format = formats.image_format(choose)
+        print(image_format)
+        wanted = formats.wanted(stored, image_format)
+        try:
+            found = image_files.read_image(stored.path, image_format)
+        except UserError as error:
+            program.check_sentence(str(error), ['image'])
+            assert isinstance(wanted, str) or formats.may_be_refused(stored, image_format), error
+            assert not isinstance(wanted, str) or wanted in str(error) or formats.may_be_refused(
+                stored, image_format), error
+            return
+        assert not isinstance(wanted, str), 'it is read, but must be refused: %s' % wanted
+        np.testing.assert_array_equal(found.pixels, wanted)
+        warned = found.remarks.get('levels', '')
+        assert warned or not formats.must_warn(stored, image_format)
+        assert not warned or len(warned) <= 300 and '--image_range' in warned
+
+
+def labels_are_the_formulas(draw):
+    """Labels of any kind have the classes that --label_map gives their values, or there is one sentence on them."""
+    def choose(items):
+        return draw(strategies.sampled_from(items))
+
+    rng = np.random.RandomState(draw(strategies.integers(0, 2 ** 32 - 1)))
+    size, word = choose(((9, 16), (1, 2), (40, 33))), choose(formats.WORDS)
+    with tempfile.TemporaryDirectory() as folder:
+        path, label, is_no_label = formats.a_label(choose, rng, os.path.join(folder, 'label'), size)
+        image = os.path.join(folder, 'image.png')
+        formats.Image.new('RGB', size[::-1]).save(image)
+        classes = formats.classes(word, folder)
+        found = data_check.check_pairs([image], [path], classes, 1)
+    wanted = formats.mapped(label, word)
+    strange = ((wanted < 0) | (wanted >= formats.CLASSES)) & (wanted != 255)
+    for sentence in found.problems:
+        program.check_sentence(sentence, ['label'])
+    if is_no_label or strange.any():
+        assert len(found.problems) == 1, found.problems
+        return
+    assert not found.problems, found.problems
+    np.testing.assert_array_equal(found.histogram, np.bincount(wanted[wanted != 255], minlength=formats.CLASSES))
+    assert found.ignored == (wanted == 255).sum()
 
 
 def towers_are_one(case):
@@ -187,6 +241,8 @@ def open_text(path):
         return file.read()
 
 
-KINDS = (windows_are_the_whole, matrix_is_scikit_learns, towers_are_one, windows_are_the_whole,
-         matrix_is_scikit_learns, resumed_is_never_stopped)
-EXAMPLES = {windows_are_the_whole: 60, matrix_is_scikit_learns: 60}
+KINDS = (windows_are_the_whole, matrix_is_scikit_learns, pixels_are_the_formulas, labels_are_the_formulas,
+         towers_are_one, windows_are_the_whole, matrix_is_scikit_learns, pixels_are_the_formulas,
+         labels_are_the_formulas, resumed_is_never_stopped)
+EXAMPLES = {windows_are_the_whole: 60, matrix_is_scikit_learns: 60, pixels_are_the_formulas: 200,
+            labels_are_the_formulas: 60}

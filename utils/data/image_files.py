@@ -234,11 +234,12 @@ def _decode_values(data, image_format, exact=None):
 
     Returns:
       (values, wide, orientation, pages): the values are an array [h, w], [h, w, 1] or [h, w, 3], uint8 except if
-      `wide`; colours of 16 bits are reduced to the upper 8 unless `exact`. `pages` is the number of pages or pictures.
+      `wide`; colours of 16 bits may be reduced to the upper 8 unless `exact`. `pages` is the number of pages or
+      pictures.
     """
     bands, exact = image_format.bands, bool(image_format.value_range) if exact is None else exact
-    if bands and stored_pixels.is_tiff(data):
-        values = stored_pixels.tiff_values(data, bands, _free_memory())
+    if stored_pixels.is_tiff(data) and (bands or _has_misread_planes(data)):
+        values = stored_pixels.tiff_values(data, bands or (1, 2, 3), _free_memory())
         return values, values.dtype != np.uint8, 1, 1
     if _jpeg_size(data):
         with _open(data) as image:
@@ -248,14 +249,23 @@ def _decode_values(data, image_format, exact=None):
     if image.mode in _WIDE_GREY + ('F',):
         return _chosen(np.asarray(image), bands), True, orientation, pages
     wide = stored_pixels.is_wide(raw_mode)
-    if wide and exact:
+    # A picture of one value may have lost all others in the lower 8 bits.
+    if wide and (exact or raw_mode == 'LA;16B' or not np.ptp(np.asarray(image))):
         values = stored_pixels.sixteen_bits(data, raw_mode)
-        return _chosen(values, bands or (1, 2, 3)[:values.shape[2]]), True, orientation, pages
+        return _chosen(values, bands or ((1, 2, 3) if values.shape[2] > 2 else (1,))), True, orientation, pages
     image.info.pop('transparency', None)  # otherwise Pillow warns that it is dropped
     if bands and image.mode in ('L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK'):
         return _chosen(np.asarray(image), bands), wide, orientation, pages
     pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
     return _chosen(pixels, bands), wide, orientation, pages
+
+
+def _has_misread_planes(data):
+    """Returns whether a TIFF has planes of 16 bits, of which Pillow takes single bytes for pixels, or the upper 8."""
+    with contextlib.suppress(UnidentifiedImageError), Image.open(io.BytesIO(data)) as image:
+        tags = getattr(image, 'tag_v2', {})
+        return tags.get(284) == 2 and tags.get(277, 1) > 1 and max(tags.get(258, (1,))) > 8
+    return False
 
 
 def _chosen(values, bands):
@@ -430,6 +440,8 @@ def _why_unknown(data):
                 'with -b 1' % (
                     bands, 's' if bands > 1 else '', bits[0], kind, compression, '1,2,3' if bands > 2 else '1',
                     ' -ot Byte -scale' if bits[0] != 8 else ''))
+    if data.startswith(b'MM\0+'):
+        return 'a big-endian BigTIFF, which Pillow does not read; give --image_bands=1,2,3 or --image_bands=1'
     return 'not an image in a format that Pillow knows; get the file again or leave it out'
 
 

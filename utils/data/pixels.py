@@ -152,7 +152,7 @@ def sixteen_bits(data, raw_mode):
     """
     if raw_mode == 'LA;16B':  # grey and alpha: the two bytes of each make the four of RGBA
         pair = np.asarray(_opened(data, 'RGBA')).astype(np.uint16)
-        return pair[:, :, :1] << 8 | pair[:, :, 1:2]  # [h, w, 1]
+        return pair[:, :, ::2] << 8 | pair[:, :, 1::2]  # [h, w, 2]
     name, order = _SIXTEEN_BITS.match(raw_mode).groups()
     is_big = order == 'B' or order == 'N' and sys.byteorder == 'big'
     upper = np.asarray(_opened(data)).astype(np.uint16)
