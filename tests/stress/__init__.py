@@ -16,7 +16,7 @@ so TensorFlow, but has started no session. What it prints is kept with its folde
 
 import collections
 
-PARTS = ('hostile', 'properties', 'kill', 'disk', 'load', 'cluster')
+PARTS = ('hostile', 'own_data', 'properties', 'kill', 'disk', 'load', 'cluster')
 RIGHT, REFUSED = 'right', 'refused'  # a right result; one sentence about a mistake
 
 SECONDS = 60.0
