@@ -23,8 +23,8 @@ SECONDS, MEMORY = 120.0, 4 << 30
 SIZES = ((33, 40), (40, 33), (35, 35))
 STEPS = 4
 CLASS_NAMES = ('道路', 'Straße', 'дом \U0001f600', '\u200fשלום', 'plain')
-PIECES = ('exp?', 'lr[3e-3]', 'a\\b', 'a*', '{x}', '[!a]', 'two words', 'ü模型', '\U0001f600', "it's", '#1', '%s', '$HOME',
-          '-x', '--y', '~', 'x=1', 'a,b', '"')
+PIECES = ('exp?', 'lr[3e-3]', 'a\\b', 'a*', '{x}', '[!a]', 'two words', 'ü模型', '\U0001f600', "it's", '#1', '%s',
+          '$HOME', '-x', '--y', '~', 'x=1', 'a,b', '"')
 ENVIRONMENTS = ({'PYTHONIOENCODING': 'ascii:strict'}, {'PYTHONIOENCODING': 'cp1252:strict'},
                 {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'})
 
@@ -60,8 +60,8 @@ def places(folder, place, more):
         'data_list', 'valid_data_list', 'test_data_list')]
     outputs = ['--%s=%s' % (flag, os.path.join(place, flag)) for flag in (
         'logdir', 'logfile', 'out_dir', 'export_dir', 'modeldir')]
-    return world.flag_file(os.path.join(folder, 'own.flags'), list(world.SAFE) + ['--data_dir=' + data] + lists + outputs + [
-        '--check_labels', '--max_to_keep=1', '--save_interval=1', '--valid_interval=2'] + list(more))
+    own = ['--data_dir=' + data, '--check_labels', '--max_to_keep=1', '--save_interval=1', '--valid_interval=2']
+    return world.flag_file(os.path.join(folder, 'own.flags'), list(world.SAFE) + own + lists + outputs + list(more))
 
 
 def work(folder, flags, options=('test', 'predict', 'export')):
@@ -92,7 +92,8 @@ def a_folder(case):
     """Outputs in a folder of an odd name beside one that this name matches as a pattern."""
     rng = case.rng
     name = ''.join(chooser(rng)(PIECES) for _ in range(rng.randint(1, 4)))
-    beside = re.sub(r'\[!.\]', 'b', re.sub(r'\[(\w)[^]]*\]', r'\1', name)).replace('?', '1').replace('*', 'a').replace('\\', '')
+    beside = re.sub(r'\[!.\]', 'b', re.sub(r'\[(\w)[^]]*\]', r'\1', name))
+    beside = beside.replace('?', '1').replace('*', 'a').replace('\\', '')
     print('folder %s beside %s' % (ascii(name), ascii(beside)))
     world.copy(case.shared, case.folder)
     os.chdir(case.folder)  # a name that begins with a dash is one only if it is relative
@@ -142,15 +143,12 @@ def an_encoding(case):
 def a_depth(case):
     """Images of one random kind and format; the labels are drawn on the upright ones."""
     rng = case.rng
-    choose = chooser(rng)
-    data = os.path.join(case.folder, 'data')
+    choose, data, names, refused, warned = chooser(rng), os.path.join(case.folder, 'data'), [], [], False
     os.mkdir(data)
-    image_format, state, names, refused, warned = formats.image_format(choose), rng.get_state()[1][:3], [], [], False
-    kinds = np.random.RandomState(state)  # the same choices for each image
-    start = kinds.get_state()
+    image_format, seed = formats.image_format(choose), rng.randint(1 << 30)  # of the choices, for each image
     for number, size in enumerate(SIZES):
-        kinds.set_state(start)
-        stored = formats.image(chooser(kinds), rng, os.path.join(data, '%d' % number), size)
+        stored = formats.image(
+            chooser(np.random.RandomState(seed)), rng, os.path.join(data, '%d' % number), size)
         wanted = formats.wanted(stored, image_format)
         refused.append(isinstance(wanted, str) or formats.may_be_refused(stored, image_format))
         warned = warned or formats.must_warn(stored, image_format)
@@ -158,7 +156,7 @@ def a_depth(case):
         names.append(os.path.basename(stored.path))
         Image.fromarray(rng.randint(0, world.NUM_CLASSES, shape).astype(np.uint8)).save(
             os.path.join(data, '%d_label.png' % number))
-    write_list(data, names)
+    write_list(data, names, '.png')
     more = ['--image_range=%g,%g' % image_format.value_range] if image_format.value_range else []
     more += ['--image_bands=' + ','.join(map(str, image_format.bands))] if image_format.bands else []
     more += ['--apply_exif'] if image_format.apply_exif else []
@@ -172,13 +170,13 @@ def a_depth(case):
     return stress.RIGHT
 
 
-def write_list(data, names):
+def write_list(data, names, suffix):
     with open(os.path.join(data, 'list.txt'), 'w') as file:
-        file.writelines('%s %d_label.png\n' % (name, number) for number, name in enumerate(names))
+        file.writelines('%s %d_label%s\n' % (name, number, suffix) for number, name in enumerate(names))
 
 
 def all_refuse(folder, flags, names, may_work=True):
-    """RIGHT if check and training work, as they may, REFUSED if both do not and name a file."""
+    """REFUSED if neither check nor training works and both name a file; RIGHT if both work, as they may."""
     kinds = {program.verdict(ended(folder, flags, '--option=' + option, *more), names) for option, more in (
         ('check', ()), ('train', ('--num_steps=1',)))}
     assert len(kinds) == 1 and (may_work or kinds == {stress.REFUSED}), kinds
@@ -190,10 +188,10 @@ def a_label_map(case):
     rng = case.rng
     choose, data, counts, refused = chooser(rng), os.path.join(case.folder, 'data'), 0, []
     os.mkdir(data)
-    word, state = choose(formats.WORDS), rng.randint(1 << 30)
+    word, seed = choose(formats.WORDS), rng.randint(1 << 30)
     for number, size in enumerate(SIZES):
         path, label, is_no_label = formats.a_label(
-            chooser(np.random.RandomState(state)), rng, os.path.join(data, '%d_label' % number), size)
+            chooser(np.random.RandomState(seed)), rng, os.path.join(data, '%d_label' % number), size)
         wanted = formats.mapped(label, word)
         counted = wanted[wanted != 255]
         refused.append(is_no_label or (counted < 0).any() or (counted >= formats.CLASSES).any() or not counted.size)
@@ -201,9 +199,7 @@ def a_label_map(case):
             counts = counts + np.bincount(counted, minlength=formats.CLASSES)
         Image.fromarray(rng.randint(0, 256, size + (3,)).astype(np.uint8)).save(os.path.join(data, '%d.png' % number))
     names = ['%d.png' % number for number in range(len(SIZES))]
-    suffix = os.path.splitext(path)[1]
-    with open(os.path.join(data, 'list.txt'), 'w') as file:
-        file.writelines('%s %d_label%s\n' % (name, number, suffix) for number, name in enumerate(names))
+    write_list(data, names, os.path.splitext(path)[1])
     formats.classes(word, case.folder)  # writes the file
     spec = os.path.join(case.folder, 'map.txt') if word == 'file' else word
     flags = places(case.folder, os.path.join(case.folder, 'place'), [

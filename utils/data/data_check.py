@@ -132,7 +132,8 @@ def raise_on_problems(result, name='the data'):
     more = ' ... --option=check lists them all.'
     sentences = [start + ' ' + ' '.join(result.problems[:shown]) + (more if shown < count else '')
                  for shown in range(1, min(count, 3) + 1)]
-    raise UserError(([sentence for sentence in sentences if len(sentence) <= MOST_TOLD] or sentences[:1])[-1])
+    fitting = [sentence for sentence in sentences if len(sentence) <= MOST_TOLD]
+    raise UserError(fitting[-1] if fitting else start + ' ' + result.problems[0])
 
 
 def print_report(result, names=None):
