@@ -129,6 +129,10 @@ def test_one_long_problem_is_told_alone(tmp_path):
     with pytest.raises(UserError) as caught:
         raise_on_problems(result, 'list a.txt')
     assert len(str(caught.value)) <= 300 and 'must be the same size' in str(caught.value)
+    name = 'x' * (300 - len(' has 4 problems: ' + result.problems[0]))
+    with pytest.raises(UserError) as caught:
+        raise_on_problems(result, name)
+    assert str(caught.value) == name + ' has 4 problems: ' + result.problems[0]
 
 
 def test_report(tmp_path, capsys):
