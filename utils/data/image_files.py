@@ -416,9 +416,9 @@ def _why_unknown(data):
                 'a HEIC, which needs pillow-heif: pip install -r requirements-heif.txt')
     start = data[:256].lstrip(b'\xef\xbb\xbf \t\r\n')
     if re.match(br'\{\s*["}]|\[\s*[\[{"\]]', start) or start.startswith((b'<?xml', b'<annotation')):
-        return ('not an image but %s, as LabelMe, CVAT and others save annotations; draw its polygons into a grey PNG '
-                'with the class index as value, with their tool for index masks, and list that' % (
-                    'XML' if start.startswith(b'<') else 'JSON'))
+        return ('not an image but %s, as LabelMe, CVAT and others save annotations; convert_annotations.py makes index '
+                'masks of %s (--annotations=FOLDER --label_dir=NEW_FOLDER); list those' % (
+                    ('XML', 'a COCO 1.0 export') if start.startswith(b'<') else ('JSON', 'it')))
     with contextlib.suppress(Exception):  # of a damaged header
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16 if 43 in data[2:4] else 8])
         file = io.BytesIO(data)

@@ -135,7 +135,7 @@ def named_images(names):
     return paths
 
 
-def images_below(folder, left_out=()):
+def images_below(folder, left_out=(), flag='image_dir'):
     """Returns the images in a folder and in all folders below it, recognised by their suffix without opening them.
 
     Names that start with a dot are skipped. Links to folders are followed, and each folder is listed once, however
@@ -144,6 +144,7 @@ def images_below(folder, left_out=()):
     Args:
       folder: the folder.
       left_out: folders whose contents are skipped wherever they are found; they need not exist.
+      flag: the flag that names the folder, for messages.
 
     Returns:
       sorted list of paths relative to the folder.
@@ -152,7 +153,7 @@ def images_below(folder, left_out=()):
       UserError: there is no such folder, or it holds no image.
     """
     if not os.path.isdir(folder):
-        raise UserError('--image_dir=%s is %s.' % (quoted(folder), 'no folder: give an image with --image' if (
+        raise UserError('--%s=%s is %s.' % (flag, quoted(folder), 'no folder: give an image with --image' if (
             os.path.lexists(folder)) else 'not there: name the folder of the images'))
     seen = {_identity(path) for path in left_out} - {_identity(folder), None}
     found, waiting, others = [], collections.deque(['']), collections.Counter()
@@ -173,13 +174,13 @@ def images_below(folder, left_out=()):
     suffixes = some(sorted(others, key=lambda suffix: (-others[suffix], suffix)), 4, show=lambda suffix: '%d %s' % (
         others[suffix], quoted(suffix, MOST_SUFFIX)))
     if not found:
-        raise UserError('--image_dir=%s: there is no image in it%s; images are recognised by their suffix '
-                        '(.jpg, .png...).' % (quoted(folder), ' (other files: %s)' % suffixes if others else ''))
+        raise UserError('--%s=%s: there is no image in it%s; images are recognised by their suffix '
+                        '(.jpg, .png...).' % (flag, quoted(folder), ' (other files: %s)' % suffixes if others else ''))
     if {'.heic', '.heif'} & set(others):
         suffixes += '; pip install -r requirements-heif.txt for HEIC'
     if others:
-        print('note: --image_dir=%s: files left out, because their suffix is not that of an image: %d (%s)' % (
-            quoted(folder), sum(others.values()), suffixes), file=sys.stderr)
+        print('note: --%s=%s: files left out, because their suffix is not that of an image: %d (%s)' % (
+            flag, quoted(folder), sum(others.values()), suffixes), file=sys.stderr)
     return sorted(found)
 
 
