@@ -66,7 +66,7 @@ def convert():
     if FLAGS.list_dir:
         output_files.make_dir(FLAGS.list_dir, 'list_dir')
     check_own(label_dir)
-    annotations = annotation_files.read(FLAGS.annotations, FLAGS.image_dir)
+    annotations = annotation_files.read(FLAGS.annotations, FLAGS.image_dir, FLAGS.keep_crowds)
     report(annotations)
     classes, value_of = class_table(annotations.labels, FLAGS.classes)
     names = mask_names(annotations.pictures)
@@ -239,16 +239,20 @@ def raise_first(problems):
 
 def report(annotations):
     """Prints what is not converted as it stands; raises UserError if nothing could be converted."""
+    regions = [region for picture in annotations.pictures for region in picture.regions]
     left_out = some(sorted(annotations.left_out.items()), 3, show=lambda item: '%s: %d' % item)
-    if not any(picture.regions for picture in annotations.pictures):
+    if not regions:
         raise UserError('%s: no polygon, rectangle, circle or mask is in it%s.' % (
             quoted(FLAGS.annotations), left_out and ' (%s)' % left_out))
     if left_out:
         print('warning: annotations are left out (%s).' % left_out, file=sys.stderr)
-    crowds = sum(region.label is None for picture in annotations.pictures for region in picture.regions)
+    crowds = sum(region.label is None for region in regions)
+    if crowds == len(regions):
+        raise UserError('%s: all its regions are crowds (iscrowd), which are ignored; CVAT marks all brush masks so: give '
+                        'them their classes with --keep_crowds.' % quoted(FLAGS.annotations))
     if crowds:
-        print('note: %s painted as %d, ignored' % (counted(crowds, 'crowd is', 'crowds are'), IGNORE_LABEL),
-              file=sys.stderr)
+        print('warning: crowds (iscrowd) are painted as %d, ignored: %d; CVAT marks all brush masks so, which '
+              '--keep_crowds paints as their classes.' % (IGNORE_LABEL, crowds), file=sys.stderr)
     warn('images without an annotation, which become background: %d', [
         picture.name for picture in annotations.pictures if not picture.regions])
     warn('images that are not there, whose labels have the size that the annotations tell: %d', [
@@ -440,7 +444,9 @@ if __name__ == '__main__':
     command_line.DEFINE_path('image_dir', '', 'folder of the images; looked for around the annotations if empty')
     command_line.DEFINE_path('label_dir', '', 'folder of the labels; with --annotations, a new one', output=True)
     command_line.DEFINE_path('classes', '', 'with --annotations, a file of the names of the classes in their order, '
-                             'one a line, or of lines `name r g b`; sorted names, or the order of a COCO file, if empty')
+                             'one a line, or of lines `name r g b`; sorted, or as in the COCO file, if empty')
+    command_line.DEFINE_switch('keep_crowds', False, 'paint crowds of COCO (iscrowd), which are ignored by default, as '
+                               'their classes')
     command_line.DEFINE_path('list_dir', '', 'folder for the lists; the one around both folders if empty', output=True)
     command_line.DEFINE_number('val_fraction', 0.2, 'share of the pairs that go into val.txt', upper_bound=0.9)
     command_line.DEFINE_whole('seed', 0, 'seed of the draw')

@@ -142,7 +142,8 @@ INNER = [15, 15, 20, 15, 20, 20, 15, 20]
 
 
 def convert(folder, annotations, *args):
-    return run('convert_annotations.py', '--annotations=%s' % annotations, '--label_dir=%s' % (folder / 'labels'), *args)
+    return run('convert_annotations.py', '--annotations=%s' % annotations, '--label_dir=%s' % (folder / 'labels'),
+               *args)
 
 
 def mask(folder, name='a.png'):
@@ -166,10 +167,10 @@ def refusal(result):
 def test_labelme_shapes_are_painted_in_their_order(tmp_path):
     for name in ('x/a.jpg', 'x/b.jpg', 'y/a.jpg'):
         picture(tmp_path / name)
-    write(tmp_path / 'x' / 'a.json', labelme('a.jpg', shape('wheel', SQUARE), shape('car', [[20, 20], [50, 35]], 'rectangle'),
-                                             shape('_background_', [[25, 25], [28, 25]], 'circle'),
-                                             shape('Void', [[0, 0], [4, 2]], 'rectangle'),
-                                             shape('wire', [[0, 0], [9, 9]], 'line')))
+    write(tmp_path / 'x' / 'a.json', labelme(
+        'a.jpg', shape('wheel', SQUARE), shape('car', [[20, 20], [50, 35]], 'rectangle'),
+        shape('_background_', [[25, 25], [28, 25]], 'circle'), shape('Void', [[0, 0], [4, 2]], 'rectangle'),
+        shape('wire', [[0, 0], [9, 9]], 'line')))
     write(tmp_path / 'x' / 'b.json', labelme('..\\x\\b.jpg', shape('tree', SQUARE)))
     write(tmp_path / 'y' / 'a.json', labelme('a.jpg', shape('car ', SQUARE, None)))
     code, out, err = convert(tmp_path, tmp_path)
@@ -211,9 +212,12 @@ def test_coco_paints_crowds_first_and_larger_areas_first_in_the_order_of_categor
     wanted[15:21, 15:21] = 1
     wanted[:, 50:52] = 1
     np.testing.assert_array_equal(mask(tmp_path), wanted)
-    assert '1 crowd is painted as 255' in err and 'without a polygon or mask: 1' in err
+    assert 'painted as 255, ignored: 1' in err and 'without a polygon or mask: 1' in err
     assert (tmp_path / 'labels' / 'classes.txt').read_text() == 'background 0 0 0\nwheel 128 0 0\ntree 0 128 0\n'
     check_printed_command(out)
+    assert convert(tmp_path, path, '--keep_crowds')[0] == 0
+    wanted[wanted == 255] = 2
+    np.testing.assert_array_equal(mask(tmp_path), wanted)
 
 
 def test_datumaro_paints_by_z_order(tmp_path):
@@ -275,8 +279,8 @@ def test_an_earlier_conversion_is_replaced_whole_and_nothing_else_is(tmp_path):
 
 
 @pytest.mark.parametrize('content, told', [
-    ('{"shapes": [', 'damaged JSON'), ('[' * 100000, 'damaged JSON'), ('', 'damaged JSON'), ('[1, 2]', 'neither'), ('3', 'neither'),
-    ('{}', 'neither'), ('<?xml version="1.0"?><annotations/>', 'export as COCO 1.0'),
+    ('{"shapes": [', 'damaged JSON'), ('[' * 100000, 'damaged JSON'), ('', 'damaged JSON'), ('[1, 2]', 'neither'),
+    ('3', 'neither'), ('{}', 'neither'), ('<?xml version="1.0"?><annotations/>', 'export as COCO 1.0'),
     ([{'version': 0, 'tags': [], 'shapes': [], 'tracks': []}], 'export as COCO 1.0'),
     ({'name': 'task', 'labels': [], 'jobs': []}, 'export as COCO 1.0'),
     ({'imgHeight': 4, 'imgWidth': 4, 'objects': []}, 'convert_cityscapes.py'),
@@ -301,6 +305,7 @@ def test_an_earlier_conversion_is_replaced_whole_and_nothing_else_is(tmp_path):
     (coco({'category_id': 3, 'segmentation': {'counts': [-3, 'a'], 'size': [40, 60]}}), 'run length'),
     (coco({'category_id': 3, 'segmentation': {'counts': [9999999], 'size': [40, 60]}}), 'damaged annotation'),
     (coco({'category_id': 3, 'segmentation': {'counts': [4], 'size': [2, 2]}}), '2 x 2'),
+    (coco({'category_id': 3, 'segmentation': [FLAT], 'iscrowd': 1}), '--keep_crowds'),
     (coco({'category_id': 3, 'bbox': [1, 2, 3, 4]}), 'no polygon'),
     (coco(images=[{'id': i, 'file_name': 'a.png', 'height': 4, 'width': 4} for i in (1, 2)]), 'no polygon'),
     (coco({'category_id': 3, 'segmentation': [FLAT]}, images=[

@@ -56,12 +56,13 @@ class Annotations(NamedTuple):
 
 # ---- files ----
 
-def read(path, image_dir=''):
+def read(path, image_dir='', keep_crowds=False):
     """Reads an annotation file, or a folder of LabelMe's.
 
     Args:
       path: the file or folder.
       image_dir: the folder of the images; where they usually are beside the annotations if empty.
+      keep_crowds: whether a crowd of COCO has its label, as other regions do.
 
     Returns:
       an Annotations.
@@ -74,7 +75,8 @@ def read(path, image_dir=''):
     def read_one(file):
         try:
             content = load(file)
-            return READERS[recognise(content, file)](content, file, path if os.path.isdir(path) else '', image_dir)
+            folder = path if os.path.isdir(path) else os.path.dirname(path)
+            return READERS[recognise(content, file)](content, file, folder, image_dir, keep_crowds)
         except UserError as error:
             return str(error)
 
@@ -194,7 +196,7 @@ def _around(path, image_dir):
 
 # ---- formats ----
 
-def _labelme(content, path, folder, image_dir):
+def _labelme(content, path, folder, image_dir, keep_crowds):
     """Returns the Annotations of a LabelMe file, painted in the file's order."""
     regions, left_out = [], collections.Counter()
     with _mending(quoted(path)):
@@ -209,7 +211,7 @@ def _labelme(content, path, folder, image_dir):
             else:
                 left_out['shapes of type ' + quoted(kind, 20)] += 1
         size = _size(content.get('imageHeight'), content.get('imageWidth'))
-        name = os.path.relpath(path, folder) if folder else os.path.basename(path)
+        name = os.path.relpath(path, folder or '.')
         beside = os.path.dirname(path)
         stem = os.path.splitext(os.path.basename(path))[0]
         told = content.get('imagePath')
@@ -221,7 +223,7 @@ def _labelme(content, path, folder, image_dir):
                        [region.label for region in regions], left_out)
 
 
-def _coco(content, path, folder, image_dir):
+def _coco(content, path, folder, image_dir, keep_crowds):
     """Returns the Annotations of a COCO file: of each image the crowds first, then the larger areas first."""
     left_out, regions = collections.Counter(), collections.defaultdict(list)
     with _mending(quoted(path)):
@@ -239,7 +241,7 @@ def _coco(content, path, folder, image_dir):
             except _FAULTS as error:
                 raise ValueError(where + reason(error)[:60])
             if kind:
-                crowd = bool(item.get('iscrowd'))
+                crowd = bool(item.get('iscrowd')) and not keep_crowds
                 regions[item['image_id']].append((not crowd, -_area(kind, data), len(regions[item['image_id']]), Region(
                     None if crowd else label_of[item['category_id']], kind, data)))
             else:
@@ -269,7 +271,7 @@ def _area(kind, data):
         points.T for points in data))
 
 
-def _datumaro(content, path, folder, image_dir):
+def _datumaro(content, path, folder, image_dir, keep_crowds):
     """Returns the Annotations of a Datumaro file, painted by z_order."""
     left_out, pictures = collections.Counter(), []
     with _mending(quoted(path)):
