@@ -248,13 +248,16 @@ def report(annotations):
         print('warning: annotations are left out (%s).' % left_out, file=sys.stderr)
     crowds = sum(region.label is None for region in regions)
     if crowds == len(regions):
-        raise UserError('%s: all its regions are crowds (iscrowd), which are ignored; CVAT marks all brush masks so: give '
-                        'them their classes with --keep_crowds.' % quoted(FLAGS.annotations))
+        raise UserError('%s: all its regions are crowds (iscrowd), which are ignored; CVAT marks all brush masks so: '
+                        'give them their classes with --keep_crowds.' % quoted(FLAGS.annotations))
     if crowds:
         print('warning: crowds (iscrowd) are painted as %d, ignored: %d; CVAT marks all brush masks so, which '
               '--keep_crowds paints as their classes.' % (IGNORE_LABEL, crowds), file=sys.stderr)
     warn('images without an annotation, which become background: %d', [
         picture.name for picture in annotations.pictures if not picture.regions])
+    shared = collections.Counter(picture.image for picture in annotations.pictures if picture.image)
+    warn('images to which several annotations belong, so that they are listed several times: %d', [
+        image for image, count in shared.items() if count > 1])
     warn('images that are not there, whose labels have the size that the annotations tell: %d', [
         picture.name for picture in annotations.pictures if not picture.image])
 

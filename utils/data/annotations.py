@@ -159,8 +159,16 @@ def _mending(where):
     except UserError:
         raise
     except _FAULTS as error:
-        told = 'there is no %s' % error if isinstance(error, KeyError) else reason(error)[:80]
-        raise UserError('%s: damaged annotation (%s); mend it or leave it out.' % (where, told))
+        raise UserError('%s: damaged annotation (%s); mend it or leave it out.' % (where, _told(error)))
+
+
+def _told(error):
+    """Returns what is wrong with a value that caused an error, in ordinary words."""
+    if isinstance(error, KeyError):
+        return 'there is no %s' % reason(error)[:40]
+    if isinstance(error, (AttributeError, IndexError, TypeError)):
+        return 'a value is of the wrong kind'
+    return reason(error)[:80]
 
 
 def _clean(name):
@@ -239,7 +247,7 @@ def _coco(content, path, folder, image_dir, keep_crowds):
             try:
                 kind, data = _segmentation(item.get('segmentation'))
             except _FAULTS as error:
-                raise ValueError(where + reason(error)[:60])
+                raise ValueError(where + _told(error)[:60])
             if kind:
                 crowd = bool(item.get('iscrowd')) and not keep_crowds
                 regions[item['image_id']].append((not crowd, -_area(kind, data), len(regions[item['image_id']]), Region(
