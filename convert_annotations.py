@@ -35,7 +35,8 @@ from utils.system.errors import UserError, printable, quoted, reason, some
 
 FLAGS = flags.FLAGS
 
-CLASSES, MADE = 'classes.txt', 'conversion.json'  # MADE holds the checksum of each file of a conversion
+# MADE holds the checksum of each file of a conversion. It is hidden, so that it is not taken for annotations.
+CLASSES, MADE = 'classes.txt', '.conversion.json'
 BACKGROUND, IGNORED = 'background', ('ignore', 'ignored', 'void', 'unlabeled', 'unlabelled')
 MOST_CLASSES = IGNORE_LABEL  # 0..254; 255 is ignored
 MOST_READ = 5000  # labels whose values are read for the number of classes
@@ -56,9 +57,10 @@ def convert():
     """Writes label_dir, complete or not at all, in place of an earlier conversion; then the lists."""
     if not FLAGS.label_dir:
         raise UserError('give --label_dir, the name of a new folder for the labels.')
-    for flag in ('annotations', 'image_dir'):
-        if FLAGS[flag].value and not os.path.exists(FLAGS[flag].value):
-            raise UserError('--%s=%s is not there; check the name.' % (flag, quoted(FLAGS[flag].value)))
+    if not os.path.exists(FLAGS.annotations):
+        raise UserError('--annotations=%s is not there; check the name.' % quoted(FLAGS.annotations))
+    if FLAGS.image_dir and not os.path.isdir(FLAGS.image_dir):
+        raise UserError('--image_dir=%s: there is no such folder; check the name.' % quoted(FLAGS.image_dir))
     label_dir = os.path.abspath(FLAGS.label_dir)
     if FLAGS.list_dir and (os.path.abspath(FLAGS.list_dir) + os.sep).startswith(label_dir + os.sep):
         raise UserError('--list_dir=%s lies in --label_dir, which the next conversion replaces: give another folder.'

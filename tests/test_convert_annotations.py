@@ -189,6 +189,7 @@ def test_labelme_shapes_are_painted_in_their_order(tmp_path):
     assert (tmp_path / 'labels' / 'classes.txt').read_text() == (
         'background 0 0 0\ncar 128 0 0\ntree 0 128 0\nwheel 128 128 0\n')
     assert 'wheel' in check_printed_command(out) and len(read(tmp_path, 'train') + read(tmp_path, 'val')) == 3
+    assert convert(tmp_path, tmp_path)[0] == 0
 
 
 def test_coco_paints_crowds_first_and_larger_areas_first_in_the_order_of_category_ids(tmp_path):
@@ -255,6 +256,20 @@ def test_files_of_classes_and_missing_images(tmp_path):
     assert 'wheel' in refusal(convert(tmp_path, path, '--classes=%s' % names))
 
 
+def test_odd_labels_and_several_annotations_of_an_image(tmp_path):
+    picture(tmp_path / 'a.png')
+    labels = ['# of\nlines', 'Car', 'car', '\u6811', '#']
+    for name in ('a.json', 'b.json'):
+        write(tmp_path / name, labelme('a.png', *[shape(label, [[0, i], [5, i]], 'rectangle')
+                                                  for i, label in enumerate(labels)]))
+    code, out, err = convert(tmp_path, tmp_path)
+    assert code == 0 and 'upper and lower case' in err and 'Car, car' in err and 'listed several times: 1 (' in err, err
+    lines = (tmp_path / 'labels' / 'classes.txt').read_text(encoding='utf-8').splitlines()
+    assert [line.rsplit(' ', 3)[0] for line in lines] == ['background', 'class 1', 'of lines', 'Car', 'car', '\u6811']
+    assert mask(tmp_path)[:6, 0].tolist() == [2, 3, 4, 5, 1, 0]
+    check_printed_command(out)
+
+
 def test_an_earlier_conversion_is_replaced_whole_and_nothing_else_is(tmp_path):
     picture(tmp_path / 'a.png')
     picture(tmp_path / 'b.png')
@@ -264,7 +279,7 @@ def test_an_earlier_conversion_is_replaced_whole_and_nothing_else_is(tmp_path):
     content['images'][0]['file_name'] = 'b.png'
     write(path, content)
     assert convert(tmp_path, path)[0] == 0
-    assert sorted(os.listdir(str(tmp_path / 'labels'))) == ['b.png', 'classes.txt', 'conversion.json']
+    assert sorted(os.listdir(str(tmp_path / 'labels'))) == ['.conversion.json', 'b.png', 'classes.txt']
     before = mask(tmp_path, 'b.png')
     content['annotations'][0]['segmentation'][0][0] = float('nan')
     write(path, content)
@@ -273,7 +288,7 @@ def test_an_earlier_conversion_is_replaced_whole_and_nothing_else_is(tmp_path):
     write(path, coco({'category_id': 3, 'segmentation': [FLAT]}))
     Image.fromarray(before + 1).save(str(tmp_path / 'labels' / 'b.png'))
     assert 'b.png' in refusal(convert(tmp_path, path)) and (mask(tmp_path, 'b.png') == before + 1).all()
-    (tmp_path / 'labels' / 'conversion.json').unlink()
+    (tmp_path / 'labels' / '.conversion.json').unlink()
     assert 'b.png' in refusal(convert(tmp_path, path))
     assert not [name for name in os.listdir(str(tmp_path)) if '.tmp' in name]
 
