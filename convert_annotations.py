@@ -130,26 +130,22 @@ def class_table(labels, path):
     Raises:
       UserError: the file is missing or lacks a label, or there are more than MOST_CLASSES classes.
     """
-    listed = read_classes(path) if path else [(label, None) for label in labels]
-    classes, value_of = [(BACKGROUND, None)], {}
-    for name, colour in listed:
-        if name in value_of:
-            continue
-        word = name.strip('_').lower()
-        if word == BACKGROUND:
-            value_of[name], classes[0] = 0, (BACKGROUND, colour)
-        elif word in IGNORED:
-            value_of[name] = IGNORE_LABEL
-        else:
-            value_of[name] = len(classes)
-            classes.append((name, colour))
-    unknown = sorted({label for label in labels if label not in value_of and label.strip('_').lower() not in IGNORED + (
-        BACKGROUND,)})
+    listed = read_classes(path) if path else []
+    known = {name for name, _ in listed}
+    added = [label for label in dict.fromkeys(labels) if label not in known]
+    unknown = [label for label in added if special_value(label) is None] if path else []
     if unknown:
         raise UserError('--classes=%s lacks %s of the annotations: %s; add a line for each.' % (
             quoted(path), counted(len(unknown), 'label'), some(unknown, 5, show=lambda name: quoted(name, 30))))
-    value_of.update((label, IGNORE_LABEL if label.strip('_').lower() in IGNORED else 0)
-                    for label in labels if label not in value_of)
+    classes, value_of = [(BACKGROUND, None)], {}
+    for name, colour in listed + [(label, None) for label in added]:
+        value = special_value(name)
+        if value is None and name not in value_of:
+            value = len(classes)
+            classes.append((name, colour))
+        if value == 0 and colour:
+            classes[0] = (BACKGROUND, colour)
+        value_of.setdefault(name, value)
     if len(classes) > MOST_CLASSES:
         raise UserError('%s: %d classes with the background, but labels of 8 bits hold %d, as 255 is ignored; leave '
                         'some out of the annotations.' % (
@@ -161,6 +157,12 @@ def class_table(labels, path):
     warn('labels that differ only in upper and lower case, and are different classes: %d', [
         name for name, _ in classes if cases[name.lower()] > 1])
     return coloured(classes), value_of
+
+
+def special_value(label):
+    """Returns the value of a label that says background or ignored, as _background_ and __ignore__ do; else None."""
+    word = label.strip('_').lower()
+    return 0 if word == BACKGROUND else IGNORE_LABEL if word in IGNORED else None
 
 
 def read_classes(path):

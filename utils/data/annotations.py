@@ -153,11 +153,14 @@ def recognise(content, path):
 
 @contextlib.contextmanager
 def _mending(where):
-    """Turns errors that a wrong value causes into a UserError that names the place."""
+    """Turns errors that a wrong value or a missing pycocotools causes into a UserError that names the place."""
     try:
         yield
     except UserError:
         raise
+    except ImportError:
+        raise UserError('%s: it holds run-length masks, which need pycocotools: pip install -r requirements-coco.txt.' % (
+            where))
     except _FAULTS as error:
         raise UserError('%s: damaged annotation (%s); mend it or leave it out.' % (where, _told(error)))
 
@@ -399,14 +402,11 @@ def _rle(rle, ask='decode'):
     """Returns a run-length mask, {'counts': list or text, 'size': (h, w)}, as uint8 [h, w] of 0 and 1; or its 'area'.
 
     Raises:
-      UserError: pycocotools is missing.
+      ImportError: pycocotools is missing.
       ValueError: the run lengths do not cover the mask.
     """
-    try:
-        from pycocotools import mask as masks
-    except ImportError:
-        raise UserError('the file holds run-length masks, which need pycocotools: '
-                        'pip install -r requirements-coco.txt.')
+    from pycocotools import mask as masks  # optional
+
     height, width = rle['size']
     counts = rle['counts']
     if isinstance(counts, list):
