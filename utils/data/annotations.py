@@ -159,8 +159,8 @@ def _mending(where):
     except UserError:
         raise
     except ImportError:
-        raise UserError('%s: it holds run-length masks, which need pycocotools: pip install -r requirements-coco.txt.' % (
-            where))
+        raise UserError('%s: it holds run-length masks, which need pycocotools: pip install -r requirements-coco.txt.'
+                        % where)
     except _FAULTS as error:
         raise UserError('%s: damaged annotation (%s); mend it or leave it out.' % (where, _told(error)))
 
