@@ -20,7 +20,9 @@ def conf(folder, **changed):
     values = {'data_dir': str(folder), 'data_list': str(folder / 'train.txt'), 'num_threads': 2, 'check_labels': True,
               'valid_data_list': str(folder / 'val.txt'), 'test_data_list': str(folder / 'test.txt')}
     values.update(changed)
-    return types.SimpleNamespace(**dict(dict(image_range=None, image_bands=None, apply_exif=None), **values))
+    others = {'image_range': None, 'image_bands': None, 'apply_exif': None, 'label_map': '', 'input_height': 321,
+              'input_width': 321, 'random_scale': True, 'random_scale_range': None}
+    return types.SimpleNamespace(**dict(others, **values))
 
 
 def make(folder, lists):
