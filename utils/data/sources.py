@@ -70,7 +70,7 @@ def labelled_list(conf, classes, flag, num_steps=None):
                                 if classes.ignore_label == 255 and not classes.label_map else ''))
         # A missing class is worth a warning in the training data, but not in a few validation images, where the test
         # names it beside the scores.
-        warnings += _other_colours(result) + (
+        warnings += _other_colours(classes, result) + (
             _unlikely_classes(classes, source, result) + _hard_to_train(conf, classes, result)
             if flag == 'data_list' else []) + _turned_images(result) + result.warnings
         mark_as_said(result.kinds.union(['orientation'] if result.turned else []))
@@ -269,7 +269,7 @@ def _report(conf, classes, source, flag, need_labels):
         result.problems.extend('line %d: %s has no label in the list.' % (line, quoted(image)) for line, image, label
                                in zip(source.lines, source.images, source.labels) if not label)
     result.warnings.extend(_label_ids(classes, source) + _train_ids(conf, source) + _turned_images(result) +
-                           _unlikely_classes(classes, source, result) + _other_colours(result))
+                           _unlikely_classes(classes, source, result) + _other_colours(classes, result))
     weights = None
     if flag == 'data_list':
         weights = data_check.balanced_class_weights(result.histogram)
@@ -315,15 +315,16 @@ def _turned_images(result):
             'give --apply_exif.' % (len(result.turned), some(result.turned, 2, show=quoted))]
 
 
-def _other_colours(result):
+def _other_colours(classes, result):
     """Returns a list with a sentence about the labels whose own palette contradicts --palette, if any."""
     if not result.contradictions:
         return []
     _, index, colour = result.contradictions[0]
-    return ["palette PNGs whose colours are not --palette's: %d, %s (class %d is %d %d %d); only indices count: name "
-            'the palette of the files, or renumber the labels if their classes have another order.' % (
-                (len(result.contradictions), some([label for label, _, _ in result.contradictions], 2, show=quoted),
-                 index) + colour)]
+    return ['palette PNGs whose own colours contradict --palette: %d, %s (class %d is %s there, %s in --palette); only '
+            'indices count: name the palette of the files, or renumber their classes.' % (
+                len(result.contradictions), some(
+                    [label for label, _, _ in result.contradictions], 2, show=lambda label: quoted(label, 40)),
+                index, '%d %d %d' % colour, '%d %d %d' % tuple(classes.palette.colours[index]))]
 
 
 def _hard_to_train(conf, classes, result):
