@@ -100,8 +100,8 @@ DEFINE_switch('apply_exif', None, 'turn images, never labels, as their EXIF orie
               options=RUNS + ('check',), decides=RESULT, from_training=True)
 DEFINE_path('label_map', '', 'how the values of index labels become classes: binary (0 stays, all else is 1), '
             'reduce_zero (0 is ignored, k becomes k - 1), cityscapes (label ids to train ids) or a file of lines `FROM '
-            'TO` or `FROM-FROM TO`, where TO is a class or `ignore`; none or empty for no map', content_counts=True,
-            options=LABELS + ('check',), decides=RESULT)
+            'TO` or `FROM-FROM TO`, where TO is a class or `ignore`; none for no map', content_counts=True,
+            options=LABELS + ('check',), decides=RESULT, from_training=True)
 DEFINE_switch('check_labels', True, 'before the work begins, read every image and label of lists of up to 2,000 '
               'images', options=LABELS, decides=NOTHING)
 DEFINE_whole('num_threads', min(runtime.usable_cores(), MOST_THREADS), 'number of threads that read images, reduced '

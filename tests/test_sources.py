@@ -21,10 +21,10 @@ BALANCED = np.arange(21, dtype=np.uint8).reshape(3, 7)
 def conf(folder, **changed):
     values = {'data_dir': str(folder), 'data_list': str(folder / 'train.txt'), 'num_threads': 2, 'check_labels': True,
               'valid_data_list': str(folder / 'val.txt'), 'test_data_list': str(folder / 'test.txt')}
+    values.update(image_range=None, image_bands=None, apply_exif=None, label_map='', input_height=321, input_width=321,
+                  random_scale=True, random_scale_range=None)
     values.update(changed)
-    others = {'image_range': None, 'image_bands': None, 'apply_exif': None, 'label_map': '', 'input_height': 321,
-              'input_width': 321, 'random_scale': True, 'random_scale_range': None}
-    return types.SimpleNamespace(**dict(others, **values))
+    return types.SimpleNamespace(**values)
 
 
 def make(folder, lists):
