@@ -100,8 +100,8 @@ DEFINE_switch('apply_exif', None, 'turn images, never labels, as their EXIF orie
               options=RUNS + ('check',), decides=RESULT, from_training=True)
 DEFINE_path('label_map', '', 'how the values of index labels become classes: binary (0 stays, all else is 1), '
             'reduce_zero (0 is ignored, k becomes k - 1), cityscapes (label ids to train ids) or a file of lines `FROM '
-            'TO` or `FROM-FROM TO`, where TO is a class or `ignore`; none or empty for no map', content_counts=True,
-            options=LABELS + ('check',), decides=RESULT)
+            'TO` or `FROM-FROM TO`, where TO is a class or `ignore`; none for no map', content_counts=True,
+            options=LABELS + ('check',), decides=RESULT, from_training=True)
 DEFINE_switch('check_labels', True, 'before the work begins, read every image and label of lists of up to 2,000 '
               'images', options=LABELS, decides=NOTHING)
 DEFINE_whole('num_threads', min(runtime.usable_cores(), MOST_THREADS), 'number of threads that read images, reduced '
@@ -165,13 +165,13 @@ DEFINE_number('momentum', 0.9, "momentum of SGD, or decay rate of AdamW's first 
               options=TRAIN, decides=RESULT)
 
 topic('Augmentation')
-DEFINE_whole('input_height', 321, 'height of the training crops', lower_bound=17, upper_bound=MOST_SIDE, options=TRAIN,
-             decides=RESULT)
-DEFINE_whole('input_width', 321, 'width of the training crops', lower_bound=17, upper_bound=MOST_SIDE, options=TRAIN,
-             decides=RESULT)
-DEFINE_switch('random_scale', True, 'scale training images at random', options=TRAIN, decides=RESULT)
+DEFINE_whole('input_height', 321, 'height of the training crops', lower_bound=17, upper_bound=MOST_SIDE,
+             options=TRAIN + ('check',), decides=RESULT)
+DEFINE_whole('input_width', 321, 'width of the training crops', lower_bound=17, upper_bound=MOST_SIDE,
+             options=TRAIN + ('check',), decides=RESULT)
+DEFINE_switch('random_scale', True, 'scale training images at random', options=TRAIN + ('check',), decides=RESULT)
 DEFINE_pair('random_scale_range', None, 'range of the uniformly distributed random scales, such as 0.5,1.5; by '
-            'default that of --compat', options=TRAIN, decides=RESULT, needs='random_scale')
+            'default that of --compat', options=TRAIN + ('check',), decides=RESULT, needs='random_scale')
 DEFINE_switch('random_mirror', True, 'mirror training images at random', options=TRAIN, decides=RESULT)
 DEFINE_switch('random_flip_vertical', False, 'flip training images upside down at random', options=TRAIN,
               decides=RESULT)

@@ -24,8 +24,8 @@ ALL = RECORDS['option'].options
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
 # What main.py and Model.__init__ read for all options, though it has an effect for fewer.
 READ_FOR_ALL = {'xla', 'deterministic', 'num_gpus', 'mixed_precision', 'compat', 'eval_scales', 'eval_flip',
-                'eval_merge', 'train_bn', 'freeze_encoder', 'pretrain_file', 'variables_on', 'label_map', 'image_range', 'image_bands',
-                'apply_exif'}
+                'eval_merge', 'train_bn', 'freeze_encoder', 'pretrain_file', 'variables_on', 'label_map',
+                'image_range', 'image_bands', 'apply_exif'}
 READ_FOR_NOTHING = READ_FOR_ALL | {'random_seed'}  # which every list's reader gets
 
 
