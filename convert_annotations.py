@@ -1,33 +1,306 @@
-"""Makes data lists from two folders, one of images and one of labels.
+"""Converts annotations to labels, and makes data lists from a folder of images and one of labels.
 
-    python convert_annotations.py --make_list IMAGES LABELS [--val_fraction=0.2] [--seed=0] [--list_dir=FOLDER]
+    python convert_annotations.py --annotations=FILE|FOLDER --label_dir=NEW_FOLDER [--image_dir=FOLDER]
+    python convert_annotations.py --make_list IMAGES LABELS
+    (both: [--val_fraction=0.2] [--seed=0] [--list_dir=FOLDER])
 
-An image and a label are a pair if they lie in the same subfolder and their names agree, without the extension and
-without a usual ending such as _mask. Writes train.txt and val.txt, with paths relative to the folder that holds both.
+The first paints the polygons, rectangles, circles and run-length masks of a folder of LabelMe's .json files, or of a
+COCO or Datumaro .json file (CVAT exports both), as index masks, and writes their names and colours as classes.txt.
+The second pairs an image with a label if they lie in the same subfolder and their names agree, without the extension
+and without a usual ending such as _mask.
+
+Both write train.txt and val.txt, with paths relative to the folder that holds both.
 """
 
 import collections
+import json
 import os
 import random
 import re
 import shlex
 import sys
+import zlib
 
+import numpy as np
 from absl import flags
 
-from utils.data.data_lists import list_line, warn, write_list
+from utils.data import annotations as annotation_files
+from utils.data import image_files
+from utils.data.data_check import map_with_progress
+from utils.data.data_lists import folder_names, list_line, read_lines, warn, write_list
+from utils.data.palette import BLACK, IGNORE_LABEL, load_classes, read_palette_file, voc_colours
 from utils.data.sources import images_below
-from utils.system import command_line, output_files
-from utils.system.errors import UserError, quoted, some
+from utils.system import command_line, output_files, runtime
+from utils.system.errors import UserError, printable, quoted, reason, some
 
 FLAGS = flags.FLAGS
+
+# MADE holds the checksum of each file of a conversion. It is hidden, so that it is not taken for annotations.
+CLASSES, MADE = 'classes.txt', '.conversion.json'
+BACKGROUND, IGNORED = 'background', ('ignore', 'ignored', 'void', 'unlabeled', 'unlabelled')
+MOST_CLASSES = IGNORE_LABEL  # 0..254; 255 is ignored
+MOST_READ = 5000  # labels whose values are read for the number of classes
 
 ENDINGS = re.compile(r'(?i)(?:[_-](?:gt(?:Fine|Coarse)_label(?:Train)?Ids|label(?:Train)?Ids|leftImg8bit|masks?|'
                      r'labels?|seg|segmentation|gt|annotations?|image|img|L))$')
 
 
 def main():
-    if not FLAGS.make_list or not FLAGS.image_dir or not FLAGS.label_dir:
+    if bool(FLAGS.annotations) == FLAGS.make_list:
+        raise UserError('give either --annotations=FILE and --label_dir=NEW_FOLDER, or --make_list IMAGES LABELS.')
+    (make_list if FLAGS.make_list else convert)()
+
+
+# ---- annotations to labels ----
+
+def convert():
+    """Writes label_dir, complete or not at all, in place of an earlier conversion; then the lists."""
+    if not FLAGS.label_dir:
+        raise UserError('give --label_dir, the name of a new folder for the labels.')
+    if not os.path.exists(FLAGS.annotations):
+        raise UserError('--annotations=%s is not there; check the name.' % quoted(FLAGS.annotations))
+    if FLAGS.image_dir and not os.path.isdir(FLAGS.image_dir):
+        raise UserError('--image_dir=%s: there is no such folder; check the name.' % quoted(FLAGS.image_dir))
+    label_dir = os.path.abspath(FLAGS.label_dir)
+    if FLAGS.list_dir and (os.path.abspath(FLAGS.list_dir) + os.sep).startswith(label_dir + os.sep):
+        raise UserError('--list_dir=%s lies in --label_dir, which the next conversion replaces: give another folder.'
+                        % quoted(FLAGS.list_dir))
+    if FLAGS.list_dir:
+        output_files.make_dir(FLAGS.list_dir, 'list_dir')
+    check_own(label_dir)
+    annotations = annotation_files.read(FLAGS.annotations, FLAGS.image_dir, FLAGS.keep_crowds)
+    report(annotations)
+    classes, value_of = class_table(annotations.labels, FLAGS.classes)
+    names = mask_names(annotations.pictures)
+    sizes, turned = check_sizes(annotations.pictures)
+    write_labels(annotations.pictures, names, sizes, value_of, classes, label_dir)
+    print('%s: %s, %s and background' % (label_dir, counted(len(names), 'label'), counted(
+        len(classes) - 1, 'class', 'classes')))
+    pairs = sorted((os.path.abspath(picture.image), os.path.join(label_dir, name))
+                   for picture, name in zip(annotations.pictures, names) if picture.image)
+    if not pairs:
+        print('warning: no list is written, as none of the images is there; name their folder with --image_dir.',
+              file=sys.stderr)
+        return
+    data_dir = os.path.commonpath([label_dir] + [os.path.dirname(image) for image, _ in pairs])
+    lists = split(list_lines(pairs, data_dir), FLAGS.val_fraction, FLAGS.seed)
+    write_lists(lists, FLAGS.list_dir or data_dir, data_dir,
+                [('num_classes', str(len(classes))), ('palette', os.path.join(label_dir, CLASSES))] + (
+                    [('apply_exif', 'true')] if turned else []))
+
+
+def check_own(label_dir):
+    """Returns the names in label_dir if an earlier conversion wrote all files in it; an empty set if there is none.
+
+    Raises:
+      UserError: it holds a file of another origin, or one that was changed.
+    """
+    names = set(os.listdir(label_dir)) if os.path.isdir(label_dir) else set()
+    found = [os.path.relpath(os.path.join(folder, name), label_dir).replace(os.sep, '/')
+             for folder, _, files in os.walk(label_dir) for name in files]
+    if MADE in names:
+        try:
+            made = json.loads(image_files.read_file(os.path.join(label_dir, MADE)))
+            other = sorted(name for name in found if name != MADE and (
+                made.get(name) != checksum(os.path.join(label_dir, name))))
+        except (AttributeError, OSError, ValueError):
+            other = [MADE]
+        if other:
+            raise UserError('--label_dir=%s holds %s, which is not as a conversion wrote it, and is not replaced: give '
+                            'another folder.' % (quoted(label_dir), quoted(other[0], 60)))
+    output_files.check_new_folder(label_dir, 'label_dir', {MADE}, names if MADE in names else {MADE})
+    return names
+
+
+def checksum(path):
+    """Returns the CRC-32 of a file."""
+    return zlib.crc32(image_files.read_file(path))
+
+
+def class_table(labels, path):
+    """Gives the labels their values: 0 for the background, 255 for what is called ignored, 1.. for the others.
+
+    Args:
+      labels: list of labels, perhaps several times, in the order of their values.
+      path: a file of the classes in their order, one name or palette line a line; '' for the labels' own order.
+
+    Returns:
+      (classes, value_of): a list of (name, (r, g, b)), the background first, and {label: value}.
+
+    Raises:
+      UserError: the file is missing or lacks a label, or there are more than MOST_CLASSES classes.
+    """
+    listed = read_classes(path) if path else []
+    known = {name for name, _ in listed}
+    added = [label for label in dict.fromkeys(labels) if label not in known]
+    unknown = [label for label in added if special_value(label) is None] if path else []
+    if unknown:
+        raise UserError('--classes=%s lacks %s of the annotations: %s; add a line for each.' % (
+            quoted(path), counted(len(unknown), 'label'), some(unknown, 5, show=lambda name: quoted(name, 30))))
+    classes, value_of = [(BACKGROUND, None)], {}
+    for name, colour in listed + [(label, None) for label in added]:
+        value = special_value(name)
+        if value is None and name not in value_of:
+            value = len(classes)
+            classes.append((name, colour))
+        if value == 0 and colour:
+            classes[0] = (BACKGROUND, colour)
+        value_of.setdefault(name, value)
+    if len(classes) > MOST_CLASSES:
+        raise UserError('%s: %d classes with the background, but labels of 8 bits hold %d, as 255 is ignored; leave '
+                        'some out of the annotations.' % (
+                            quoted(path or FLAGS.annotations), len(classes), MOST_CLASSES))
+    if len(classes) == 1:
+        raise UserError('%s: there is no label but background and ignored; check that it holds annotations.' % quoted(
+            path or FLAGS.annotations))
+    cases = collections.Counter(name.lower() for name, _ in classes)
+    warn('labels that differ only in upper and lower case, and are different classes: %d', [
+        name for name, _ in classes if cases[name.lower()] > 1])
+    return coloured(classes), value_of
+
+
+def special_value(label):
+    """Returns the value of a label that says background or ignored, as _background_ and __ignore__ do; else None."""
+    word = label.strip('_').lower()
+    return 0 if word == BACKGROUND else IGNORE_LABEL if word in IGNORED else None
+
+
+def read_classes(path):
+    """Returns the list of (name, colour) of --classes; the colour is None unless all lines have one."""
+    try:
+        lines = [' '.join(line.split()) for line in read_lines(path)
+                 if line.strip() and not line.lstrip().startswith('#')]
+    except OSError as error:
+        raise UserError('--classes=%s cannot be read (%s).' % (quoted(path), reason(error)))
+    if lines and all(re.match(r'.+ \d{1,3} \d{1,3} \d{1,3}$', line) for line in lines):
+        return read_palette_file(path)
+    return [(line, None) for line in lines]
+
+
+def coloured(classes):
+    """Returns the classes with VOC's colours where they have none, or others where those are taken."""
+    taken = {colour for _, colour in classes if colour}
+    spare = [tuple(colour) for colour in voc_colours().tolist()]
+    result = []
+    for value, (name, colour) in enumerate(classes):
+        if not colour:
+            wanted = spare[value] if value else BLACK
+            colour = next(one for one in [wanted] + spare[::-1] if one not in taken)
+            taken.add(colour)
+        result.append((printable(name).lstrip('#').strip() or 'class %d' % value, colour))
+    return result
+
+
+def mask_names(pictures):
+    """Returns the relative path of each picture's label; raises UserError if two pictures have the same name."""
+    shared = collections.Counter(os.path.normcase(picture.name) for picture in pictures)
+    twice = sorted(name for name, count in shared.items() if count > 1)
+    if twice:
+        raise UserError('%s: %s listed more than once (%s); merge their annotations.' % (
+            quoted(FLAGS.annotations), counted(len(twice), 'image is', 'images are'), some(twice, 2, show=lambda name: (
+                quoted(name, 40)))))
+    if not pictures:
+        raise UserError('%s: it holds no image; check that it is the right file.' % quoted(FLAGS.annotations))
+    return [name + '.png' for name in folder_names([picture.name for picture in pictures])]
+
+
+def check_sizes(pictures):
+    """Returns ([(height, width)] of the labels, paths of the images that their EXIF orientation turns to that size).
+
+    Raises:
+      UserError: an image has another size, or neither image nor annotation tells the size.
+    """
+    turning = image_files.AS_STORED._replace(apply_exif=True)
+
+    def check(picture):
+        try:
+            stored = image_files.image_size(picture.image) if picture.image else picture.size
+            if stored is None:
+                raise UserError('%s: its image is missing and it tells no size; give --image_dir.' % picture.where)
+            if picture.size in (None, stored):
+                if stored[0] * stored[1] > annotation_files.MOST_PIXELS:
+                    raise UserError('%s: %d x %d pixels are too many; cut it into tiles.' % ((picture.where,) + stored))
+                return stored, False, ''
+            if image_files.image_size(picture.image, turning) == picture.size:
+                return picture.size, True, ''
+            raise UserError('%s: it is of %d x %d pixels (height, width), but %s has %d x %d; give the image that was '
+                            'annotated.' % ((picture.where,) + picture.size + (quoted(picture.image, 60),) + stored))
+        except UserError as error:
+            return None, False, str(error)
+
+    results = list(map_with_progress(check, pictures, runtime.usable_cores(), 'images', 'image'))
+    raise_first([problem for _, _, problem in results if problem])
+    turned = [picture.image for picture, (_, is_turned, _) in zip(pictures, results) if is_turned]
+    warn('images that were annotated as their EXIF orientation turns them, so that --apply_exif is needed: %d', turned)
+    return [size for size, _, _ in results], turned
+
+
+def raise_first(problems):
+    """Raises UserError with the first of the problems, if there are any, and their number."""
+    if problems:
+        raise UserError(problems[0] if len(problems) == 1 else '%s (%d such problems)' % (problems[0], len(problems)))
+
+
+def report(annotations):
+    """Prints what is not converted as it stands; raises UserError if nothing could be converted."""
+    regions = [region for picture in annotations.pictures for region in picture.regions]
+    left_out = some(sorted(annotations.left_out.items()), 3, show=lambda item: '%s: %d' % item)
+    if not regions:
+        raise UserError('%s: no polygon, rectangle, circle or mask is in it%s.' % (
+            quoted(FLAGS.annotations), left_out and ' (%s)' % left_out))
+    if left_out:
+        print('warning: annotations are left out (%s).' % left_out, file=sys.stderr)
+    crowds = sum(region.label is None for region in regions)
+    if crowds == len(regions):
+        raise UserError('%s: all its regions are crowds (iscrowd), which are ignored; CVAT marks all brush masks so: '
+                        'give them their classes with --keep_crowds.' % quoted(FLAGS.annotations))
+    if crowds:
+        print('warning: crowds (iscrowd) are painted as %d, ignored: %d; CVAT marks all brush masks so, which '
+              '--keep_crowds paints as their classes.' % (IGNORE_LABEL, crowds), file=sys.stderr)
+    warn('images without an annotation, which become background: %d', [
+        picture.name for picture in annotations.pictures if not picture.regions])
+    shared = collections.Counter(picture.image for picture in annotations.pictures if picture.image)
+    warn('images to which several annotations belong, so that they are listed several times: %d', [
+        image for image, count in shared.items() if count > 1])
+    warn('images that are not there, whose labels have the size that the annotations tell: %d', [
+        picture.name for picture in annotations.pictures if not picture.image])
+
+
+def write_labels(pictures, names, sizes, value_of, classes, label_dir):
+    """Writes all labels, CLASSES and MADE to label_dir.
+
+    Args:
+      pictures: list of annotation_files.Picture.
+      names, sizes: relative path and (height, width) of each picture's label.
+      value_of: {label: value}.
+      classes: list of (name, (r, g, b)).
+      label_dir: the folder, which check_own has accepted.
+    """
+    with output_files.new_folder(label_dir, 'label_dir', {MADE}, check_own(label_dir) | {MADE}) as folder:
+        for below in sorted({os.path.dirname(name) for name in names}):
+            os.makedirs(os.path.join(folder, below), exist_ok=True)
+
+        def write(item):
+            picture, name, size = item
+            try:
+                output_files.save_image(annotation_files.paint(picture, size, value_of), os.path.join(folder, name))
+                return ''
+            except UserError as error:
+                return str(error)
+
+        items = list(zip(pictures, names, sizes))
+        raise_first([problem for problem in map_with_progress(
+            write, items, runtime.usable_cores(), 'labels', 'label') if problem])
+        write_list(os.path.join(folder, CLASSES), ['%s %d %d %d' % ((name,) + colour) for name, colour in classes])
+        output_files.save_json({name: checksum(os.path.join(folder, name)) for name in names + [CLASSES]},
+                               os.path.join(folder, MADE))
+
+
+# ---- lists ----
+
+def make_list():
+    """Pairs the files of two folders and writes their lists."""
+    if not FLAGS.image_dir or not FLAGS.label_dir:
         raise UserError('give two folders: --make_list IMAGES LABELS.')
     folders = {flag: os.path.abspath(FLAGS[flag].value) for flag in ('image_dir', 'label_dir')}
     for flag, folder in folders.items():
@@ -36,11 +309,41 @@ def main():
     image_dir, label_dir = folders.values()
     if os.path.realpath(image_dir) == os.path.realpath(label_dir):
         raise UserError('%s is named twice: give a folder of images and another one of labels.' % quoted(image_dir))
-    pairs = match(images_below(image_dir, [label_dir]), images_below(label_dir, [image_dir]))
+    pairs = match(images_below(image_dir, [label_dir]), images_below(label_dir, [image_dir], 'label_dir'))
     data_dir = os.path.commonpath([image_dir, label_dir])
-    lines = [list_line(*(os.path.relpath(os.path.join(folder, name), data_dir).replace(os.sep, '/')
-                         for folder, name in zip((image_dir, label_dir), pair))) for pair in pairs]
-    write_lists(split(lines, FLAGS.val_fraction, FLAGS.seed), FLAGS.list_dir or data_dir, data_dir)
+    pairs = [(os.path.join(image_dir, image), os.path.join(label_dir, label)) for image, label in pairs]
+    lists = split(list_lines(pairs, data_dir), FLAGS.val_fraction, FLAGS.seed)
+    write_lists(lists, FLAGS.list_dir or data_dir, data_dir, class_flags([label for _, label in pairs]))
+
+
+def list_lines(pairs, data_dir):
+    """Returns the lines of a list for pairs of absolute paths, which become relative to data_dir."""
+    return [list_line(*(os.path.relpath(path, data_dir).replace(os.sep, '/') for path in pair)) for pair in pairs]
+
+
+def class_flags(labels):
+    """Returns the flags, as (name, value), that say which classes the labels hold; N for a number that is not known."""
+    unknown = [('num_classes', 'N')]
+    if len(labels) > MOST_READ:
+        return unknown
+    classes = load_classes(1)
+
+    def values_of(label):
+        try:
+            return np.unique(image_files.load_label(label, classes._replace(num_classes=256)))
+        except UserError:
+            return None
+
+    values = list(map_with_progress(values_of, labels, runtime.usable_cores(), 'values', 'label'))
+    if any(one is None for one in values):
+        return unknown
+    values = np.unique(np.concatenate(values)).tolist()
+    counted_values = [value for value in values if value != IGNORE_LABEL]
+    if values == [0, IGNORE_LABEL]:
+        return [('num_classes', '2'), ('label_map', 'binary')]
+    if not counted_values or not 1 <= max(counted_values) < IGNORE_LABEL:
+        return unknown
+    return [('num_classes', str(max(counted_values) + 1))]
 
 
 def match(images, labels):
@@ -74,8 +377,8 @@ def match(images, labels):
     if not label_of:
         raise UserError('no image has a label of its name: %s and %s, for example, do not agree; rename one of the two '
                         'kinds.' % (quoted(images[0]), quoted(labels[0])))
-    warn('%d images have no label', [image for image in images if image not in label_of])
-    warn('%d labels have no image', [label for label in labels if label not in taken])
+    warn('images without a label: %d', [image for image in images if image not in label_of])
+    warn('labels without an image: %d', [label for label in labels if label not in taken])
     return sorted(label_of.items())
 
 
@@ -102,8 +405,14 @@ def split(lines, val_fraction, seed):
             'val': [line for i, line in enumerate(lines) if i in drawn]}
 
 
-def write_lists(lists, list_dir, data_dir):
-    """Writes the lists that have lines, keeps earlier ones under another name, and prints the command to check them."""
+def write_lists(lists, list_dir, data_dir, class_flags):
+    """Writes the lists that have lines, keeps earlier ones under another name, and prints the command to check them.
+
+    Args:
+      lists: {name: lines}.
+      list_dir, data_dir: the folder of the lists, and the one to which their paths are relative.
+      class_flags: list of (flag, value) for the command; the value N stands for a number that is not known.
+    """
     output_files.make_dir(list_dir, 'list_dir')
     paths = {name: os.path.join(list_dir, name + '.txt') for name in lists}
     for name, path in paths.items():
@@ -112,12 +421,19 @@ def write_lists(lists, list_dir, data_dir):
             print('%s: there was one, which is now %s' % (path, kept))
         if lists[name]:
             write_list(path, lists[name])
-        print('%s: %d images' % (path, len(lists[name])) if lists[name] else '%s: not written, no image is left' % path)
-    val = paths['val'] if lists['val'] else paths['train']
-    flags_of = [('data_dir', data_dir), ('data_list', paths['train']), ('valid_data_list', val),
-                ('test_data_list', val)]
-    print('next, with your number of classes in place of N:\npython main.py --option=check --num_classes=N ' + ' '.join(
-        '--%s=%s' % (flag, shlex.quote(value)) for flag, value in flags_of))
+        print('%s: %s' % (path, counted(len(lists[name]), 'image') if lists[name] else 'not written, no image is left'))
+    train = paths['train']
+    val = paths['val'] if lists['val'] else train
+    given = class_flags + [('data_dir', data_dir), ('data_list', train), ('valid_data_list', val),
+                           ('test_data_list', val)]
+    print('next%s:\npython main.py --option=check %s' % (
+        ', with your number of classes in place of N' if ('num_classes', 'N') in given else '',
+        ' '.join('--%s=%s' % (flag, shlex.quote(value)) for flag, value in given)))
+
+
+def counted(number, noun, plural=''):
+    """Returns '1 image' or '2 images'."""
+    return '%d %s' % (number, noun if number == 1 else plural or noun + 's')
 
 
 def with_folders(argv):
@@ -130,9 +446,14 @@ def with_folders(argv):
 
 
 if __name__ == '__main__':
-    command_line.DEFINE_switch('make_list', False, 'write lists: --make_list IMAGES LABELS')
-    command_line.DEFINE_path('image_dir', '', 'folder of the images')
-    command_line.DEFINE_path('label_dir', '', 'folder of the labels')
+    command_line.DEFINE_path('annotations', '', 'a COCO or Datumaro .json file, or a folder of .json files of LabelMe')
+    command_line.DEFINE_switch('make_list', False, 'write lists of labels that are there: --make_list IMAGES LABELS')
+    command_line.DEFINE_path('image_dir', '', 'folder of the images; looked for around the annotations if empty')
+    command_line.DEFINE_path('label_dir', '', 'folder of the labels; with --annotations, a new one', output=True)
+    command_line.DEFINE_path('classes', '', 'with --annotations, a file of the names of the classes in their order, '
+                             'one a line, or of lines `name r g b`; sorted, or as in the COCO file, if empty')
+    command_line.DEFINE_switch('keep_crowds', False, 'paint crowds of COCO (iscrowd), which are ignored by default, as '
+                               'their classes')
     command_line.DEFINE_path('list_dir', '', 'folder for the lists; the one around both folders if empty', output=True)
     command_line.DEFINE_number('val_fraction', 0.2, 'share of the pairs that go into val.txt', upper_bound=0.9)
     command_line.DEFINE_whole('seed', 0, 'seed of the draw')

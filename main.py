@@ -165,13 +165,13 @@ DEFINE_number('momentum', 0.9, "momentum of SGD, or decay rate of AdamW's first 
               options=TRAIN, decides=RESULT)
 
 topic('Augmentation')
-DEFINE_whole('input_height', 321, 'height of the training crops', lower_bound=17, upper_bound=MOST_SIDE, options=TRAIN,
-             decides=RESULT)
-DEFINE_whole('input_width', 321, 'width of the training crops', lower_bound=17, upper_bound=MOST_SIDE, options=TRAIN,
-             decides=RESULT)
-DEFINE_switch('random_scale', True, 'scale training images at random', options=TRAIN, decides=RESULT)
+DEFINE_whole('input_height', 321, 'height of the training crops', lower_bound=17, upper_bound=MOST_SIDE,
+             options=TRAIN + ('check',), decides=RESULT)
+DEFINE_whole('input_width', 321, 'width of the training crops', lower_bound=17, upper_bound=MOST_SIDE,
+             options=TRAIN + ('check',), decides=RESULT)
+DEFINE_switch('random_scale', True, 'scale training images at random', options=TRAIN + ('check',), decides=RESULT)
 DEFINE_pair('random_scale_range', None, 'range of the uniformly distributed random scales, such as 0.5,1.5; by '
-            'default that of --compat', options=TRAIN, decides=RESULT, needs='random_scale')
+            'default that of --compat', options=TRAIN + ('check',), decides=RESULT, needs='random_scale')
 DEFINE_switch('random_mirror', True, 'mirror training images at random', options=TRAIN, decides=RESULT)
 DEFINE_switch('random_flip_vertical', False, 'flip training images upside down at random', options=TRAIN,
               decides=RESULT)

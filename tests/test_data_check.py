@@ -4,9 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from utils.data.data_check import check_pairs, count_labels, map_with_progress, print_report, raise_on_problems
+from utils.data.data_check import (
+    balanced_class_weights,
+    check_pairs,
+    count_labels,
+    describe_large_weights,
+    describe_thin_classes,
+    map_with_progress,
+    print_report,
+    raise_on_problems,
+)
 from utils.data.palette import VOC_NAMES, load_classes, voc_colours
 from utils.system.errors import UserError, quoted
 
@@ -216,3 +225,106 @@ def test_damage_that_the_decoder_only_prints_of_is_reported_by_name(tmp_path):
     assert result.problems == [] and result.num_images == 2
     assert len(result.warnings) == 1 and 'surplus.jpg: ' in result.warnings[0]
     assert 'extraneous bytes' in result.warnings[0]
+
+
+def drawn(kind, width, count=8):
+    """A label [360, 480] with regions of class 1: lines, upright lines, circles or squares of a width in pixels."""
+    random, image = np.random.RandomState(width), Image.new('L', (480, 360))
+    draw = ImageDraw.Draw(image)
+    for _ in range(count):
+        x, y = random.randint(460), random.randint(340)
+        if kind == 'lines':
+            draw.line([x, 0, random.randint(480), 360], fill=1, width=width)
+        elif kind == 'upright':
+            draw.rectangle([x, 0, x + width - 1, 360], fill=1)
+        elif kind == 'circles':
+            draw.ellipse([x - 99, y - 99, x + 99, y + 99], outline=1, width=width)
+        else:
+            draw.rectangle([x, y, x + width - 1, y + width - 1], fill=1)
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize('kind', ['lines', 'upright', 'circles', 'squares'])
+@pytest.mark.parametrize('width, scale, thin', [
+    (1, 1, True), (3, 1, True), (4, 1, True), (10, 1, False), (16, 1, False), (1, 2.5, True), (2, 2.5, True),
+    (4, 2.5, False)])
+def test_thin_classes(tmp_path, kind, width, scale, thin):
+    """Regions of 3 pixels are too thin for a loss at every 8th pixel, those of 10 are not."""
+    result = check([pair(tmp_path, str(i), drawn(kind, width)) for i in range(2)], 3, scale=scale)
+    sentence = describe_thin_classes(result, load_classes(3))
+    assert ('1 class is drawn only in lines or specks' in sentence and ': 1; scale' in sentence) if thin else (
+        sentence == '')
+
+
+def test_a_class_is_thin_in_all_labels_or_not_at_all(tmp_path):
+    label = np.zeros([40, 50], np.uint8)
+    label[:, 10:13], label[5:15, 20:30] = 1, 2
+    thin, both = pair(tmp_path, 'a', label), pair(tmp_path, 'b', np.where(label == 2, np.uint8(1), label))
+    assert ': 1 aeroplane; scale' in describe_thin_classes(check([thin]), load_classes(21))
+    assert describe_thin_classes(check([thin, both]), load_classes(21)) == ''
+    assert describe_thin_classes(check([thin], 3, ignore_label=1), load_classes(3, 1)) == ''
+    tiny = pair(tmp_path, 'c', label[:16, :16])  # nothing in it can be wide
+    assert describe_thin_classes(check([tiny]), load_classes(21)) == ''
+    Image.fromarray(label.astype(np.uint16)).save(thin[1])
+    assert ': 1; scale' in describe_thin_classes(check([thin], 3), load_classes(3))
+
+
+PALETTE = 'sky 0 0 0\nsea 0 0 200\nland 0 200 0\n'
+SWAPPED = [0, 0, 0, 0, 200, 0, 0, 0, 200]
+
+
+@pytest.mark.parametrize('colours, label, found', [
+    (SWAPPED, [0, 1, 2], (1, (0, 200, 0))),
+    (SWAPPED, [0, 2, 2], (2, (0, 0, 200))),
+    (SWAPPED, [0, 255], None),  # the class that it uses is black in both
+    ([0, 0, 0, 0, 0, 200, 0, 200, 0], [0, 1, 2], None),  # the same colours
+    ([0, 0, 0, 0, 0, 200, 0, 200, 0, 9, 9, 200], [1, 2, 255], None),
+    ([0, 0, 0, 0, 0, 200] + [0, 0, 0] * 9, [0, 1, 2], None),  # class 2 has no colour there
+    ([value for value in range(256) for _ in range(3)], [0, 1, 2], None),  # grey
+    ([0] * 768, [0, 1, 2], None),
+    (None, [0, 1, 2], None),
+])
+def test_palettes_that_contradict(tmp_path, colours, label, found):
+    (tmp_path / 'p.txt').write_text(PALETTE)
+    image, path = pair(tmp_path, 'a', [label])
+    if colours:
+        label = Image.fromarray(np.array([label], np.uint8))
+        label.putpalette(colours)
+        label.save(path)
+        assert Image.open(path).mode == 'P'
+    palette = str(tmp_path / 'p.txt')
+    assert check([(image, path)], 3, palette=palette).contradictions == ([(path,) + found] if found else [])
+    assert check([(image, path)], 3).contradictions == []  # no palette is named
+
+
+def test_other_labels_contradict_no_palette(tmp_path):
+    (tmp_path / 'p.txt').write_text(PALETTE)
+    image, path = pair(tmp_path, 'a', [[(0, 0, 200), (0, 200, 0)]])  # colour-coded
+    assert check([(image, path)], 3, palette=str(tmp_path / 'p.txt')).contradictions == []
+    label = Image.fromarray(np.array([[0, 1]], np.uint8))
+    label.putpalette(SWAPPED)
+    label.save(path)
+    mapped = load_classes(3, 255, str(tmp_path / 'p.txt'), 'binary')
+    assert check_pairs([image], [path], mapped).contradictions == []
+
+
+def test_balanced_weights_in_the_report(tmp_path, capsys):
+    result = check([pair(tmp_path, 'a', [[0, 0, 1, 255]])], 3)
+    weights = balanced_class_weights(result.histogram)
+    np.testing.assert_allclose(weights, [0.75, 1.5, 1])
+    print_report(result, None, weights)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[2:7]] == [
+        ['class', 'name', 'pixels', 'weight', 'share'], ['0', '2', '0.75', '50.00%'], ['1', '1', '1.5', '25.00%'],
+        ['2', '0', '1', '0.00%'], ['-', 'ignored', '1', '-', '25.00%']]
+    assert len({len(line) for line in lines[3:7]}) == 1
+    np.testing.assert_array_equal(balanced_class_weights([0, 0]), [1, 1])
+
+
+def test_large_weights():
+    assert describe_large_weights(balanced_class_weights([10000, 10000, 100]), load_classes(3)) == ''
+    sentence = describe_large_weights(balanced_class_weights([10000, 10000, 99, 0]), load_classes(4))
+    assert '--class_weights=balanced gives 1 class a weight above 100: 2 (101);' in sentence
+    sentence = describe_large_weights(np.linspace(99, 119, 21), load_classes(21))
+    assert 'gives 19 classes a weight above 100: 20 tvmonitor (119), 19 train (118)' in sentence
+    assert len(sentence) <= 300

@@ -446,7 +446,8 @@ def test_grey_with_alpha_in_a_tiff(tmp_path):
     ('{"version": "5.0", "shapes": []}', 'JSON'), ('\ufeff{\n  "images": []}', 'JSON'), ('[{"id": 1}]', 'JSON'),
     ('{}', 'JSON'), ('<?xml version="1.0"?>\n<annotations/>', 'XML')])
 def test_annotations_as_text_are_not_called_damaged(tmp_path, load, text, kind):
-    message = refused(load, save(tmp_path, text.encode('utf-8'), 'a.json'), kind, 'LabelMe', 'index')
+    path = save(tmp_path, text.encode('utf-8'), 'a.json')
+    message = refused(load, path, kind, 'LabelMe', 'index', 'convert_annotations.py')
     assert 'get the file again' not in message
 
 

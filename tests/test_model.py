@@ -76,12 +76,13 @@ def test_another_run_is_not_replaced(sample, capsys):
 def test_test_and_predict_take_the_input_of_the_training(sample, capsys):
     train(sample(img_mean=['1', '2', '3.5'], channel_order='rgb', compat='caffe'))
     assert run_settings.read(sample().modeldir)['input'] == Input('rgb', (1, 2, 3.5))
-    assert Model(sample(compat='caffe'))._trained_input() == Input('rgb', (1, 2, 3.5))
-    assert Model(sample(compat='caffe', img_mean=['7', '8', '9']))._trained_input() == Input('rgb', (7, 8, 9))
+    assert Model(sample(compat='caffe'))._follow_training('test')[0] == Input('rgb', (1, 2, 3.5))
+    net_input, _ = Model(sample(compat='caffe', img_mean=['7', '8', '9']))._follow_training('predict')
+    assert net_input == Input('rgb', (7, 8, 9))
     assert 'note' not in capsys.readouterr().out
     weights = pretrained.open_pretrained(sample().modeldir, 'res50')
     assert (weights.compat, weights.input) == ('caffe', Input('rgb', (1, 2, 3.5)))
-    Model(sample())._trained_input()
+    Model(sample())._follow_training('test')
     assert 'was trained with --compat=caffe, this run has --compat=original' in capsys.readouterr().out
 
 

@@ -2,13 +2,15 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data import sources
+from utils.data import image_files, sources
 from utils.data.palette import load_classes
 from utils.system.errors import UserError, quoted
 
@@ -19,7 +21,8 @@ BALANCED = np.arange(21, dtype=np.uint8).reshape(3, 7)
 def conf(folder, **changed):
     values = {'data_dir': str(folder), 'data_list': str(folder / 'train.txt'), 'num_threads': 2, 'check_labels': True,
               'valid_data_list': str(folder / 'val.txt'), 'test_data_list': str(folder / 'test.txt')}
-    values.update(image_range=None, image_bands=None, apply_exif=None)
+    values.update(image_range=None, image_bands=None, apply_exif=None, label_map='', input_height=321, input_width=321,
+                  random_scale=True, random_scale_range=None)
     values.update(changed)
     return types.SimpleNamespace(**values)
 
@@ -329,6 +332,96 @@ def test_last_class_of_a_palette_that_is_called_void(tmp_path, capsys):
     assert "class 11 is called 'Void': is --num_classes=11 with --ignore_label=11 meant?" in out
     out = reported(tmp_path, capsys, palette=str(tmp_path / 'p.txt'), num_classes=11, ignore_label=11)
     assert out.endswith('all files are as they should be\n')
+
+
+def difficult(folder, colours):
+    """Lists with a line of class 1, few pixels of class 2, 16-bit images and labels with a palette."""
+    label = np.zeros([100, 500], np.uint8)
+    label[:, 50:53], label[:12, :12] = 1, 2
+    make(folder, {'train': dict.fromkeys('abc', label), 'val': dict.fromkeys('def', label)})
+    for name in 'abcdef':
+        image = Image.fromarray(label)
+        image.putpalette(colours)
+        image.save(str(folder / (name + '.png')))
+        values = np.random.RandomState(0).randint(0, 4096, label.shape).astype(np.uint16)
+        Image.fromarray(values).save(str(folder / (name + '.jpg')), format='PNG')
+
+
+def test_what_is_difficult_to_train(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(image_files, '_unsaid', {kind: [kind] for kind in ('levels', 'pages', 'orientation')})
+    monkeypatch.setattr(sources, 'LARGE', 40000)
+    difficult(tmp_path, [0, 0, 0, 0, 99, 0, 0, 0, 99])
+    (tmp_path / 'p.txt').write_text('sky 0 0 0\nwire 0 0 99\nbird 0 99 0\n')
+    flags = {'input_height': 33, 'input_width': 50}
+    palette = str(tmp_path / 'p.txt')
+    train, val = reported(tmp_path, capsys, 3, palette=palette, **flags).split('--valid_data_list')
+    told = 'palette PNGs whose own colours contradict --palette: 3, '
+    for out, name in ((train, 'a.png'), (val, 'd.png')):
+        sentence, = [line for line in out.splitlines() if told in line]
+        assert name in sentence and 'class 1 is 0 99 0 there, 0 0 99 in --palette' in sentence and len(sentence) <= 300
+    for words in ('drawn only in lines or specks', ': 1 wire; ', 'tiles of about 100x66, twice the crop', '  weight'):
+        assert words in train and words not in val
+    assert 'a weight above' not in train
+
+    conf_, classes = conf(tmp_path, **flags), load_classes(3, 255, palette)
+    source = sources.labelled_list(conf_, classes, 'data_list')
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith(('warning', '...'))]
+    assert len(warnings) == 4 and told in warnings[0] and '1 wire' in warnings[1] and '100x66' in warnings[2]
+    assert warnings[3].startswith('... and 3 more warnings')  # of few levels, which the reader does not repeat
+    image_files.load_image(source.images[0])
+    assert capsys.readouterr().err == ''
+    sources.labelled_list(conf_, classes, 'valid_data_list')
+    err = capsys.readouterr().err
+    assert told in err and '1 wire' not in err and '100x66' not in err
+
+    monkeypatch.setattr(sources, 'LARGE', 60000)  # more than an image has
+    out = reported(tmp_path, capsys, 3, palette=palette, random_scale_range=[2, 3], **flags)
+    assert '1 wire; ' not in out and 'tiles' not in out
+    out = reported(tmp_path, capsys, 3, palette=palette, random_scale_range=[2, 3], random_scale=False, **flags)
+    assert '1 wire; ' in out
+    monkeypatch.setattr(sources, 'LARGE', 40000)
+    assert 'tiles' not in reported(tmp_path, capsys, 3, palette=palette, input_height=40, input_width=50)
+
+
+def test_the_check_warns_of_large_balanced_weights(tmp_path, capsys):
+    label = np.zeros([200, 303], np.uint8)
+    label[:, :101], label[:, 101:202], label[:10, :10] = 1, 2, 3
+    make(tmp_path, {'train': {'a': label}, 'val': {'b': label}})
+    out = reported(tmp_path, capsys, 4, palette='')
+    assert out.count('--class_weights=balanced gives 1 class a weight above 100: 3 (202);') == 1
+    sources.labelled_list(conf(tmp_path), load_classes(4), 'data_list')  # which may not use them
+    assert 'class_weights' not in capsys.readouterr().err
+
+
+def test_train_ids_under_a_map_of_label_ids(tmp_path, capsys):
+    label_ids(tmp_path, range(19), 'aachen_000000_000019_gtFine_labelTrainIds')
+    told = "names of Cityscapes' train ids already, which --label_map=cityscapes takes for label ids: 1, "
+    classes = load_classes(19, 255, '', 'cityscapes')
+    for label_map, count in (('cityscapes', 2), ('', 0)):
+        sources.check_lists(conf(tmp_path, label_map=label_map), classes)
+        assert capsys.readouterr().out.count(told) == count
+        sources.labelled_list(conf(tmp_path, label_map=label_map), classes, 'valid_data_list')
+        assert capsys.readouterr().err.count(told) == count / 2
+
+
+def test_a_training_says_each_thing_once(tmp_path):
+    difficult(tmp_path, [0, 0, 0, 0, 99, 0, 0, 0, 99])
+    label = np.zeros([100, 500], np.uint8)
+    label[:, 250:], label[:10, :10] = 1, 2
+    for name in 'abc':
+        Image.fromarray(label).save(str(tmp_path / (name + '.png')))
+    command = [sys.executable, os.path.join(ROOT, 'tests', 'narrow_main.py'), 'main', '--option=train']
+    command += ['--%s=%s' % (flag, tmp_path / name) for flag, name in (
+        ('data_dir', ''), ('data_list', 'train.txt'), ('valid_data_list', 'val.txt'), ('modeldir', 'model'),
+        ('logdir', 'log'), ('logfile', 'log.txt'))]
+    command += ['--encoder_name=res50', '--num_classes=3', '--palette=', '--num_steps=1', '--batch_size=1',
+                '--input_height=33', '--input_width=33', '--class_weights=balanced']
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stderr
+    assert 'balanced weights of the classes, from 0: 1 0.996 249\n' in done.stdout
+    assert done.stderr.count('a weight above 100: 2 (249);') == 1
+    assert done.stderr.count('a.jpg: nearly all of its pixels') == 1
+    assert done.stderr.count('nearly all of its pixels') == 3  # one for each image, from the check
 
 
 def test_vocs_names_are_right_for_vocs_images(tmp_path, capsys):

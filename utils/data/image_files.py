@@ -179,6 +179,12 @@ def load_image(path, image_format=AS_STORED):
 _unsaid = {kind: [kind] for kind in ('levels', 'pages', 'orientation')}
 
 
+def mark_as_said(kinds):
+    """Keeps load_image from printing remarks of these kinds, which a check of the files has printed."""
+    for kind in kinds:
+        _unsaid[kind].clear()
+
+
 def _take(items):
     """Removes an item and returns whether there was one; of several threads, only one removes it."""
     try:
@@ -425,9 +431,9 @@ def _why_unknown(data):
                 'a HEIC, which needs pillow-heif: pip install -r requirements-heif.txt')
     start = data[:256].lstrip(b'\xef\xbb\xbf \t\r\n')
     if re.match(br'\{\s*["}]|\[\s*[\[{"\]]', start) or start.startswith((b'<?xml', b'<annotation')):
-        return ('not an image but %s, as LabelMe, CVAT and others save annotations; draw its polygons into a grey PNG '
-                'with the class index as value, with their tool for index masks, and list that' % (
-                    'XML' if start.startswith(b'<') else 'JSON'))
+        return ('not an image but %s, as LabelMe, CVAT and others save annotations; convert_annotations.py makes index '
+                'masks of %s (--annotations=FOLDER --label_dir=NEW_FOLDER); list those' % (
+                    ('XML', 'a COCO 1.0 export') if start.startswith(b'<') else ('JSON', 'it')))
     with contextlib.suppress(Exception):  # of a damaged header
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16 if 43 in data[2:4] else 8])
         file = io.BytesIO(data)
@@ -527,6 +533,14 @@ def read_label(path, classes):
         return _classes_of_colours(rgb, classes, path)
     raise UserError("%s: a label of Pillow's mode %s holds neither class indices nor colours; save it as "
                     'grey PNG with the class index as value.' % (quoted(path), image.mode))
+
+
+def own_palette(path):
+    """Returns the colours in a palette PNG's header, uint8 [n, 3], or None; raises UserError for a damaged header."""
+    with _reading(path), _open(_read_image(path)) as image:
+        if image.format != 'PNG' or image.mode != 'P':
+            return None
+        return np.frombuffer(image.palette.getdata()[1], np.uint8).reshape(-1, 3)
 
 
 def is_colour_coded(path, classes):

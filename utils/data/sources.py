@@ -9,7 +9,7 @@ import sys
 from typing import List, NamedTuple
 
 from utils.data import data_check, data_lists
-from utils.data.image_files import find_missing, has_decoder, is_colour_coded
+from utils.data.image_files import find_missing, has_decoder, is_colour_coded, mark_as_said
 from utils.data.palette import NUM_LABEL_IDS
 from utils.data.pixels import format_from_flags
 from utils.system.command_line import is_picture
@@ -23,6 +23,8 @@ class Images(NamedTuple):
 
 
 MOST_SUFFIX = 16  # characters of a suffix in a message
+LARGE = 8e6  # pixels; if images are larger on average, and than MANY_CROPS crops, reading takes most of the time
+MANY_CROPS = 25
 MAX_CHECKED = 2000  # the most images of a list for which all are read before the work begins
 # Subfolders of out_dir to which predictions are written.
 PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction', 'probabilities', 'logits')
@@ -41,7 +43,7 @@ def labelled_list(conf, classes, flag, num_steps=None):
     All files must exist. If the list has at most MAX_CHECKED images, all images and labels are read and checked.
 
     Args:
-      conf: an object with the flags data_dir, data_list, valid_data_list, num_threads and check_labels as attributes.
+      conf: an object with the flags as attributes.
       classes: a Classes.
       flag: 'data_list' or 'valid_data_list'.
       num_steps: how many lines to use, from the first; None for all.
@@ -56,9 +58,9 @@ def labelled_list(conf, classes, flag, num_steps=None):
     _report_if_fewer(source.name, source.images, num_steps)
     source = data_lists.first_lines(source, num_steps)
     data_lists.check_files_exist(source, need_labels=True)
-    warnings = _label_ids(classes, source)
+    warnings = _label_ids(classes, source) + _train_ids(conf, source)
     if conf.check_labels and len(source.images) <= MAX_CHECKED:
-        result = _check(conf, classes, source)
+        result = _check(conf, classes, source, flag)
         data_check.raise_on_problems(result, 'list ' + quoted(source.name, 40))
         if flag == 'data_list' and not result.histogram.any():
             raise UserError('list %s: no label has a pixel of any class, all are --ignore_label=%d: there is nothing '
@@ -68,8 +70,10 @@ def labelled_list(conf, classes, flag, num_steps=None):
                                 if classes.ignore_label == 255 and not classes.label_map else ''))
         # A missing class is worth a warning in the training data, but not in a few validation images, where the test
         # names it beside the scores.
-        warnings += _turned_images(result) + (
-            _unlikely_classes(classes, source, result) if flag == 'data_list' else []) + result.warnings
+        warnings += _other_colours(classes, result) + (
+            _unlikely_classes(classes, source, result) + _hard_to_train(conf, classes, result)
+            if flag == 'data_list' else []) + _turned_images(result) + result.warnings
+        mark_as_said(result.kinds.union(['orientation'] if result.turned else []))
     _print_warnings(source, warnings)
     return source
 
@@ -135,7 +139,7 @@ def named_images(names):
     return paths
 
 
-def images_below(folder, left_out=()):
+def images_below(folder, left_out=(), flag='image_dir'):
     """Returns the images in a folder and in all folders below it, recognised by their suffix without opening them.
 
     Names that start with a dot are skipped. Links to folders are followed, and each folder is listed once, however
@@ -144,6 +148,7 @@ def images_below(folder, left_out=()):
     Args:
       folder: the folder.
       left_out: folders whose contents are skipped wherever they are found; they need not exist.
+      flag: the flag that names the folder, for messages.
 
     Returns:
       sorted list of paths relative to the folder.
@@ -152,7 +157,7 @@ def images_below(folder, left_out=()):
       UserError: there is no such folder, or it holds no image.
     """
     if not os.path.isdir(folder):
-        raise UserError('--image_dir=%s is %s.' % (quoted(folder), 'no folder: give an image with --image' if (
+        raise UserError('--%s=%s is %s.' % (flag, quoted(folder), 'no folder: give an image with --image' if (
             os.path.lexists(folder)) else 'not there: name the folder of the images'))
     seen = {_identity(path) for path in left_out} - {_identity(folder), None}
     found, waiting, others = [], collections.deque(['']), collections.Counter()
@@ -173,13 +178,13 @@ def images_below(folder, left_out=()):
     suffixes = some(sorted(others, key=lambda suffix: (-others[suffix], suffix)), 4, show=lambda suffix: '%d %s' % (
         others[suffix], quoted(suffix, MOST_SUFFIX)))
     if not found:
-        raise UserError('--image_dir=%s: there is no image in it%s; images are recognised by their suffix '
-                        '(.jpg, .png...).' % (quoted(folder), ' (other files: %s)' % suffixes if others else ''))
+        raise UserError('--%s=%s: there is no image in it%s; images are recognised by their suffix '
+                        '(.jpg, .png...).' % (flag, quoted(folder), ' (other files: %s)' % suffixes if others else ''))
     if {'.heic', '.heif'} & set(others):
         suffixes += '; pip install -r requirements-heif.txt for HEIC'
     if others:
-        print('note: --image_dir=%s: files left out, because their suffix is not that of an image: %d (%s)' % (
-            quoted(folder), sum(others.values()), suffixes), file=sys.stderr)
+        print('note: --%s=%s: files left out, because their suffix is not that of an image: %d (%s)' % (
+            flag, quoted(folder), sum(others.values()), suffixes), file=sys.stderr)
     return sorted(found)
 
 
@@ -245,7 +250,7 @@ def check_lists(conf, classes):
         sources[flag] = data_lists.read_labeled_image_list(conf.data_dir, name)
         if name not in results:
             print('%s (--%s)' % (quoted(name), flag))
-            results[name] = _report(conf, classes, sources[flag], need_labels)
+            results[name] = _report(conf, classes, sources[flag], flag, need_labels)
     warnings += _shared_images(sources) + _assumed_names(classes, sources)
     if warnings:
         data_check.print_sentences('general warnings', warnings)
@@ -258,15 +263,20 @@ def check_lists(conf, classes):
           else 'all files are as they should be')
 
 
-def _report(conf, classes, source, need_labels):
+def _report(conf, classes, source, flag, need_labels):
     """Checks a list, prints the findings and returns the CheckResult, with problems of the list itself added."""
-    result = _check(conf, classes, source)
+    result = _check(conf, classes, source, flag)
     if need_labels:
         result.problems.extend('line %d: %s has no label in the list.' % (line, quoted(image)) for line, image, label
                                in zip(source.lines, source.images, source.labels) if not label)
-    result.warnings.extend(_label_ids(classes, source) + _turned_images(result) + _unlikely_classes(
-        classes, source, result))
-    data_check.print_report(result, classes.palette.names)
+    result.warnings.extend(_label_ids(classes, source) + _train_ids(conf, source) + _turned_images(result) +
+                           _unlikely_classes(classes, source, result) + _other_colours(classes, result))
+    weights = None
+    if flag == 'data_list':
+        weights = data_check.balanced_class_weights(result.histogram)
+        sentence = data_check.describe_large_weights(weights, classes)
+        result.warnings.extend(_hard_to_train(conf, classes, result) + ([sentence] if sentence else []))
+    data_check.print_report(result, classes.palette.names, weights)
     if result.num_images:
         rgb = ['%.3f' % value for value in result.mean]
         print('mean of the images: --channel_order=rgb --img_mean=%s or --channel_order=bgr --img_mean=%s' % (
@@ -284,9 +294,11 @@ def _report(conf, classes, source, need_labels):
     return result
 
 
-def _check(conf, classes, source):
+def _check(conf, classes, source, flag):
+    scaled = flag == 'data_list' and conf.random_scale and conf.random_scale_range
+    scale = sum(conf.random_scale_range) / 2 if scaled else 1.0
     return data_check.check_pairs(source.images, source.labels, classes, conf.num_threads,
-                                  'check ' + quoted(source.name), source.lines, format_from_flags(conf))
+                                  'check ' + quoted(source.name), source.lines, format_from_flags(conf), scale)
 
 
 def _range(low, high):
@@ -304,23 +316,55 @@ def _turned_images(result):
             'give --apply_exif.' % (len(result.turned), some(result.turned, 2, show=quoted))]
 
 
+def _other_colours(classes, result):
+    """Returns a list with a sentence about the labels whose own palette contradicts --palette, if any."""
+    if not result.contradictions:
+        return []
+    _, index, colour = result.contradictions[0]
+    return ['palette PNGs whose own colours contradict --palette: %d, %s (class %d is %s there, %s in --palette); only '
+            'indices count: name the palette of the files, or renumber their classes.' % (
+                len(result.contradictions), some(
+                    [label for label, _, _ in result.contradictions], 2, show=lambda label: quoted(label, 40)),
+                index, '%d %d %d' % colour, '%d %d %d' % tuple(classes.palette.colours[index]))]
+
+
+def _hard_to_train(conf, classes, result):
+    """Returns a list of sentences about classes that are too thin to be learned and images that are slow to read."""
+    sentences = [data_check.describe_thin_classes(result, classes)]
+    pixels = sum(height * width * count for (height, width), count in result.sizes.items()) / max(1, result.num_images)
+    crop = conf.input_height * conf.input_width
+    if pixels > LARGE and pixels > MANY_CROPS * crop:
+        sentences.append(
+            'images of %.0f million pixels, on average, for crops of %dx%d (--input_width, --input_height): reading '
+            'them takes most of the time; cut images and labels into tiles of about %dx%d, twice the crop.' % (
+                pixels / 1e6, conf.input_width, conf.input_height, 2 * conf.input_width, 2 * conf.input_height))
+    return [sentence for sentence in sentences if sentence]
+
+
 def _unlikely_classes(classes, source, result):
     """Returns a list of sentences about a class histogram that suggests that labels or flags are wrong."""
     if not result.num_labels:
         return []
-    sentence = data_check.describe_classes(result.histogram, classes)
-    sentences = [sentence] if sentence else []
-    present, num_classes = result.histogram.nonzero()[0].tolist(), classes.num_classes
+    absent = data_check.describe_classes(result.histogram, classes)
+    present = result.histogram.nonzero()[0].tolist()
     if result.ignored and classes.ignore_label == data_check.WHITE and present in ([], [0]):
-        if num_classes > 1 and not classes.label_map and not result.problems and not is_colour_coded(
-                next(filter(None, source.labels)), classes):
-            sentences.append('labels hold %s255 only, as black-and-white masks and palette PNGs of index 255 do, and '
-                             '--ignore_label=255 is ignored: save white as 1 or give '
-                             '--label_map=binary.' % ('0 and ' if present else ''))
-        return sentences
-    if not present:
-        return sentences
-    last, names = present[-1], classes.palette.names
+        return ([absent] if absent else []) + _white_masks(classes, source, result)
+    return _number_of_classes(classes, source, result, absent) if present else [absent]
+
+
+def _white_masks(classes, source, result):
+    """Returns a list with a sentence if labels that hold at most 0 and 255, which is ignored, seem to be masks."""
+    if classes.num_classes == 1 or classes.label_map or result.problems or is_colour_coded(
+            next(filter(None, source.labels)), classes):
+        return []
+    return ['labels hold %s255 only, as black-and-white masks and palette PNGs of index 255 do, and --ignore_label=255 '
+            'is ignored: save white as 1 or give --label_map=binary.' % ('0 and ' if result.histogram.any() else '')]
+
+
+def _number_of_classes(classes, source, result, absent):
+    """Returns a list of sentences: `absent`, on the classes without a pixel or '', and doubts about --num_classes."""
+    sentences, names, num_classes = [absent] if absent else [], classes.palette.names, classes.num_classes
+    last = int(result.histogram.nonzero()[0][-1])
     gaps = any(index < last for index in data_check.absent_classes(result.histogram, classes))
     if last > 0 and num_classes - 1 - last >= max(2, num_classes // 4):
         if not classes.label_map and _names_of_label_ids(source):  # no other number of classes would be right
@@ -329,7 +373,7 @@ def _unlikely_classes(classes, source, result):
         void = '' if result.ignored or not result.histogram[:last].all() else (
             ', or %d with --ignore_label=%d if %d is void' % (last, last, last))
         # Appended to the sentence about absent classes, which it explains.
-        sentences = [sentence[:-1] + '; %s: is --num_classes=%d meant%s?' % (
+        sentences = [absent[:-1] + '; %s: is --num_classes=%d meant%s?' % (
             'no label has a class above %d' % last if gaps else 'labels hold 0..%d only' % last, last + 1, void)]
     elif last == num_classes - 1 and classes.palette.named and names and names[-1].lower() in _VOID_NAMES:
         sentences.append("class %d is called '%s': is --num_classes=%d with --ignore_label=%d meant?" % (
@@ -349,6 +393,15 @@ def _names_of_label_ids(source):
         return []
     return ["labels have names of Cityscapes' label ids, not of classes: %d, %s; convert_cityscapes.py turns them into "
             'train ids, and --label_map=cityscapes reads them as such.' % (len(found), quoted(found[0]))]
+
+
+def _train_ids(conf, source):
+    """Returns a list with a sentence if --label_map=cityscapes is to map labels that hold train ids by their names."""
+    found = [path for path in source.labels if 'labeltrainids' in os.path.basename(path).lower()]
+    if not found or conf.label_map != 'cityscapes':
+        return []
+    return ["labels have names of Cityscapes' train ids already, which --label_map=cityscapes takes for label ids: %d, "
+            '%s; leave out --label_map.' % (len(found), some(found, 2, show=quoted))]
 
 
 def _shared_images(sources):

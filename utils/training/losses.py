@@ -3,12 +3,14 @@
 import collections
 import contextlib
 import dataclasses
+import sys
 import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.data import data_check
+from utils.data.data_check import balanced_class_weights
 from utils.data.image_files import read_file, text_lines
 from utils.data.pixels import AS_STORED
 from utils.net import layers
@@ -193,6 +195,8 @@ def load_class_weights(spec, classes, images, labels, num_threads, image_format=
       num_threads: number of files to read at a time.
       image_format: the ImageFormat of the images.
 
+    Balanced weights are printed, with a warning of very large ones.
+
     Returns:
       float32 [num_classes], or None.
 
@@ -205,28 +209,13 @@ def load_class_weights(spec, classes, images, labels, num_threads, image_format=
         result = data_check.check_pairs(
             images, labels, classes, num_threads, 'count classes', image_format=image_format)
         data_check.raise_on_problems(result)
-        return balanced_class_weights(result.histogram)
+        weights = balanced_class_weights(result.histogram)
+        print('balanced weights of the classes, from 0: ' + ' '.join('%.4g' % weight for weight in weights))
+        warning = data_check.describe_large_weights(weights, classes)
+        if warning:
+            print('warning: ' + warning, file=sys.stderr)
+        return weights
     return read_class_weights(spec, classes.num_classes)
-
-
-def balanced_class_weights(histogram):
-    """Returns a weight for each class: the median of the classes' pixel frequencies, divided by that of the class.
-
-    This is median frequency balancing (Eigen and Fergus 2015, section 6.3.2), except that frequencies are relative to
-    all pixels rather than to the pixels of images that contain the class. Classes without a pixel get weight 1 and are
-    left out of the median.
-
-    Args:
-      histogram: [num_classes], the number of pixels of each class.
-
-    Returns:
-      float32 [num_classes].
-    """
-    shares = np.asarray(histogram, np.float64) / max(np.sum(histogram), 1)
-    present = shares > 0
-    weights = np.ones(len(shares))
-    weights[present] = np.median(shares[present]) / shares[present]
-    return weights.astype(np.float32)
 
 
 def read_class_weights(path, num_classes):
