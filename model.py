@@ -147,8 +147,9 @@ class Model(object):
         with self.towers.chief():
             # Network: one, or on each device a tower that shares the variables and takes a part of the batch.
             net, parts = None, []
+            faster = {'Conv2D': layers.PRODUCTS} if self.precision == 'bfloat16' else {}
             for place, part in self.towers.split(images):
-                with place:
+                with place, tf.get_default_graph().gradient_override_map(faster):
                     tower = net.on(part) if net else self.network(
                         part, phase=True, batch_norm='trained' if self.train_bn else 'frozen')
                     parts.append(self.logits(tower, part) + tower.auxiliary)
