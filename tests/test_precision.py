@@ -6,6 +6,7 @@ import recipe
 import tensorflow.compat.v1 as tf
 
 from model import Model
+from utils.net import dilated, layers
 from utils.system import runtime
 
 
@@ -61,3 +62,49 @@ def test_bfloat16_rounds_and_no_more(settings, narrow):
                 found.append([model.train_step(sess, graph, step)[0]['loss/total'] for step in range(4)])
     np.testing.assert_allclose(found[1], found[0], rtol=0.02)
     assert found[0] != found[1]
+
+
+def gradients_of(model):
+    """Returns (graph, {name: gradient of the loss} of all trained variables)."""
+    with tf.Graph().as_default() as graph:
+        tf.set_random_seed(1)
+        images, labels = tf.constant(recipe.image(2, 65, 65)), tf.constant(recipe.label(2, 65, 65, 6))
+        built = model.training_graph(images, labels)
+        variables = [v for v in built.net.variables if v.trainable]
+        found = tf.gradients(built.losses['loss/total'], variables)
+        return graph, {v.op.name: found[i] for i, v in enumerate(variables)}
+
+
+def test_filter_gradients_of_1x1_convolutions_are_products_in_bfloat16(settings, narrow):
+    conf = settings(encoder_name='res50', num_classes=6, batch_size=2, train_bn=True)
+    results = []
+    for precision in (None, 'bfloat16'):
+        model = Model(conf)
+        model.precision = precision
+        graph, gradients = gradients_of(model)
+        kernels = [op.outputs[0].shape.as_list()[:2] for op in graph.get_operations()
+                   if op.type == 'Conv2DBackpropFilter' and op.outputs[0].shape.rank == 4]
+        assert ([1, 1] in kernels) == (precision is None) and [3, 3] in kernels
+        with graph.as_default(), tf.Session(config=runtime.session_config()) as sess:
+            sess.run(tf.global_variables_initializer())
+            results.append(sess.run(gradients))
+    for name, before in results[0].items():
+        np.testing.assert_allclose(results[1][name], before, rtol=1e-5, atol=1e-5 * np.abs(before).max(), err_msg=name)
+
+
+@pytest.mark.parametrize('size, stride, rate', [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2)])
+def test_gradients_by_products(size, stride, rate):
+    rng, found = np.random.RandomState(size + stride), []
+    values, weights = rng.randn(2, 9, 12, 16).astype(np.float32), rng.randn(size, size, 16, 8).astype(np.float32)
+    for gradients in ({}, {'Conv2D': layers.PRODUCTS}):
+        with tf.Graph().as_default() as graph, graph.gradient_override_map(gradients):
+            inputs, kernel = tf.constant(values), tf.constant(weights)
+            if rate > 1:
+                outputs = dilated.regular(inputs, kernel, rate)
+            else:
+                outputs = layers.conv2d(inputs, kernel, stride)
+            wanted = tf.gradients(tf.reduce_sum(outputs * tf.sin(outputs)), [inputs, kernel])
+            with tf.Session() as sess:
+                found.append(sess.run(wanted))
+    for after, before in zip(found[1], found[0]):
+        np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5 * np.abs(before).max())
