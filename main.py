@@ -142,7 +142,8 @@ DEFINE_number('ohem_fraction', 0.25, 'fraction of the pixels, the hardest ones, 
               1, options=TRAIN, decides=RESULT, needs='loss=ohem')
 DEFINE_path('class_weights', '', "weights of the classes in the loss: 'balanced' (median frequency) or a file with "
             'one number per class', content_counts=True, options=TRAIN, decides=RESULT)
-DEFINE_number('weight_decay', 0.0005, 'factor of the L2 loss of the weights', options=TRAIN, decides=RESULT)
+DEFINE_number('weight_decay', 0.0005, 'factor of the L2 loss of the weights', upper_bound=10 ** 6, options=TRAIN,
+              decides=RESULT)
 
 topic('Optimizer')
 DEFINE_number('learning_rate', 2.5e-4, "initial learning rate of the encoder; the decoder's is this, multiplied by "
@@ -171,7 +172,7 @@ DEFINE_whole('input_width', 321, 'width of the training crops', lower_bound=17, 
              options=TRAIN + ('check',), decides=RESULT)
 DEFINE_switch('random_scale', True, 'scale training images at random', options=TRAIN + ('check',), decides=RESULT)
 DEFINE_pair('random_scale_range', None, 'range of the uniformly distributed random scales, such as 0.5,1.5; by '
-            'default that of --compat', options=TRAIN + ('check',), decides=RESULT, needs='random_scale')
+            'default that of --compat', most=1000, options=TRAIN + ('check',), decides=RESULT, needs='random_scale')
 DEFINE_switch('random_mirror', True, 'mirror training images at random', options=TRAIN, decides=RESULT)
 DEFINE_switch('random_flip_vertical', False, 'flip training images upside down at random', options=TRAIN,
               decides=RESULT)

@@ -207,11 +207,12 @@ def DEFINE_step(name, default, help, **record):
     _record(name, help, 'a step or best', **record)
 
 
-def DEFINE_pair(name, default, help, **record):
-    """Defines a flag whose value is a list of two positive numbers."""
-    _define_numbers(name, default, help, float, lambda pair: len(pair) == 2 and all(0 < n < MOST_NUMBER for n in pair),
-                    'give two positive numbers, such as 0.5,1.5')
-    _record(name, help, 'two positive numbers', **record)
+def DEFINE_pair(name, default, help, most=MOST_NUMBER, **record):
+    """Defines a flag whose value is a list of two positive numbers of at most `most`."""
+    bound = '' if most == MOST_NUMBER else ' up to %g' % most
+    _define_numbers(name, default, help, float, lambda pair: len(pair) == 2 and all(0 < n <= most for n in pair),
+                    'give two positive numbers%s, such as 0.5,1.5' % bound)
+    _record(name, help, 'two positive numbers' + bound, **record)
 
 
 def DEFINE_range(name, default, help, **record):

@@ -17,6 +17,7 @@ from utils.net import layers
 from utils.system.errors import UserError, quoted, reason
 
 MOST_BYTES = 1 << 20  # of a file of class weights
+MOST_WEIGHT = 1e6  # of a class; larger ones overflow in the loss
 
 
 class Labels(typing.NamedTuple):
@@ -228,9 +229,10 @@ def read_class_weights(path, num_classes):
     except (OSError, ValueError) as error:
         raise UserError("%s: neither 'balanced' nor a file of numbers (%s)." % (flag, reason(error)))
     for number, weight in numbered:
-        if not 0 <= weight < np.inf:
+        if not 0 <= weight <= MOST_WEIGHT:
             raise UserError('%s, line %d: %g is %s: %s.' % (
-                flag, number, weight, 'negative' if weight < 0 else 'not a finite number', wanted))
+                flag, number, weight, 'negative' if weight < 0 else 'above %g' % MOST_WEIGHT if weight < np.inf else (
+                    'not a finite number'), wanted))
     weights = np.array([weight for _, weight in numbered], np.float32)
     if len(weights) != num_classes or not weights.any():
         raise UserError('%s: %s; it has %d.' % (flag, wanted, len(weights)))

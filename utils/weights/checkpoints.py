@@ -47,8 +47,8 @@ def find_checkpoint(modeldir, step=None, flag='valid_step'):
     steps, best = checkpoint_steps(modeldir), checkpoint_steps(modeldir, BEST)
     if step == 'best':
         if not best:
-            raise UserError('%s holds no complete checkpoint best.ckpt-N: train with --valid_interval, or give --%s '
-                            'a step.' % (quoted(modeldir), flag))
+            raise UserError('%s holds no complete checkpoint best.ckpt-N: train with --valid_interval (a validation '
+                            'without a counted pixel gives no score), or give --%s a step.' % (quoted(modeldir), flag))
         return os.path.join(modeldir, '%s-%d' % (BEST, best[-1]))
     if not steps:
         raise UserError('%s holds no complete checkpoint model.ckpt-N: train first, or name the directory of '
