@@ -306,10 +306,11 @@ def read_jpeg(path, image_format=AS_STORED):
         return (data, size) if size else None
 
 
-def image_size(path):
+def image_size(path, image_format=AS_STORED):
     """Returns (height, width) from the file's header; raises UserError as load_image does, for damage in the header."""
     with _reading(path), _open(_read_image(path)) as image:
-        return image.size[::-1]
+        turned = image_format.apply_exif and stored_pixels.orientation_of(image) in stored_pixels.SWAPPED_SIDES
+        return image.size if turned else image.size[::-1]
 
 
 def decode_jpeg(data):
