@@ -250,6 +250,7 @@ class Model(object):
         output_files.make_dir(conf.out_dir, 'out_dir')
         weights = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
         net_input, trained = self._follow_training('test')
+        conf = self.conf
         reader = self._reader('valid_data_list', net_input, conf.valid_num_steps)
         page = report.Report(conf, self.classes, reader.images, self.image_format) if conf.report else None
 

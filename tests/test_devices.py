@@ -77,7 +77,7 @@ def photos(folder, count, broken=()):
 
 def predicted(model, paths, keep_scores=True):
     """All Predictions of images by a model, broken ones allowed."""
-    reader = ImageReader(paths, [''] * len(paths), model.classes, model._trained_input(), 2)
+    reader = ImageReader(paths, [''] * len(paths), model.classes, model._follow_training('predict')[0], 2)
     prefix = os.path.join(model.conf.modeldir, 'model.ckpt-1')
     return list(model._predictions(reader, prefix, 'predict', model._scoring(), keep_scores=keep_scores))
 
@@ -106,7 +106,7 @@ def test_devices_predict_what_one_does(model, tmp_path, images, broken, flags, c
 def test_a_bad_file_ends_a_test_by_its_name(model, tmp_path):
     paths = photos(tmp_path, 5, broken=(3,))
     maker = model(num_gpus=2)
-    reader = ImageReader(paths, [''] * 5, maker.classes, maker._trained_input(), 2)
+    reader = ImageReader(paths, [''] * 5, maker.classes, maker._follow_training('predict')[0], 2)
     with pytest.raises(UserError, match='3.png'):
         list(maker._predictions(reader, str(tmp_path / 'model.ckpt-1'), 'test', maker._scoring()))
     assert threading.active_count() < 20

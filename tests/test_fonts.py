@@ -37,8 +37,14 @@ def test_the_legend_has_no_boxes():
     def drawn(name):
         return legend([1], Palette(voc_colours(), ['', name]))
 
-    for name in LACKED + ['\u0434\u043e\u043c']:
+    for name in LACKED:
         np.testing.assert_array_equal(drawn(name), drawn('class 1'))
+
+
+def test_the_legend_draws_what_matplotlibs_font_has():
+    text = '\u0434\u043e\u043c \xd6l Stra\xdfe'
+    font = fonts.legend_font({0: 'plain', 1: text})
+    assert fonts.labels({0: 'plain', 1: text}, fonts.characters_of_pillow(font)) == ['plain', text]
 
 
 def test_the_confusion_matrix_draws_any_name_without_a_warning(tmp_path):

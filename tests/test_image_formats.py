@@ -1,6 +1,7 @@
 """utils/data/pixels.py and the flags image_range, image_bands and apply_exif: what images store, to the last bit."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from test_image_files import picture, png, refused, save, saved
 from test_main import flag_file, in_the_repo, run, small  # noqa: F401  fixtures
 from test_main import refused as told
 
-from utils.data import image_files
+from utils.data import data_check, image_files
 from utils.data.image_files import load_image
 from utils.data.pixels import ImageFormat, Refused, lost_levels, to_8_bits
 from utils.prediction import export
+from utils.system.command_line import RECORDS
+from utils.system.errors import UserError
+from utils.weights import run_settings
 
 ORIENTATIONS = range(1, 9)
 
@@ -330,6 +334,8 @@ def test_the_range_of_a_training_is_kept_and_exported(tmp_path, small):  # noqa:
     settings = json.loads((tmp_path / 'modeldir' / 'settings.json').read_text())
     assert settings['flags']['image_range'] == [1000, 2023]
     done(flags, '--option=test')
+    tested = json.loads((tmp_path / 'out_dir' / 'metrics.json').read_text())
+    assert tested['flags']['image_range'] == [1000, 2023]
     done(flags, '--option=predict')
     done(flags, '--option=export')
     with tf.Graph().as_default(), tf.Session() as sess:
@@ -392,3 +398,48 @@ def test_predict_says_once_that_photos_are_turned(tmp_path, small):  # noqa: F81
     assert stderr.count('its EXIF orientation, 3, is not applied; --apply_exif turns such images') == 1
     _, stderr = done(flags, '--option=predict', '--apply_exif')
     assert 'orientation' not in stderr
+
+
+# what a breaker found
+
+
+def test_layouts_that_pillow_misreads_are_refused_or_mended(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    values = random((9, 17), np.int8)
+    tifffile.imwrite(str(tmp_path / 'a.tif'), values)
+    refused(load_image, str(tmp_path / 'a.tif'), 'signed', '--image_bands=1')
+    found = load_image(str(tmp_path / 'a.tif'), ImageFormat((-128, 127), (1,)))
+    np.testing.assert_array_equal(found[:, :, 0], values.astype(int) + 128)
+    tifffile.imwrite(str(tmp_path / 'white.tif'), random((9, 17), np.uint8), photometric='miniswhite')
+    np.testing.assert_array_equal(load_image(str(tmp_path / 'white.tif')), load_image(
+        str(tmp_path / 'white.tif'), ImageFormat(bands=(1,))))
+
+
+def test_ranges_and_bands_that_do_not_fit_a_format_are_refused(tmp_path):
+    path = save(tmp_path, b'P2 3 1 12000 0 5 12000', 'a.pgm')
+    refused(lambda path: load_image(path, ImageFormat((0, 12000))), path, '--image_range', 'save it as PNG')
+    path = saved(tmp_path, Image.fromarray(picture(9, 17)).convert('P'), 'p.png')
+    refused(lambda path: load_image(path, ImageFormat(bands=(1,))), path, 'palette', '--image_bands')
+
+
+def test_damaged_avif_and_heic_are_called_damaged(tmp_path):
+    for suffix, brand in (('.avif', b'avif'), ('.heic', b'heic')):
+        if image_files.has_decoder(suffix):
+            refused(load_image, save(tmp_path, b'\0\0\0\x1cftyp' + brand + b'\0' * 30, 'a' + suffix), 'damaged')
+
+
+@pytest.mark.parametrize('name, value', [('image_range', ['a', 'b']), ('image_range', [9, 1]), ('image_range', 'abc'),
+                                         ('image_bands', [0]), ('image_bands', [1, 2]), ('apply_exif', 'no'),
+                                         ('label_map', 5)])
+def test_values_edited_in_settings_json_are_checked(name, value):
+    conf = types.SimpleNamespace(**dict.fromkeys(RECORDS))
+    with pytest.raises(UserError, match='settings.json: %s=.* is no value of --%s' % (name, name)):
+        run_settings.with_trained(conf, 'model', {name: value}, 'test')
+
+
+def test_percentiles_see_all_channels_and_columns(tmp_path):
+    values = np.zeros([40, 60, 3], np.uint16)
+    values[:, :, 1], values[:, 30:, 2] = 10000, 20000
+    found = data_check._sample(values, 40 * 60)
+    assert np.percentile(found, [0.5, 99.5]).tolist() == [0, 20000] and len(found) == 2400
+    assert abs((found == 10000).mean() - 1 / 3) < 0.05

@@ -82,7 +82,7 @@ def test_one_photo_with_what_was_trained_on_the_sample(predict, tmp_path):
     photo(tmp_path / 'photo.jpg')
     code, stdout, stderr = predict('--image=%s' % (tmp_path / 'photo.jpg'))
     assert code == 0, stderr
-    assert 'using the embedded sample' in stdout and '1 predictions in' in stdout and 'note' not in stdout
+    assert 'using the embedded sample' in stdout and '1 prediction in' in stdout and 'note' not in stdout
     assert written(tmp_path) == ['prediction/photo_mask.png', 'visual_prediction/photo_mask_visual.png']
     mask = np.asarray(Image.open(str(tmp_path / 'output' / 'prediction' / 'photo_mask.png')))
     assert mask.shape == (30, 41) and mask.max() < 6
@@ -130,7 +130,7 @@ def test_skip_existing_goes_on(predict, tmp_path):
     assert written(tmp_path) == ['prediction/a_mask.png', 'prediction/sub/a_mask.png']
     first = (grey / 'a_mask.png').stat().st_mtime_ns
     code, stdout, _ = predict('--novisual', *flags)
-    assert code == 0 and '2 of 3 images have their outputs and are skipped' in stdout and '1 predictions' in stdout
+    assert code == 0 and '2 of 3 images have their outputs and are skipped' in stdout and '1 prediction in' in stdout
     assert (grey / 'a_mask.png').stat().st_mtime_ns == first
     code, stdout, _ = predict(*flags)
     assert code == 0 and '0 of 3 images' in stdout and len(written(tmp_path)) == 6
@@ -139,7 +139,7 @@ def test_skip_existing_goes_on(predict, tmp_path):
     assert code == 0 and '3 of 3 images' in stdout and 'predict with' not in stdout
     (tmp_path / 'output' / 'visual_prediction' / 'sub' / 'b_mask_visual.png').unlink()
     assert '2 of 3 images' in predict(*flags)[1]
-    assert '1 predictions' in predict('--image_dir=%s' % folder, '--test_num_steps=1')[1]  # without the flag, again
+    assert '1 prediction in' in predict('--image_dir=%s' % folder, '--test_num_steps=1')[1]  # without the flag, again
 
 
 def test_an_output_folder_inside_the_images_is_not_predicted_again(predict, tmp_path):
@@ -150,11 +150,11 @@ def test_an_output_folder_inside_the_images_is_not_predicted_again(predict, tmp_
                                        '--test_num_steps=9')
         assert code == 0, stderr
         wanted = 1 if out_dir.name == 'output' else 3  # with the two masks of the other output folder
-        assert '%d predictions' % wanted in stdout
+        assert '%d prediction%s' % (wanted, '' if wanted == 1 else 's') in stdout
     photo(tmp_path / 'alone' / 'a.jpg')
     for _ in range(2):
         code, stdout, _ = predict('--image_dir=%s' % (tmp_path / 'alone'), '--out_dir=%s' % (tmp_path / 'alone'))
-        assert code == 0 and '1 predictions' in stdout
+        assert code == 0 and '1 prediction in' in stdout
 
 
 def test_cityscapes_names_stay_in_their_folders(settings, tmp_path):

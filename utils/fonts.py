@@ -1,6 +1,9 @@
-"""Which names a font can draw: matplotlib's in figures, Pillow's built-in one in legends. Other names get a number."""
+"""Which names a font can draw, in figures and in legends. Other names are replaced by a number."""
 
+import contextlib
 import unicodedata
+
+from PIL import ImageFont
 
 from utils.system.errors import quoted
 
@@ -38,6 +41,22 @@ def characters_of_pillow(font):
         return lambda c: ord(c) < 256
     missing = bytes(font.getmask('\uffff'))  # the box in place of a character that the font lacks
     return lambda c: bytes(font.getmask(c)) != missing
+
+
+def legend_font(names):
+    """Returns a font of Pillow's for {index: name}: the built-in one or, if that draws more names, matplotlib's."""
+    fonts = [ImageFont.load_default()]
+    if _count_drawable(names, fonts[0]) < len(names):
+        from matplotlib import font_manager
+
+        with contextlib.suppress(ImportError, OSError):  # a Pillow without FreeType
+            fonts.append(ImageFont.truetype(font_manager.findfont(font_manager.FontProperties()), 10))
+    return max(fonts, key=lambda font: _count_drawable(names, font))  # the first of equals
+
+
+def _count_drawable(names, font):
+    has = characters_of_pillow(font)
+    return sum(is_drawable(unicodedata.normalize('NFC', name), has) for name in names.values())
 
 
 def characters_of_matplotlib():

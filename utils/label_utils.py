@@ -2,7 +2,7 @@
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from utils import fonts
 from utils.data.palette import LUMA, MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
@@ -137,9 +137,9 @@ def legend(classes, palette, scale=1, row=16):
       scale: factor by which the legend is enlarged; Pillow's built-in font has only one size in old versions.
       row: height of a row before it is enlarged, in pixels.
     """
-    font = ImageFont.load_default()
-    names = fonts.labels({index: palette.names[index] if palette.names else 'class %d' % index for index in classes},
-                         fonts.characters_of_pillow(font))
+    names = {index: palette.names[index] if palette.names else 'class %d' % index for index in classes}
+    font = fonts.legend_font(names)
+    names = fonts.labels(names, fonts.characters_of_pillow(font))
     width = 2 * row + max([font.getbbox(name)[2] for name in names] or [0])
     strip = Image.new('RGB', (int(width), row * max(1, len(classes))), 'white')
     draw = ImageDraw.Draw(strip)

@@ -178,6 +178,7 @@ def _clean(name):
     """Returns a path from an annotation file as a relative one below a folder, with / between its parts."""
     if not isinstance(name, str) or '\0' in name:
         raise ValueError('the name of the image is no text')
+    name.encode('utf-8')  # raises a ValueError for half of a surrogate pair
     parts = [part for part in re.split(r'[/\\]+', name) if part not in ('', '.', '..') and not part.endswith(':')]
     if not parts:
         raise ValueError('an image has no name')
@@ -240,6 +241,8 @@ def _coco(content, path, folder, image_dir, keep_crowds):
     with _mending(quoted(path)):
         categories = sorted(((item['id'], _label(item['name'])) for item in content['categories']))
         label_of = dict(categories)
+        if len(label_of) < len(categories):
+            raise ValueError('several categories have the same id')
         images = {item['id']: item for item in content['images']}
         if len(images) < len(content['images']):
             raise ValueError('several images have the same id')
@@ -271,7 +274,7 @@ def _segmentation(segmentation):
     if isinstance(segmentation, dict):
         return 'rle', {'counts': segmentation['counts'], 'size': _size(*segmentation['size'])}
     polygons = [_points(numbers) for numbers in segmentation or () if len(numbers) >= 6]
-    return ('polygon', polygons) if polygons else (None, None)
+    return ('area', polygons) if polygons else (None, None)
 
 
 def _area(kind, data):
@@ -293,10 +296,11 @@ def _datumaro(content, path, folder, image_dir, keep_crowds):
             for number, annotation in enumerate(item['annotations']):
                 kind = annotation['type']
                 if kind == 'polygon':
-                    data = [_points(annotation['points'])]
+                    kind, data = 'area', [_points(annotation['points'])]
                 elif kind == 'bbox':
                     x, y, width, height = annotation['bbox']
-                    kind, data = 'rectangle', [_points([x, y, x + width, y + height])]
+                    right, bottom = x + width, y + height
+                    kind, data = 'area', [_points([x, y, right, y, right, bottom, x, bottom])]
                 elif kind == 'mask':
                     kind, data = _segmentation(annotation['rle'])
                 else:
@@ -376,6 +380,21 @@ def _paint_polygons(mask, canvas, polygons, value):
         canvas.polygon([tuple(point) for point in points.tolist()], fill=value, outline=value)
 
 
+def _paint_area(mask, canvas, polygons, value):
+    """Paints the pixels whose centre lies in one of the polygons (even-odd rule), as COCO measures areas."""
+    inside = np.zeros(mask.size[::-1], bool)  # [h, w]
+    for points in polygons:
+        (x, y), (next_x, next_y) = points.T, np.roll(points, -1, axis=0).T
+        for row in range(max(0, int(y.min()) - 1), min(len(inside), int(min(y.max(), len(inside))) + 1)):
+            crossing = (y <= row + 0.5) != (next_y <= row + 0.5)
+            share = (row + 0.5 - y[crossing]) / (next_y - y)[crossing]
+            columns = np.sort(x[crossing] + share * (next_x - x)[crossing])
+            edges = np.clip(np.ceil(columns - 0.5), 0, inside.shape[1]).astype(int)
+            for left, right in zip(edges[::2], edges[1::2]):
+                inside[row, left:right] = True
+    mask.paste(value, mask=Image.fromarray(inside * np.uint8(255)))
+
+
 def _paint_rectangle(mask, canvas, corners, value):
     (left, top), (right, bottom) = corners[0].min(0).tolist(), corners[0].max(0).tolist()
     canvas.rectangle([left, top, right, bottom], fill=value)
@@ -395,7 +414,9 @@ def _paint_rle(mask, canvas, rle, value):
     mask.paste(value, mask=Image.fromarray(_rle(rle) * np.uint8(255)))
 
 
-PAINTERS = {'polygon': _paint_polygons, 'rectangle': _paint_rectangle, 'circle': _paint_circle, 'rle': _paint_rle}
+# LabelMe's own masks include the edges of its polygons, COCO's areas do not.
+PAINTERS = {'polygon': _paint_polygons, 'area': _paint_area, 'rectangle': _paint_rectangle, 'circle': _paint_circle,
+            'rle': _paint_rle}
 
 
 def _rle(rle, ask='decode'):

@@ -278,7 +278,8 @@ def describe_thin_classes(result, classes):
     if not thin:
         return ''
     return ('%d class%s drawn only in lines or specks a few pixels wide, which the loss hardly sees, as it takes one '
-            'pixel of 8x8: %s; scale images and labels up, draw wider, or give a larger --random_scale_range (2,3).' % (
+            'pixel of 8x8: %s; scale images and labels up, draw wider, or give a larger --random_scale_range such as '
+            '2,3.' % (
                 len(thin), 'es are' if len(thin) > 1 else ' is',
                 some(thin, MOST_NAMED, show=lambda index: _name(index, classes.palette.names))))
 
@@ -317,8 +318,11 @@ def describe_large_weights(weights, classes):
 
 
 def _sample(values, count):
-    """Returns about `count` finite values, evenly spaced in an array of any shape, float64 [n]."""
-    values = values.reshape(-1)[::max(1, values.size // count)].astype(np.float64)
+    """Returns the finite ones of `count` random values, or of all if there are fewer, of any array: float64 [n]."""
+    values = values.reshape(-1)
+    if values.size > count:  # evenly spaced ones may all be of one channel or column
+        values = values[np.random.RandomState(0).randint(values.size, size=count)]
+    values = values.astype(np.float64)
     return values[np.isfinite(values)]
 
 
@@ -355,7 +359,7 @@ def inspect_label(image_path, size, label_path, label, classes, orientation=1):
     elif strange:
         remedy = ' or --label_map'
         if unmapped:
-            remedy = ', --label_map=reduce_zero if 0 is void' if strange == [classes.num_classes] else (
+            remedy = ', give --label_map=reduce_zero if 0 is void,' if strange == [classes.num_classes] else (
                 ' or --label_map=FILE')
         problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d%s: set '
                         'these flags%s or fix the label.' % (

@@ -251,6 +251,13 @@ def _decode_values(data, image_format, exact=None):
         with _open(data) as image:
             return _chosen(decode_jpeg(data), bands), False, stored_pixels.orientation_of(image), 1
     image, raw_mode, pages = _decode(data)
+    if image.format == 'TIFF' and image.tag_v2.get(339, (1,))[0] == 2 and max(image.tag_v2.get(258, (1,))) == 8:
+        raise Refused('its values are signed, which Pillow reads as unsigned; give --image_bands=1, or save the image '
+                      'with unsigned values')
+    if image.format == 'PPM' and raw_mode is None and image_format.value_range:
+        raise Refused('Pillow scales the values of such a PPM or PGM, so --image_range would not fit; save it as PNG')
+    if image.mode in ('P', 'PA') and bands:
+        raise Refused('its pixels are indices of a palette, not bands; save it as RGB or leave out --image_bands')
     orientation = stored_pixels.orientation_of(image)
     if image.mode in _WIDE_GREY + ('F',):
         return _chosen(np.asarray(image), bands), True, orientation, pages
@@ -306,10 +313,11 @@ def read_jpeg(path, image_format=AS_STORED):
         return (data, size) if size else None
 
 
-def image_size(path):
+def image_size(path, image_format=AS_STORED):
     """Returns (height, width) from the file's header; raises UserError as load_image does, for damage in the header."""
     with _reading(path), _open(_read_image(path)) as image:
-        return image.size[::-1]
+        turned = image_format.apply_exif and stored_pixels.orientation_of(image) in stored_pixels.SWAPPED_SIDES
+        return image.size if turned else image.size[::-1]
 
 
 def decode_jpeg(data):
@@ -401,7 +409,8 @@ def _open(data):
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         if data[4:8] == b'ftyp' and data[8:12] in HEIF_BRANDS and read_heif():
-            return Image.open(io.BytesIO(data))
+            with contextlib.suppress(UnidentifiedImageError):
+                return Image.open(io.BytesIO(data))
         raise Refused(_why_unknown(data))
 
 
@@ -426,8 +435,12 @@ def read_heif():
 
 def _why_unknown(data):
     """Returns what a file that Pillow does not know is and what to do about it."""
-    if data[4:8] == b'ftyp' and data[8:12] in HEIF_BRANDS + AVIF_BRANDS:
-        return ('an AVIF, which needs Pillow 11.3 or newer: pip install -U Pillow' if data[8:12] in AVIF_BRANDS else
+    suffix = data[4:8] == b'ftyp' and ('.heic' if data[8:12] in HEIF_BRANDS else '.avif' if (
+        data[8:12] in AVIF_BRANDS) else None)
+    if suffix and has_decoder('a' + suffix):
+        return 'damaged or unreadable; get the file again or leave it out'
+    if suffix:
+        return ('an AVIF, which needs Pillow 11.3 or newer: pip install -U Pillow' if suffix == '.avif' else
                 'a HEIC, which needs pillow-heif: pip install -r requirements-heif.txt')
     start = data[:256].lstrip(b'\xef\xbb\xbf \t\r\n')
     if re.match(br'\{\s*["}]|\[\s*[\[{"\]]', start) or start.startswith((b'<?xml', b'<annotation')):
@@ -441,10 +454,11 @@ def _why_unknown(data):
         tags.load(file)
         bits, bands, compression = tags[258], tags.get(277, 1), tags.get(259, 1)
         kind = {2: 'signed ', 3: 'floating-point '}.get(tags.get(339, (1,))[0], '')
+        chosen = 'RED,GREEN,BLUE such as 4,3,2' if bands > 4 else '1,2,3' if bands > 2 else '1'
         return ('a TIFF with %d band%s of %d %sbits and compression %d, which Pillow does not read; give '
-                '--image_bands=%s, or write an image with gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB%s, a label '
-                'with -b 1' % (
-                    bands, 's' if bands > 1 else '', bits[0], kind, compression, '1,2,3' if bands > 2 else '1',
+                '--image_bands=%s, '
+                'or write an image with gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB%s, a label with -b 1' % (
+                    bands, 's' if bands > 1 else '', bits[0], kind, compression, chosen,
                     ' -ot Byte -scale' if bits[0] != 8 else ''))
     if data.startswith(b'MM\0+'):
         return 'a big-endian BigTIFF, which Pillow does not read; give --image_bands=1,2,3 or --image_bands=1'
@@ -456,7 +470,9 @@ def _decode(data):
     with _open(data) as image:
         pages = _count_pages(image)
         _check_memory(image)
-        layout = image.tile[0][3] if image.tile else None
+        codec, layout = (image.tile[0][0], image.tile[0][3]) if image.tile else (None, None)
+        if codec in ('ppm', 'ppm_plain') and layout[1:] != (255,):  # its values are scaled, so they have no layout
+            layout = None
         layout = layout[0] if isinstance(layout, tuple) and layout else layout
         try:
             image.load()

@@ -12,7 +12,7 @@ from utils.system.errors import UserError, quoted
 MAX_MAP_BYTES = 1 << 20
 LEAST, MOST = -2 ** 31, 2 ** 31 - 1  # labels have 32 bits
 
-_LINE = re.compile(r'(-?[0-9]+)(?:-(-?[0-9]+))?(?:\s*[:=,]\s*|\s+)(-?[0-9]+|ignore)$', re.IGNORECASE)
+_LINE = re.compile(r'(-?[0-9]{1,10})(?:-(-?[0-9]{1,10}))?(?:\s*[:=,]\s*|\s+)(-?[0-9]{1,10}|ignore)$', re.IGNORECASE)
 
 
 def binary(label, ignore_label):

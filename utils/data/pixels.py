@@ -82,6 +82,8 @@ def to_8_bits(values, value_range=None):
         raise Refused('floating-point pixels have no fixed range; give --image_range=LOW,HIGH, the values to map to 0 '
                       'and 255, or save the image as 8-bit PNG')
     low, high = int(values.min()), int(values.max())
+    if values.dtype == np.int8 and low >= 0:
+        return values.astype(np.uint8)
     if low < 0 or high > 65535:
         raise Refused('its values are %d..%d, but only 0..65535 can be reduced to 8 bits; give '
                       '--image_range=LOW,HIGH, the values to map to 0 and 255, or scale them to that range' % (
@@ -232,6 +234,10 @@ def _planes(page):
             raise
         raise Refused('its compression %s needs imagecodecs: pip install -r requirements-tiff.txt' % (
             getattr(page.compression, 'name', page.compression)))
+    if page.photometric == 3:
+        raise Refused('its pixels are indices of a palette, not bands; save it as RGB or leave out --image_bands')
+    if page.photometric == 0 and values.dtype in (np.uint8, np.bool_) and page.bitspersample in (1, 8):
+        values = ~values  # white is stored as 0; Pillow inverts such files too
     if values.ndim == 2:
         return values[:, :, np.newaxis]
     return values if page.planarconfig == 1 else np.moveaxis(values, 0, 2)

@@ -12,7 +12,7 @@ from utils.data import data_check, data_lists
 from utils.data.image_files import find_missing, has_decoder, is_colour_coded, mark_as_said
 from utils.data.palette import NUM_LABEL_IDS
 from utils.data.pixels import format_from_flags
-from utils.system.command_line import is_picture
+from utils.system.command_line import RECORDS, is_picture
 from utils.system.errors import UserError, quoted, reason, some
 
 
@@ -245,7 +245,8 @@ def check_lists(conf, classes):
     for flag, need_labels in NEEDS_LABELS.items():
         name = getattr(conf, flag)
         if flag != 'data_list' and not os.path.lexists(name):
-            warnings.append('--%s=%s does not exist.' % (flag, quoted(name)))
+            if flag not in RECORDS or name != RECORDS[flag].default:
+                warnings.append('--%s=%s does not exist.' % (flag, quoted(name)))
             continue
         sources[flag] = data_lists.read_labeled_image_list(conf.data_dir, name)
         if name not in results:
@@ -281,7 +282,7 @@ def _report(conf, classes, source, flag, need_labels):
         rgb = ['%.3f' % value for value in result.mean]
         print('mean of the images: --channel_order=rgb --img_mean=%s or --channel_order=bgr --img_mean=%s' % (
             ','.join(rgb), ','.join(rgb[::-1])))
-    if result.percentiles and not conf.image_range:
+    if flag == 'data_list' and result.percentiles and not conf.image_range:
         print('note: images have more than 8 bits; --image_range=%s covers the 0.5th to the 99.5th percentile of '
               'their values' % _range(*result.percentiles))
     mistake = data_lists.likely_mistake(source, find_missing(set(source.images + source.labels) - {''}))

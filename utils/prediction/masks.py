@@ -84,7 +84,9 @@ class MaskWriter(object):
                     self._report_unread(waiting.popleft()[0].result())
             for future, _ in waiting:
                 self._report_unread(future.result())
-        print('%d predictions in %s' % (len(self.paths) - self._unread, ' and '.join(self.folders.values())))
+        count, folders = len(self.paths) - self._unread, list(self.folders.values())
+        print('%d prediction%s in %s' % (count, '' if count == 1 else 's', ' and '.join(
+            [', '.join(folders[:-1])] * (len(folders) > 1) + folders[-1:])))
         if self._unread:
             raise UserError('%d of %d images could not be read, named above: get these files again or leave them '
                             'out.' % (self._unread, len(self.paths)))

@@ -490,7 +490,8 @@ def refuse_unread(args):
     unread = [record for record in given if option not in record.options]
     if unread:
         instead = ['--' + record.counterpart for record in unread
-                   if record.counterpart and option in RECORDS[record.counterpart].options]
+                   if record.counterpart and option in RECORDS[record.counterpart].options
+                   and record.counterpart not in _named(args)]
         raise UserError('--option=%s does not read %s: %s.' % (
             option, some(['--' + record.name for record in unread], len(unread), MOST_UNREAD),
             _remedy(unread, 'give %s, ' % ' and '.join(instead) if instead else '')))

@@ -362,8 +362,8 @@ class RunFolder(object):
         if not changes:
             return
         longer = [change.name for change in changes] == ['num_steps'] and newest == changes[0].known < changes[0].now
-        listed = some(['%s=%s (now %s)' % (name, quoted(known, MOST_VALUE), quoted(now, MOST_VALUE))
-                       for name, known, now in changes], 3, MOST_CHANGED)
+        listed = some(['%s=%s (now %s)' % (name, quoted(known, MOST_VALUE), quoted(
+            now if now != '' else 'none', MOST_VALUE)) for name, known, now in changes], 3, MOST_CHANGED)
         if mode == 'auto' and not longer:
             raise UserError('%s holds a run of other settings: %s; resume with --resume=must, %s.' % (
                 quoted(self.path, MOST_DIR), listed, ways))

@@ -10,6 +10,8 @@ import re
 import typing
 import zlib
 
+from absl import flags
+
 from utils.data.image_files import read_file
 from utils.net import compat
 from utils.system import output_files
@@ -22,7 +24,7 @@ FILE = 'settings.json'
 # is another one for several scales.
 NO_FLAGS = {'towers': 1, 'model': None}
 # Flags for which test, predict and export print a note if they differ from the training's, and the end of that note.
-NOTED = (('compat', ''), ('palette', '; its names and colours are shown'))
+NOTED = (('compat', ''), ('palette', '; the names and colours of this run are shown'))
 _CHECKSUM = re.compile(r' \(crc32 [0-9a-f]{8}\)$')
 UNKNOWN = 'unknown'  # the value now of a setting that only another version has
 MOST_DIR, MOST_VALUE, MOST_UNLIKE = 60, 12, 3  # characters and flags in the sentence about another network
@@ -147,6 +149,7 @@ def with_trained(conf, modeldir, trained, option):
         is_open = record.from_training and option in record.options and getattr(conf, name) in (None, '')
         if not is_open or not value:
             continue
+        _check_value(modeldir, name, value)
         if record.is_path:
             path = _CHECKSUM.sub('', value)
             if _comparable(record, path) != value:
@@ -157,6 +160,16 @@ def with_trained(conf, modeldir, trained, option):
         print('--%s=%s, as in the training' % (name, ','.join('%g' % n for n in value) if isinstance(
             value, list) else quoted(value)))
     return _Completed(conf, completed)
+
+
+def _check_value(modeldir, name, value):
+    """Raises UserError if a value from settings.json is none that the flag takes."""
+    parse = flags.FLAGS[name].parser.parse
+    try:
+        parse(','.join('%r' % number for number in value) if isinstance(value, list) else value)
+    except (ValueError, TypeError, AttributeError):
+        raise UserError("%s: %s=%s is no value of --%s; restore the file or give the flag." % (
+            quoted(os.path.join(modeldir, FILE)), name, quoted(value, MOST_VALUE), name))
 
 
 class _Completed(object):
