@@ -75,7 +75,7 @@ def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None
     Returns:
       a CheckResult.
     """
-    sampled = max(1000, VALUES // max(1, len(images)))  # values of each image
+    sampled = max(20, VALUES // max(1, len(images)))  # values of each image
 
     def check(pair):
         return _check_pair(pair[0], pair[1], classes, image_format, sampled, scale)

@@ -58,6 +58,8 @@ def write(conf, network, weights, net_input, classes, value_range=None):
             save_tflite(folder)
         output_files.save_json({'classes': class_table(classes), 'checkpoint': weights}, os.path.join(folder, CLASSES))
     print('export in %s' % conf.export_dir)
+    if value_range:
+        print('its input `images` is float32 RGB, in which %g becomes 0 and %g becomes 255' % tuple(value_range))
 
 
 def build(network, weights, net_input, classes, value_range=None):
