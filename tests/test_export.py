@@ -169,9 +169,9 @@ def test_tensorflow_lite_is_refused_before_the_work(trained):
     assert not os.path.exists(conf.export_dir)
 
 
-def test_the_client_in_readme(trained, tmp_path):
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
-        section = file.read().split('## A model that leaves the repo\n')[1].split('\n## ')[0]
+def test_the_client_in_docs(trained, tmp_path):
+    with open(os.path.join(ROOT, 'docs', 'export.md'), encoding='utf-8') as file:
+        section = file.read().split('## Use it in Python\n')[1].split('\n## ')[0]
     client = re.search(r'```python\n(.*?)```', section, re.S).group(1)
     assert len([line for line in client.splitlines() if line.strip()]) <= 12
     conf = trained(test_num_steps=1, export_dir=str(tmp_path / 'export'))

@@ -1,11 +1,13 @@
-"""README against the code: every flag with its default, every file, every command's script."""
+"""README and the pages of docs/ against the code: flags with their defaults, files, commands, links."""
 
+import glob
 import os
 import re
 import shlex
 import subprocess
 import sys
 
+import pytest
 from absl import flags
 from absl.testing import flagsaver
 
@@ -16,23 +18,51 @@ from utils.system.command_line import RECORDS
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def readme():
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+# changing_it.md names flags that its reader adds; test_changing_it.py runs its commands.
+PAGES = ['README.md', 'CONTRIBUTING.md'] + sorted(
+    os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, 'docs', '*.md'))
+    if os.path.basename(path) != 'changing_it.md')
+MOST_LINES = 200  # of README
+
+
+def read(page):
+    with open(os.path.join(ROOT, page), encoding='utf-8') as file:
         return file.read()
 
 
-def table(title):
+def table(page, title):
     """Rows of cells of the table below a heading."""
-    section = readme().split('\n## %s\n' % title)[1].split('\n## ')[0]
+    section = read(page).split('\n## %s\n' % title)[1].split('\n## ')[0]
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in section.splitlines()
             if line.startswith('|')]
     return rows[2:]
 
 
+def commands(page):
+    """The lines that start main.py or main_msc.py on a page, in blocks of code or in the text, without the program."""
+    text = read(page).replace('\\\n', ' ')
+    return (re.findall(r'(?m)^ *(?:pip .* && )?python main(?:_msc)?\.py (.*)$', text)
+            + re.findall(r'`python main(?:_msc)?\.py ([^`]*)`', text))
+
+
+def prose(page):
+    """The text of a page without its blocks of code."""
+    return re.sub(r'(?ms)^ *```.*?^ *```', '', read(page))
+
+
+def anchors(page):
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r'(?m)^#+ (.*)$', prose(page))
+    return [re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings]
+
+
+def test_readme_is_short():
+    assert len(read('README.md').splitlines()) <= MOST_LINES
+
+
 def test_every_flag_is_a_record_and_stands_with_its_default_on_the_page_of_flags():
-    assert '](docs/flags.md)' in readme()
-    with open(os.path.join(ROOT, 'docs', 'flags.md'), encoding='utf-8') as file:
-        page = file.read()
+    assert '](docs/flags.md)' in read('README.md')
+    page = read(os.path.join('docs', 'flags.md'))
     made = subprocess.run([sys.executable, os.path.join('tools', 'make_flags_page.py')], cwd=ROOT,
                           stdout=subprocess.PIPE, check=True).stdout.decode('utf-8')
     assert page == made, 'make it anew: python tools/make_flags_page.py > docs/flags.md'
@@ -49,26 +79,46 @@ def test_every_flag_is_a_record_and_stands_with_its_default_on_the_page_of_flags
 
 
 def test_every_source_file_is_listed():
-    cells = ' '.join(row[0] for row in table('What each file is'))
-    folders = [ROOT] + [folder for folder, _, _ in os.walk(os.path.join(ROOT, 'utils'))]
+    cells = ' '.join(row[0] for row in table(os.path.join('docs', 'architecture.md'), 'What each file is'))
+    names = re.split(r'[\s,*/]+', cells)
+    folders = [ROOT] + [folder for part in ('utils', 'benchmarks', 'tools')
+                        for folder, _, _ in os.walk(os.path.join(ROOT, part))]
     found = [name for folder in folders for name in os.listdir(folder)
              if name.endswith('.py') and name != '__init__.py']
-    assert len(found) > 40 and [name for name in found if name not in cells] == []
+    assert len(found) > 40 and [name for name in found if name not in names] == []
+    sources = [name for name in names if name.endswith('.py')]
+    assert [name for name in sources if name not in found + ['harness.py']] == []
 
 
 def test_commands_name_files_that_exist():
-    scripts = set(re.findall(r'python (\S+\.py)', readme())) | set(re.findall(r'--flagfile=(\S+\.flags)', readme()))
-    assert len(scripts) >= 6
+    text = '\n'.join(map(read, PAGES))
+    scripts = set(re.findall(r'python (\S+\.py)', text)) | set(re.findall(r'--flagfile=(dataset/\S+\.flags)', text))
+    scripts |= set(re.findall(r'pip install -r (\S+\.txt)', text))
+    assert len(scripts) >= 15
     assert [name for name in scripts if not os.path.exists(os.path.join(ROOT, name))] == []
 
 
-def test_no_command_gives_a_flag_that_its_option_does_not_read(capsys, monkeypatch):
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r'\]\(([^)\s]+)\)', prose(page)):
+        if re.match(r'https?:', link):
+            continue
+        path, _, anchor = link.partition('#')
+        target = os.path.relpath(os.path.join(ROOT, os.path.dirname(page), path), ROOT) if path else page
+        assert os.path.exists(os.path.join(ROOT, target)), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_no_command_gives_a_flag_that_its_option_does_not_read(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    commands = re.findall(r'(?m)^ *(?:pip .* && )?python main(?:_msc)?\.py (.*)$', readme().replace('\\\n', ' '))
-    commands += re.findall(r'`python main(?:_msc)?\.py ([^`]*)`', readme())
-    assert len(commands) > 20
-    for command in commands:
-        args = shlex.split(re.sub('--flagfile camvid.flags', '', command.replace('$type', 'smooth_GI')), comments=True)
+    own = re.search(r'(?s)```\n(--data_dir=camvid\n.*?)```', read(os.path.join('docs', 'own_data.md'))).group(1)
+    assert own in re.sub(r'(?m)^ +', '', read('README.md'))
+    (tmp_path / 'camvid.flags').write_text(own, 'utf-8')
+    found = [command for page in PAGES for command in commands(page)]
+    assert len(commands('README.md')) >= 15 and len(found) > 40
+    for command in found:
+        args = shlex.split(command.replace('$type', 'smooth_GI'), comments=True)
+        args = [arg.replace('=camvid.flags', '=%s' % (tmp_path / 'camvid.flags')) for arg in args]
         with flagsaver.flagsaver():
             assert command_line.run(lambda: None, ['main.py'] + args, main.sample_args) == 0, (
                 command, capsys.readouterr().err)
