@@ -98,6 +98,17 @@ def test_commands_name_files_that_exist():
     assert [name for name in scripts if not os.path.exists(os.path.join(ROOT, name))] == []
 
 
+def test_commands_of_other_programs_give_flags_that_these_have():
+    text = '\n'.join(map(read, PAGES)).replace('\\\n', ' ')
+    found = re.findall(r'python (?!main)((?:tools|benchmarks)?/?\w+\.py|-m (?:utils|tests)[.\w]+) ([^`#\n]*)', text)
+    assert len(found) > 10
+    for program, args in found:
+        path = program.replace('-m ', '').replace('.py', '').replace('.', os.sep)
+        path = path + '.py' if os.path.exists(os.path.join(ROOT, path + '.py')) else os.path.join(path, '__main__.py')
+        for name in re.findall(r'--(\w+)', args):
+            assert re.search("'(--)?%s'" % name, read(path)), (program, name)
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_links_lead_to_files_and_headings(page):
     for link in re.findall(r'\]\(([^)\s]+)\)', prose(page)):
