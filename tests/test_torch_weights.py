@@ -13,6 +13,8 @@ import pytest
 import recipe
 import tensorflow.compat.v1 as tf
 import torch_files
+from narrow_main import UNITS
+from test_main import SMALL, in_the_repo, places, run  # noqa: F401  fixtures
 from torch_files import FORMATS, Called, Named, Storage, Tensor, tensor
 
 import network
@@ -331,6 +333,24 @@ def test_random_damage(narrow, tmpdir, write_bytes):
     path = tmpdir.join('x.pth')
     path.write_binary(write_bytes(state_dict(network_arrays('res50')[0])))
     assert damage.count_reported(path, seeds=60, stride=7, reach=8) > 5
+
+
+@pytest.mark.parametrize('restore_decoder', [True, False])
+def test_a_training_starts_from_it(narrow, tmp_path, restore_decoder):
+    narrow({'deeplab': UNITS})
+    theirs, ours = network_arrays(num_classes=6)
+    (tmp_path / 'x.pth').write_bytes(torch_files.old_bytes(state_dict(theirs, 'base.')))
+    code, stdout, stderr = run(*SMALL, *places(tmp_path), '--option=train', '--encoder_name=deeplab', '--compat=caffe',
+                               '--num_steps=1', '--learning_rate=1e-20', '--pretrain_file=%s' % (tmp_path / 'x.pth'),
+                               '--restore_decoder=%s' % str(restore_decoder).lower())
+    assert code == 0, stderr
+    assert 'input: --channel_order=bgr --img_mean=104.008,116.669,122.675, which these weights were made for' in stdout
+    assert 'note' not in stdout and '(a PyTorch file)' in stdout
+    new = tf.train.load_checkpoint(str(tmp_path / 'model' / 'model.ckpt-1'))
+    name = 'res5a_branch2b/weights'
+    np.testing.assert_allclose(new.get_tensor(name), ours[name], atol=1e-3)
+    name = 'fc1_voc12_c2/weights'
+    assert np.allclose(new.get_tensor(name), ours[name], atol=1e-3) == restore_decoder
 
 
 def test_logits_of_kazuto1011s_model(tmpdir):

@@ -24,6 +24,7 @@ ZIP_MAGIC = b'PK\x03\x04'
 MAGIC, VERSION = (0x1950a86a20f9469cfc6c).to_bytes(10, 'little'), 1001  # of the older format
 MAGIC_WITHIN = 32  # bytes, which hold the magic number's pickle
 LARGEST_PICKLE = 2 ** 22  # bytes; that of a ResNet-101 has 0.1 MB
+ORDERS = {b'little': '<', b'big': '>'}
 LOCAL_HEADER = 30  # bytes in front of an entry of a zip archive, without its name
 FLOATS = ('DoubleStorage', 'FloatStorage', 'HalfStorage', 'BFloat16Storage')
 # A state dict can be an entry of what was saved, and its names can be those of modules around the network.
@@ -88,11 +89,11 @@ def read_zip(file, path):
     folder = names[0][:-len('data.pkl')]
     places = {name[len(folder):]: find_entry(file, path, entry) for name, entry in entries.items()
               if name.startswith(folder) and not name.endswith('/')}
-    if places['data.pkl'].length > LARGEST_PICKLE:
-        raise ValueError('its data.pkl is larger than %d bytes' % LARGEST_PICKLE)
-    unpickler = Unpickler(read_place(file, places['data.pkl']))
+    unpickler = Unpickler(read_small(file, places['data.pkl']))
     content = unpickler.load()
-    order = {b'little': '<', b'big': '>'}[read_place(file, places['byteorder'])] if 'byteorder' in places else '<'
+    order = read_small(file, places['byteorder']) if 'byteorder' in places else b'little'
+    if order not in ORDERS:
+        raise ValueError('its byteorder is neither little nor big')
     found = {}
     for key, storage in unpickler.storages.items():
         place = places.get('data/' + key)
@@ -100,7 +101,7 @@ def read_zip(file, path):
             raise ValueError('it has %s bytes for the %d elements of storage %s' % (
                 place.length if place else 'no', storage.total, quoted(key, 20)))
         found[key] = place
-    return TorchFile(content, found, order)
+    return TorchFile(content, found, ORDERS[order])
 
 
 def find_entry(file, path, entry):
@@ -172,6 +173,13 @@ def read_place(file, place):
     if len(content) != place.length or (place.crc is not None and zlib.crc32(content) != place.crc):
         raise ValueError('the checksum of its bytes from %d to %d is wrong' % (place.start, place.start + place.length))
     return content
+
+
+def read_small(file, place):
+    """Returns the bytes of a Place that is to hold no storage; raises ValueError if they are too many or damaged."""
+    if place.length > LARGEST_PICKLE:
+        raise ValueError('it has %d bytes where at most %d are sensible' % (place.length, LARGEST_PICKLE))
+    return read_place(file, place)
 
 
 def to_array(content, tensor, order):
