@@ -2,7 +2,7 @@
 
 Python's own unpickler calls whatever a pickle names, and a hostile pickle can exhaust its memory or its stack. This one
 knows only the opcodes that state dicts need, calls only the functions of GLOBALS, hashes only text and small numbers,
-and takes no longer and no more memory than the pickle is long: nothing of any length is copied twice.
+and needs time and memory in proportion to the pickle's length: it copies nothing long again and again.
 """
 
 import functools
@@ -53,7 +53,7 @@ class Tensor(typing.NamedTuple):
 def whole(value):
     """Returns value; raises ValueError unless it is an int in [0, 2^63)."""
     if type(value) is not int or not 0 <= value < 2 ** 63:
-        raise ValueError('its pickle has no whole number in the place of one')
+        raise ValueError('its pickle lacks a whole number')
     return value
 
 
@@ -64,7 +64,7 @@ def set_items(target, keys, values):
       ValueError: target is not a dict, or a key is neither text nor a small whole number.
     """
     if not isinstance(target, dict) or len(keys) != len(values):
-        raise ValueError('its pickle has no dictionary in the place of one')
+        raise ValueError('its pickle lacks a dictionary')
     for key, value in zip(keys, values):
         if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < LARGEST_KEY):
             raise ValueError('its pickle has a key that is neither text nor a number')

@@ -27,7 +27,7 @@ LARGEST_PICKLE = 2 ** 22  # bytes; that of a ResNet-101 has 0.1 MB
 ORDERS = {b'little': '<', b'big': '>'}
 LOCAL_HEADER = 30  # bytes in front of an entry of a zip archive, without its name
 FLOATS = ('DoubleStorage', 'FloatStorage', 'HalfStorage', 'BFloat16Storage')
-# A state dict can be an entry of what was saved, and its names can be those of modules around the network.
+# Names of kazuto1011's layers, perhaps behind those of modules around the network.
 LAYER = re.compile(r'(?:(?:module|base)\.)*(?:'
                    r'(?:layer1\.conv1|layer([2-5])\.block([1-9][0-9]?)\.(shortcut|reduce|conv3x3|increase))\.(conv|bn)|'
                    r'aspp\.c([0-3]))\.([a-z_]+)')
