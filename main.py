@@ -124,8 +124,8 @@ DEFINE_whole('save_interval', 1000, 'iterations between checkpoints, and between
              lower_bound=1, options=TRAIN, decides=NOTHING)
 DEFINE_whole('max_to_keep', 5, 'how many of the newest checkpoints to keep; 0 keeps all', options=TRAIN,
              decides=NOTHING)
-DEFINE_path('pretrain_file', '', 'weights to start from: a checkpoint, a caffemodel, a Keras h5 or the word imagenet; '
-            'if empty, weights are random', options=TRAIN, decides=RESULT, counterpart='modeldir')
+DEFINE_path('pretrain_file', '', 'weights to start from: a checkpoint, a caffemodel, a PyTorch pth, a Keras h5 or the '
+            'word imagenet; if empty, weights are random', options=TRAIN, decides=RESULT, counterpart='modeldir')
 DEFINE_switch('restore_decoder', False, 'also restore the decoder from --pretrain_file, where its shapes fit',
               options=TRAIN, decides=RESULT, needs='pretrain_file')
 DEFINE_switch('freeze_encoder', False, 'train only the decoder', options=TRAIN, decides=RESULT)

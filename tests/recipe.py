@@ -55,3 +55,18 @@ def relative_error(found, reference):
     found, reference = np.asarray(found, np.float64), np.asarray(reference, np.float64)
     assert found.shape == reference.shape
     return np.linalg.norm(found - reference) / np.linalg.norm(reference)
+
+
+def torch_value(name, shape):
+    """The array of a name of kazuto1011's state dicts, as in kazuto_deeplab_2x65x65.npz."""
+    random = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
+    leaf = name.split('.')[-1]
+    if leaf == 'num_batches_tracked':
+        return np.array(7, np.int64)
+    if len(shape) == 4:
+        return (random.randn(*shape) * np.sqrt(2.0 / np.prod(shape[1:]))).astype(np.float32)
+    if leaf == 'running_var':
+        return random.uniform(0.5, 1.5, shape).astype(np.float32)
+    if leaf == 'weight':
+        return random.uniform(0.3, 0.9, shape).astype(np.float32)
+    return (random.randn(*shape) * 0.1).astype(np.float32)

@@ -5,26 +5,29 @@ import math
 import os
 import re
 import shutil
+import struct
 import tempfile
 import typing
 import weakref
+import zipfile
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.net.compat import COMPAT, Input
 from utils.system.errors import UserError, quoted, reason
-from utils.weights import caffe_weights, keras_weights, run_settings
+from utils.weights import caffe_weights, keras_weights, run_settings, torch_weights
 
-ACCEPTED = ('a TensorFlow checkpoint (its full prefix such as model/model.ckpt-20000, or its directory), '
-            "a Caffe .caffemodel or the .h5 of Keras' ResNet50, ResNet101 or ResNet152")
+ACCEPTED = ('a TensorFlow checkpoint (its prefix such as model/model.ckpt-20000, or its folder), '
+            "a .caffemodel, kazuto1011's .pth or the .h5 of Keras' ResNet50, 101 or 152")
 # Keras' weights were converted from Kaiming He's Caffe models for ImageNet and hold the same values. The mean is Keras'
 # constant (imagenet_utils, mode 'caffe'); the Caffe models subtract a mean image whose average is close to it.
 IMAGENET_INPUT = Input('bgr', (103.939, 116.779, 123.68))
 HDF5_MAGIC = b'\x89HDF\r\n\x1a\n'  # at the start
 TABLE_MAGIC = b'\x57\xfb\x80\x8b\x24\x75\x47\xdb'  # at the end of a checkpoint of TensorFlow's one-file format
-# What the readers of the three kinds raise on damaged files; MemoryError because a damaged size can have any value.
-READ_ERRORS = (tf.errors.OpError, OSError, LookupError, RuntimeError, TypeError, ValueError, MemoryError)
+# What the readers of the four kinds raise on damaged files; MemoryError because a damaged size can have any value.
+READ_ERRORS = (tf.errors.OpError, OSError, LookupError, RuntimeError, TypeError, ValueError, MemoryError, EOFError,
+               ArithmeticError, struct.error, zipfile.BadZipFile)
 
 MADE_FOR = 'made_for'  # name of a checkpoint's entry, a scalar string, that says what its weights were made for
 
@@ -177,7 +180,7 @@ def read_ends(path):
 
 
 def open_weights(path, encoder_name=None):
-    """Opens a checkpoint prefix (or one of its files), a .caffemodel or a Keras .h5.
+    """Opens a checkpoint prefix (or one of its files), a .caffemodel, a PyTorch .pth or a Keras .h5.
 
     Args:
       path: the file, whose kind is recognised by its content, not its suffix.
@@ -201,11 +204,32 @@ def open_weights(path, encoder_name=None):
         if start == HDF5_MAGIC:
             shapes, arrays = keras_weights.read_keras(prefix, encoder_name)
             return WeightsFile(path, 'Keras weights', 'caffe', IMAGENET_INPUT, shapes, arrays.__getitem__)
+        if torch_weights.is_torch(start):
+            return open_torch(prefix, encoder_name)
         return open_caffemodel(prefix, encoder_name)
     except UserError:
         raise
     except READ_ERRORS as error:
         raise damaged(path, error)
+
+
+def open_torch(path, encoder_name):
+    """Returns the WeightsFile of a PyTorch .pth, which was converted from the authors' Caffe model or trained like it.
+
+    Raises:
+      UserError: the file is not one of kazuto1011's networks.
+      ValueError: it is damaged.
+    """
+    shapes, read_tensor = torch_weights.read_torch(path, encoder_name)
+
+    def read(name):
+        try:
+            with np.errstate(all='ignore'):  # values that are not finite are reported where they are used
+                return read_tensor(name)
+        except READ_ERRORS as error:
+            raise damaged(path, error)
+
+    return WeightsFile(path, 'a PyTorch file', 'caffe', COMPAT['caffe'].input, shapes, read)
 
 
 def open_caffemodel(path, encoder_name):
