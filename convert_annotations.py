@@ -79,7 +79,7 @@ def convert():
     pairs = sorted((os.path.abspath(picture.image), os.path.join(label_dir, name))
                    for picture, name in zip(annotations.pictures, names) if picture.image)
     if not pairs:
-        print('warning: no list is written, as none of the images is there; name their folder with --image_dir.',
+        print('warning: none of the images was found, so no list is written; give their folder with --image_dir.',
               file=sys.stderr)
         return
     data_dir = os.path.commonpath([label_dir] + [os.path.dirname(image) for image, _ in pairs])
@@ -118,7 +118,7 @@ def checksum(path):
 
 
 def class_table(labels, path):
-    """Gives the labels their values: 0 for the background, 255 for what is called ignored, 1.. for the others.
+    """Assigns the labels' values: 0 to the background, 255 to the names in IGNORED, 1, 2, ... to all others.
 
     Args:
       labels: list of labels, perhaps several times, in the order of their values.
@@ -216,7 +216,7 @@ def check_sizes(pictures):
         try:
             stored = image_files.image_size(picture.image) if picture.image else picture.size
             if stored is None:
-                raise UserError('%s: its image is missing and it tells no size; give --image_dir.' % picture.where)
+                raise UserError('%s: its image is missing and it has no size; give --image_dir.' % picture.where)
             if picture.size in (None, stored):
                 if stored[0] * stored[1] > annotation_files.MOST_PIXELS:
                     raise UserError('%s: %d x %d pixels are too many; cut it into tiles.' % ((picture.where,) + stored))
@@ -242,7 +242,7 @@ def raise_first(problems):
 
 
 def report(annotations):
-    """Prints what is not converted as it stands; raises UserError if nothing could be converted."""
+    """Reports annotations that are left out or ignored; raises UserError if nothing can be converted."""
     regions = [region for picture in annotations.pictures for region in picture.regions]
     left_out = some(sorted(annotations.left_out.items()), 3, show=lambda item: '%s: %d' % item)
     if not regions:
@@ -262,7 +262,7 @@ def report(annotations):
     shared = collections.Counter(picture.image for picture in annotations.pictures if picture.image)
     warn('images to which several annotations belong, so that they are listed several times: %d', [
         image for image, count in shared.items() if count > 1])
-    warn('images that are not there, whose labels have the size that the annotations tell: %d', [
+    warn('images that are not there, whose labels get the size in the annotations: %d', [
         picture.name for picture in annotations.pictures if not picture.image])
 
 
@@ -347,13 +347,13 @@ def class_flags(labels):
 
 
 def match(images, labels):
-    """Pairs images with labels: first those of equal names, then those whose names agree without the usual ENDINGS.
+    """Pairs images with labels by equal names, and then by names that are equal without the usual ENDINGS.
 
     Args:
       images, labels: lists of paths, each relative to its folder.
 
     Returns:
-      list of (image, label), sorted by image; what has no partner is named on stderr.
+      list of (image, label), sorted by image; files without a partner are reported on stderr.
 
     Raises:
       UserError: there is no pair, or a file has several possible partners.
@@ -418,7 +418,7 @@ def write_lists(lists, list_dir, data_dir, class_flags):
     for name, path in paths.items():
         kept = output_files.set_aside(path, 'list_dir', inside=True)
         if kept:
-            print('%s: there was one, which is now %s' % (path, kept))
+            print('%s: the earlier list is kept as %s' % (path, kept))
         if lists[name]:
             write_list(path, lists[name])
         print('%s: %s' % (path, counted(len(lists[name]), 'image') if lists[name] else 'not written, no image is left'))
@@ -447,11 +447,11 @@ def with_folders(argv):
 
 if __name__ == '__main__':
     command_line.DEFINE_path('annotations', '', 'a COCO or Datumaro .json file, or a folder of .json files of LabelMe')
-    command_line.DEFINE_switch('make_list', False, 'write lists of labels that are there: --make_list IMAGES LABELS')
+    command_line.DEFINE_switch('make_list', False, 'write lists of images and labels: --make_list IMAGES LABELS')
     command_line.DEFINE_path('image_dir', '', 'folder of the images; looked for around the annotations if empty')
     command_line.DEFINE_path('label_dir', '', 'folder of the labels; with --annotations, a new one', output=True)
     command_line.DEFINE_path('classes', '', 'with --annotations, a file of the names of the classes in their order, '
-                             'one a line, or of lines `name r g b`; sorted, or as in the COCO file, if empty')
+                             'one per line, or of lines `name r g b`; sorted, or as in the COCO file, if empty')
     command_line.DEFINE_switch('keep_crowds', False, 'paint crowds of COCO (iscrowd), which are ignored by default, as '
                                'their classes')
     command_line.DEFINE_path('list_dir', '', 'folder for the lists; the one around both folders if empty', output=True)

@@ -20,7 +20,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
 from utils.data import pixels as stored_pixels
-from utils.data.pixels import AS_STORED, Refused
+from utils.data.pixels import AS_STORED, HAS_PALETTE, Refused, choose_bands
 from utils.system.errors import UserError, quoted, reason
 
 MAX_BYTES = 1 << 30  # of a file that is read; a larger image is read if memory is free
@@ -249,28 +249,33 @@ def _decode_values(data, image_format, exact=None):
         return values, values.dtype != np.uint8, 1, 1
     if _jpeg_size(data):
         with _open(data) as image:
-            return _chosen(decode_jpeg(data), bands), False, stored_pixels.orientation_of(image), 1
+            return choose_bands(decode_jpeg(data), bands), False, stored_pixels.orientation_of(image), 1
     image, raw_mode, pages = _decode(data)
+    _refuse_misread(image, raw_mode, image_format)
+    orientation = stored_pixels.orientation_of(image)
+    if image.mode in _WIDE_GREY + ('F',):
+        return choose_bands(np.asarray(image), bands), True, orientation, pages
+    wide = stored_pixels.is_wide(raw_mode)
+    # A picture of one value may have lost all others in the lower 8 bits.
+    if wide and (exact or raw_mode == 'LA;16B' or not np.ptp(np.asarray(image))):
+        values = stored_pixels.sixteen_bits(data, raw_mode)
+        return choose_bands(values, bands or ((1, 2, 3) if values.shape[2] > 2 else (1,))), True, orientation, pages
+    image.info.pop('transparency', None)  # otherwise Pillow warns that it is dropped
+    if bands and image.mode in ('L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK'):
+        return choose_bands(np.asarray(image), bands), wide, orientation, pages
+    pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+    return choose_bands(pixels, bands), wide, orientation, pages
+
+
+def _refuse_misread(image, raw_mode, image_format):
+    """Raises Refused if Pillow has not decoded the values that the file stores, or there are no bands to choose."""
     if image.format == 'TIFF' and image.tag_v2.get(339, (1,))[0] == 2 and max(image.tag_v2.get(258, (1,))) == 8:
         raise Refused('its values are signed, which Pillow reads as unsigned; give --image_bands=1, or save the image '
                       'with unsigned values')
     if image.format == 'PPM' and raw_mode is None and image_format.value_range:
         raise Refused('Pillow scales the values of such a PPM or PGM, so --image_range would not fit; save it as PNG')
-    if image.mode in ('P', 'PA') and bands:
-        raise Refused('its pixels are indices of a palette, not bands; save it as RGB or leave out --image_bands')
-    orientation = stored_pixels.orientation_of(image)
-    if image.mode in _WIDE_GREY + ('F',):
-        return _chosen(np.asarray(image), bands), True, orientation, pages
-    wide = stored_pixels.is_wide(raw_mode)
-    # A picture of one value may have lost all others in the lower 8 bits.
-    if wide and (exact or raw_mode == 'LA;16B' or not np.ptp(np.asarray(image))):
-        values = stored_pixels.sixteen_bits(data, raw_mode)
-        return _chosen(values, bands or ((1, 2, 3) if values.shape[2] > 2 else (1,))), True, orientation, pages
-    image.info.pop('transparency', None)  # otherwise Pillow warns that it is dropped
-    if bands and image.mode in ('L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK'):
-        return _chosen(np.asarray(image), bands), wide, orientation, pages
-    pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
-    return _chosen(pixels, bands), wide, orientation, pages
+    if image.mode in ('P', 'PA') and image_format.bands:
+        raise Refused(HAS_PALETTE)
 
 
 def _has_misread_planes(data):
@@ -279,17 +284,6 @@ def _has_misread_planes(data):
         tags = getattr(image, 'tag_v2', {})
         return tags.get(284) == 2 and tags.get(277, 1) > 1 and max(tags.get(258, (1,))) > 8
     return False
-
-
-def _chosen(values, bands):
-    """Returns some bands, given as 1-based numbers, of values [h, w] or [h, w, C]; all if `bands` is None."""
-    if not bands:
-        return values
-    values = values[:, :, np.newaxis] if values.ndim == 2 else values
-    if max(bands) > values.shape[2]:
-        raise Refused('it has %d band%s, but --image_bands names %d' % (
-            values.shape[2], '' if values.shape[2] == 1 else 's', max(bands)))
-    return values[:, :, [band - 1 for band in bands]]
 
 
 def read_jpeg(path, image_format=AS_STORED):

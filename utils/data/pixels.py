@@ -13,6 +13,7 @@ from utils.system.errors import reason
 
 FEW_LEVELS = 16  # of 0..255; an image of more than 8 bits that spans fewer after its conversion gets a warning
 TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+HAS_PALETTE = 'its pixels are indices of a palette, not bands; save it as RGB or leave out --image_bands'
 ORIENTATION = 274  # the EXIF and TIFF tag
 
 # {EXIF orientation: what turns the stored array [h, w, ...] upright}
@@ -188,10 +189,25 @@ def is_tiff(data):
     return data[:4] in TIFF_STARTS
 
 
+def choose_bands(values, bands):
+    """Returns some bands, given as 1-based numbers, of values [h, w] or [h, w, C]; all if `bands` is None."""
+    if not bands:
+        return values
+    values = values[:, :, np.newaxis] if values.ndim == 2 else values
+    check_bands(bands, values.shape[2])
+    return values[:, :, [band - 1 for band in bands]]
+
+
+def check_bands(bands, count):
+    """Raises Refused if one of the 1-based numbers of bands is above the count of an image's bands."""
+    if max(bands) > count:
+        raise Refused('it has %d band%s, but --image_bands names %d' % (count, '' if count == 1 else 's', max(bands)))
+
+
 def tiff_values(data, bands, free_memory):
     """Returns the chosen bands of a TIFF as stored, [h, w, C] of its number type, turned as its orientation tag says.
 
-    The bands of all pages are counted through, from 1; pages of a reduced resolution and masks are left out.
+    Bands are counted from 1 through all pages, except pages of a reduced resolution and masks.
 
     Args:
       data: the bytes of the file.
@@ -208,9 +224,7 @@ def tiff_values(data, bands, free_memory):
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         pages = [page for page in tiff.pages if not page.is_reduced and not page.is_mask and page.imagedepth == 1]
         owners = [(page, sample) for page in pages for sample in range(page.samplesperpixel)]
-        if max(bands) > len(owners):
-            raise Refused('it has %d band%s, but --image_bands names %d' % (
-                len(owners), '' if len(owners) == 1 else 's', max(bands)))
+        check_bands(bands, len(owners))
         chosen = [owners[band - 1] for band in bands]
         used = {page.index: page for page, _ in chosen}
         need = sum(2 * page.size * page.dtype.itemsize for page in used.values())
@@ -235,7 +249,7 @@ def _planes(page):
         raise Refused('its compression %s needs imagecodecs: pip install -r requirements-tiff.txt' % (
             getattr(page.compression, 'name', page.compression)))
     if page.photometric == 3:
-        raise Refused('its pixels are indices of a palette, not bands; save it as RGB or leave out --image_bands')
+        raise Refused(HAS_PALETTE)
     if page.photometric == 0 and values.dtype in (np.uint8, np.bool_) and page.bitspersample in (1, 8):
         values = ~values  # white is stored as 0; Pillow inverts such files too
     if values.ndim == 2:

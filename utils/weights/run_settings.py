@@ -137,8 +137,8 @@ def with_trained(conf, modeldir, trained, option):
       option: the value of --option.
 
     Returns:
-      an object with the flags as attributes. The flags with `from_training` in their record that `option` reads and
-      that are not given, so that they are None or empty, have the training's value.
+      an object with the flags as attributes. A flag that `option` reads and whose record has `from_training` gets the
+      training's value if it is not given, which means that it is None or empty.
 
     Raises:
       UserError: a file that such a flag names is missing or has changed since the training.
@@ -163,7 +163,7 @@ def with_trained(conf, modeldir, trained, option):
 
 
 def _check_value(modeldir, name, value):
-    """Raises UserError if a value from settings.json is none that the flag takes."""
+    """Raises UserError if the flag does not accept a value from settings.json."""
     parse = flags.FLAGS[name].parser.parse
     try:
         parse(','.join('%r' % number for number in value) if isinstance(value, list) else value)
