@@ -1,6 +1,7 @@
 """Several devices, of one machine and of several: what they predict is what one does, in its order, whatever dies."""
 
 import contextlib
+import glob
 import json
 import os
 import signal
@@ -335,6 +336,11 @@ class Machines(object):
             assert self.processes[0].poll() is None, self.output(0)
             time.sleep(0.02)
 
+    def until_masks(self, count):
+        while len(glob.glob(str(self.folder / 'out' / 'prediction' / '*.png'))) < count:
+            assert self.processes[0].poll() is None, self.output(0)
+            time.sleep(0.01)
+
     def codes(self):
         return [process.wait() for process in self.processes]
 
@@ -366,11 +372,11 @@ def test_the_scores_of_two_machines(model, tmp_path):
 
 def test_a_machine_killed_in_the_middle(model, tmp_path):
     """Its images are done by the others; the masks are those of one machine."""
-    flags = {'window': (65, 65), 'overlap': 0.8}
+    flags = {'window': (65, 65), 'overlap': 0.9}  # hundreds of windows an image: the others are far from done
     model(option='predict', **dict(flags, **sample_of(tmp_path / 'one'))).predict()
     (tmp_path / 'three').mkdir()
-    with Machines(tmp_path / 'three', tmp_path, 3, '--option=predict', '--window=65,65', '--overlap=0.8') as machines:
-        machines.until('| 1/20')
+    with Machines(tmp_path / 'three', tmp_path, 3, '--option=predict', '--window=65,65', '--overlap=0.9') as machines:
+        machines.until_masks(2)
         machines.processes[2].kill()
         assert machines.codes() == [0, 0, -signal.SIGKILL], machines.output(0)
     told = machines.output(0)
