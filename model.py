@@ -320,7 +320,7 @@ class Model(object):
     def scores(self, images):
         """Builds the network for prediction, with logits at the size of the images.
 
-        Its fold_ops() must run once after its variables are restored.
+        Its variables need the values that net.folded computes of a checkpoint's.
 
         Args:
           images: float32 [N, H, W, 3], minus the mean.

@@ -115,13 +115,19 @@ class DilatedResNet(object):
         """
         return [pair for piece in self.pieces.values() for pair in piece.statistics()]
 
-    def fold_ops(self):
-        """Returns ops that fold batch norm into the variables permanently, for batch_norm 'folded'."""
-        ops = []
+    @property
+    def shapes(self):
+        """{name: shape} of the weights that files hold for this network; for batch_norm 'folded', not its variables."""
+        return collections.OrderedDict(pair for piece in self.pieces.values() for pair in piece.shapes.items())
+
+    def folded(self, values):
+        """Returns {name: array} for the variables, of weights {name: array} as files hold them.
+
+        They are the same, unless batch_norm is 'folded'.
+        """
         for piece in self.pieces.values():
-            with tf.control_dependencies(ops[-1:]):
-                ops = ops + piece.fold_ops()
-        return ops
+            values = piece.folded(values)
+        return values
 
 
 class ResNet(layers.Piece):

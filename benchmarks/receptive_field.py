@@ -167,7 +167,7 @@ def measure(trained, images, size):
         names, rates, tensors = zip(*fields)
         sums = [0.0] * len(tensors)
         with tf.Session(config=runtime.session_config()) as sess, memory.report_exhaustion('--size'):
-            checkpoints.restore_checkpoint(sess, net.variables, trained.prefix)
+            checkpoints.load_values(sess, net.variables, checkpoints.read_fitting(trained.prefix, net.shapes))
             for path in tqdm(images, desc=printable(trained.label), unit='image'):
                 values = sess.run(tensors, {picture: image_files.load_image(path)})
                 sums = [total + value for total, value in zip(sums, values)]

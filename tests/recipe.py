@@ -50,6 +50,17 @@ def assign(sess, variables, seed=0):
         name: value(name, variable.shape.as_list(), seed) for name, variable in named.items()})
 
 
+def load(sess, net, seed=0):
+    """Gives a network its recipe's weights, and everything else of the graph its initial values.
+
+    Its batch norm, if folded, is folded with the recipe's.
+    """
+    others = [v for v in tf.global_variables() + tf.local_variables() if v not in net.variables]
+    sess.run(tf.variables_initializer(others))
+    values = {name: value(name, shape, seed) for name, shape in net.shapes.items()}
+    checkpoints.load_values(sess, net.variables, net.folded(values))
+
+
 def relative_error(found, reference):
     """||found - reference|| / ||reference||."""
     found, reference = np.asarray(found, np.float64), np.asarray(reference, np.float64)

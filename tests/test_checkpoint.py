@@ -81,8 +81,10 @@ def start_from(shapes, path, encoder_name, restore_decoder=False, use_resource=F
 
 
 def restored(shapes, prefix, use_resource=False):
-    return run_in_network(shapes, lambda sess, variables: checkpoints.restore_checkpoint(sess, variables, prefix),
-                          use_resource)
+    def restore(sess, variables):
+        values = checkpoints.read_fitting(prefix, weight_names.variable_shapes(variables))
+        checkpoints.load_values(sess, variables, values)
+    return run_in_network(shapes, restore, use_resource)
 
 
 def assert_names_equal(values, expected, names):

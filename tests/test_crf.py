@@ -178,7 +178,7 @@ def model(settings, narrow, tmp_path, monkeypatch):
              'out_dir': str(tmp_path / 'output'), 'test_data_list': str(tmp_path / 'list.txt'),
              'valid_data_list': str(tmp_path / 'list.txt')}
     with tf.Graph().as_default(), tf.Session() as sess:
-        net, _ = Model(settings(**flags)).scores(tf.placeholder(tf.float32, [1, None, None, 3]))
+        net = Model(settings(**flags)).network(tf.zeros([1, 33, 33, 3]), phase=False, batch_norm='frozen')
         sess.run(tf.global_variables_initializer())
         os.mkdir(flags['modeldir'])
         tf.train.Saver(net.variables).save(sess, os.path.join(flags['modeldir'], 'model.ckpt'), 1)

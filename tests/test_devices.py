@@ -22,6 +22,7 @@ from PIL import Image
 
 from model import Model
 from model_msc import Model_msc
+from utils.checkpoint import write_values
 from utils.data import image_files
 from utils.distributed import cluster, devices
 from utils.distributed.towers import Towers
@@ -29,7 +30,6 @@ from utils.image_reader import ImageReader
 from utils.prediction import predictor, windows
 from utils.system import runtime
 from utils.system.errors import UserError
-from utils.weights import checkpoints
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
@@ -52,13 +52,11 @@ def model(settings, narrow, tmp_path):
         with open(os.path.join(SAMPLE, 'val.txt')) as file:
             image = image_files.load_image(os.path.join(SAMPLE, file.readline().split()[0].lstrip('/')))
         net, logits = make().scores(tf.constant(image[np.newaxis, :, :, ::-1] - np.float32(114)))
-        recipe.assign(sess, net.variables)
-        sess.run(net.fold_ops())
+        recipe.load(sess, net)
         mean = sess.run(logits).mean(axis=(0, 1, 2))
-        recipe.assign(sess, net.variables)
-        bias = next(variable for variable in net.variables if variable.op.name.endswith('/biases'))
-        checkpoints.load_values(sess, [bias], {bias.op.name: sess.run(bias) - mean})
-        tf.train.Saver(net.variables).save(sess, str(tmp_path / 'model.ckpt'), 1, write_meta_graph=False)
+    values = {name: recipe.value(name, shape) for name, shape in net.shapes.items()}
+    values[next(name for name in values if name.endswith('/biases'))] -= mean
+    write_values(values, types.SimpleNamespace(compat=None, input=None), str(tmp_path / 'model.ckpt-1'))
     return make
 
 

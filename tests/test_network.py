@@ -107,9 +107,8 @@ def test_folding_in_place_changes_nothing(narrow):
     (_, reference, _), = run('res50', [(1, 65, 65)])
     with tf.Graph().as_default(), tf.Session() as sess:
         net = build('res50', tf.constant(recipe.image(1, 65, 65)), batch_norm='folded')
-        fold = net.fold_ops()
-        recipe.assign(sess, net.variables)
-        sess.run(fold)
+        assert len(net.variables) < len(net.shapes)
+        recipe.load(sess, net)
         assert recipe.relative_error(sess.run(net.outputs), reference) <= 1e-5
 
 
@@ -174,8 +173,7 @@ def test_a_decoder_with_batch_norm_needs_nothing_elsewhere(narrow, monkeypatch):
         with tf.Graph().as_default(), tf.Session() as sess:
             net = network.build('res50', tf.constant(recipe.image(1, 33, 33)), num_classes=3,
                                 phase=batch_norm == 'trained', decoder='normalized', batch_norm=batch_norm)
-            recipe.assign(sess, net.variables)
-            sess.run(net.fold_ops() if batch_norm == 'folded' else [])
+            recipe.load(sess, net)
             results.append(sess.run(net.outputs))
             trained = [v.op.name for v in net.rate_groups()['decoder_weights']]
             averages = [v.op.name for v, _ in net.statistics()]

@@ -34,8 +34,7 @@ def predictor_of(model, scoring=PLAIN, **changed):
     predictor.build()
     with predictor.graph.as_default():
         sess = tf.Session()
-        recipe.assign(sess, predictor.net.variables)
-        predictor.load(sess, {})
+        recipe.load(sess, predictor.net)
     return predictor, sess
 
 
@@ -55,8 +54,7 @@ def plain_logits(model, images):
     with tf.Graph().as_default(), tf.Session() as sess:
         fed = tf.placeholder(tf.float32, [1, None, None, 3])
         net, logits = model.scores(fed)
-        recipe.assign(sess, net.variables)
-        sess.run(net.fold_ops())
+        recipe.load(sess, net)
         return [sess.run(logits, {fed: image[np.newaxis]})[0] for image in images]
 
 
@@ -143,7 +141,7 @@ def test_a_window_that_covers_the_image_is_the_whole(make, scoring):
 def stand_in(images):
     """A network of single pixels, a 1x1 convolution: [1, H, W, 3] -> (it, [1, H, W, 4])."""
     kernel = tf.constant(np.random.RandomState(3).uniform(-0.01, 0.01, [1, 1, 3, 4]), tf.float32)
-    return types.SimpleNamespace(fold_ops=list), tf.nn.conv2d(images, kernel, [1, 1, 1, 1], 'SAME')
+    return types.SimpleNamespace(), tf.nn.conv2d(images, kernel, [1, 1, 1, 1], 'SAME')
 
 
 @pytest.mark.parametrize('case', range(12))

@@ -52,8 +52,7 @@ def test_msc_prediction(settings):
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.constant(recipe.image(2, 65, 65)[:1])  # the golden's image, though its name says batch 1
         net, image_scores = model.scores(images)
-        recipe.assign(sess, net.variables)
-        sess.run(net.fold_ops())
+        recipe.load(sess, net)
         found = sess.run(predictor.class_map(image_scores)).ravel()
     reference = np.load(os.path.join(GOLDEN, 'original_msc_deeplab_pred_1x65x65.npz'))['pred']
     assert np.sum(found != reference) <= 2

@@ -1,5 +1,6 @@
 """The layers of the network: variables with full names, frozen or trained batch norm, pooling, padding, resizing."""
 
+import collections
 import zlib
 
 import numpy as np
@@ -46,16 +47,19 @@ class Piece(object):
 
     def __init__(self):
         self.variables = []  # in the order of their creation
+        self.shapes = collections.OrderedDict()  # {name: shape} of the weights that files hold for this part
         self._layers = []  # the ConvBN layers
 
     def variable(self, name, shape, initializer=None, trainable=True):
         """Creates a variable of this part; see layers.variable."""
         self.variables.append(variable(name, shape, initializer, trainable))
+        self.shapes[name] = tuple(shape)
         return self.variables[-1]
 
     def add(self, layer):
         """Adds a ConvBN layer and its variables to this part; returns the layer."""
         self.variables.extend(layer.variables)
+        self.shapes.update(layer.shapes)
         self._layers.append(layer)
         return layer
 
@@ -67,21 +71,16 @@ class Piece(object):
         """Returns the pairs of ConvBN.statistics of all layers; [] unless batch norm is trained."""
         return [pair for layer in self._layers for pair in layer.statistics()]
 
-    def fold_ops(self):
-        """Returns ops that fold batch norm into the variables permanently, for batch_norm 'folded'.
-
-        They run one layer after another; otherwise there would briefly be two copies of all weights.
-        """
-        ops = []
+    def folded(self, values):
+        """Returns {name: array} for the variables, of weights {name: array} as files hold them; see ConvBN.folded."""
         for layer in self._layers:
-            with tf.control_dependencies(ops[-2:]):
-                ops.extend(layer.fold_ops())
-        return ops
+            values = layer.folded(values)
+        return values
 
 
 # The modes of batch norm. frozen: uses the moving averages and is folded into the convolution in every step. trained:
-# uses the statistics of the batch; gamma and beta are trainable. folded: like frozen, but fold_ops() folds it into the
-# variables once, after they are restored and before the network is used; the variables must not be saved afterwards.
+# uses the statistics of the batch; gamma and beta are trainable. folded: like frozen, but there are variables for the
+# weights and beta only; folded() computes their values from the weights of a file, before they are loaded.
 BATCH_NORM = ('frozen', 'trained', 'folded')
 
 
@@ -94,7 +93,7 @@ class ConvBN(object):
     """
 
     def __init__(self, scopes, shape, convolve, batch_norm, epsilon, zero_gamma=False):
-        """Creates the weights [k, k, C, D] and gamma, beta, moving_mean and moving_variance [D].
+        """Creates the weights [k, k, C, D] and gamma, beta, moving_mean and moving_variance [D]; 'folded', only two.
 
         Args:
           scopes: (scope of the weights, scope of the batch norm).
@@ -105,13 +104,20 @@ class ConvBN(object):
           zero_gamma: whether gamma starts at 0 instead of 1.
         """
         depth, trained = shape[3:], batch_norm == 'trained'
+        weights, gamma, beta, moving_mean, moving_variance = [scopes[0] + '/weights'] + [
+            scopes[1] + '/' + name for name in ('gamma', 'beta', 'moving_mean', 'moving_variance')]
+        self.shapes = collections.OrderedDict(
+            [(weights, tuple(shape))] + [(name, tuple(depth)) for name in (gamma, beta, moving_mean, moving_variance)])
         zeros, ones = tf.initializers.zeros(), tf.initializers.ones()
-        self.weights = variable(scopes[0] + '/weights', shape)
-        self.gamma = variable(scopes[1] + '/gamma', depth, zeros if zero_gamma else ones, trained)
-        self.beta = variable(scopes[1] + '/beta', depth, zeros, trained)
-        self.moving_mean = variable(scopes[1] + '/moving_mean', depth, zeros, trainable=False)
-        self.moving_variance = variable(scopes[1] + '/moving_variance', depth, ones, trainable=False)
-        self.variables = [self.weights, self.gamma, self.beta, self.moving_mean, self.moving_variance]
+        self.weights = variable(weights, shape)
+        if batch_norm != 'folded':
+            self.gamma = variable(gamma, depth, zeros if zero_gamma else ones, trained)
+        self.beta = variable(beta, depth, zeros, trained)
+        self.variables = [self.weights, self.beta]
+        if batch_norm != 'folded':
+            self.moving_mean = variable(moving_mean, depth, zeros, trainable=False)
+            self.moving_variance = variable(moving_variance, depth, ones, trainable=False)
+            self.variables = [self.weights, self.gamma, self.beta, self.moving_mean, self.moving_variance]
         self._convolve, self._epsilon, self._batch_norm = convolve, epsilon, batch_norm
         self._seen = []  # (mean, variance) of the batch in every call
         if batch_norm == 'frozen':
@@ -126,13 +132,17 @@ class ConvBN(object):
             scale = self.gamma * tf.rsqrt(self.moving_variance + self._epsilon)  # [D]
             return self.weights * scale, self.beta - self.moving_mean * scale
 
-    def fold_ops(self):
-        """Returns ops that assign the folded kernel and bias to the variables weights and beta, for 'folded'.
+    def folded(self, values):
+        """Returns {name: array} with batch norm folded into the weights and beta; unless 'folded', `values` itself.
 
-        Later steps then need neither the folding nor the memory of its result.
+        Args:
+          values: {name: array} with all names of `shapes`; it is not changed.
         """
-        kernel, bias = self._fold()
-        return [tf.assign(self.weights, kernel), tf.assign(self.beta, bias)]
+        if self._batch_norm != 'folded':
+            return values
+        weights, gamma, beta, mean, variance = [values[name] for name in self.shapes]
+        scale = gamma / np.sqrt(variance + np.float32(self._epsilon))  # [D]
+        return dict(values, **{self.weights.op.name: weights * scale, self.beta.op.name: beta - mean * scale})
 
     def __call__(self, inputs, **how):
         """Applies convolution and batch norm: [N, h, w, C] -> [N, h', w', D].
@@ -154,7 +164,7 @@ class ConvBN(object):
         Returns:
           [(variable of a moving average, tensor with the mean of that statistic over all calls)].
         """
-        averages = (self.moving_mean, self.moving_variance)
+        averages = (self.moving_mean, self.moving_variance) if self._seen else ()
         return [(average, ordered_sum(seen) / len(seen)) for average, seen in zip(averages, zip(*self._seen))]
 
 

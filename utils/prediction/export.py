@@ -84,10 +84,8 @@ def build(network, weights, net_input, classes, value_range=None):
         colours = classes.palette.colours[:classes.num_classes]
         fetches = [tf.cast(indices, tf.uint8, 'classes'), tf.nn.softmax(scores, name='softmax'),
                    tf.gather(np.array(colours), indices, name='colours')]
-        fold = net.fold_ops()
         with tf.Session(config=runtime.session_config()) as sess:
-            load_weights(sess, net.variables, weights)
-            sess.run(fold)
+            load_weights(sess, net, weights)
             return constant_graph(sess, fetches)
 
 

@@ -130,7 +130,6 @@ class Predictor(object):
             self.net, scores = merged_passes(self._network, self._images, self.scoring, self._align_corners)
             self._scores = scores[0]  # [H, W, num_classes]
             self._classes = class_map(scores)[0]  # [H, W]
-            self._fold = self.net.fold_ops()
         if not (self.scoring.window or self._free_memory):
             self._free_memory = windows.FreeMemory(int(scores.shape[3]), self.scoring.scales)
 
@@ -144,8 +143,7 @@ class Predictor(object):
         Raises:
           UserError: the checkpoint is damaged or does not fit.
         """
-        load_weights(sess, self.net.variables, weights)
-        sess.run(self._fold)
+        load_weights(sess, self.net, weights)
 
     def predict(self, sess, loaded, report):
         """Returns the Prediction of a LoadedImage; see score() for the arguments."""
@@ -258,21 +256,19 @@ def flipped_if(flip, maps):
     return flipped
 
 
-def load_weights(sess, variables, weights):
-    """Sets variables to the values of their names.
+def load_weights(sess, net, weights):
+    """Sets the variables of a network.
 
     Args:
-      sess: a tf.Session of the default graph.
-      variables: a list of variables.
+      sess: a tf.Session of the network's graph.
+      net: the network.
       weights: the prefix of a checkpoint, or {name: array}.
 
     Raises:
       UserError: the checkpoint is damaged or does not fit.
     """
-    if isinstance(weights, str):
-        checkpoints.restore_checkpoint(sess, variables, weights)
-    else:
-        checkpoints.load_values(sess, variables, weights)
+    values = checkpoints.read_fitting(weights, net.shapes) if isinstance(weights, str) else weights
+    checkpoints.load_values(sess, net.variables, net.folded(values))
 
 
 # the list --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from utils.system import interrupts, memory, output_files
 from utils.system.errors import UserError, quoted, reason, some
 from utils.training import records
-from utils.weights import checkpoints, pretrained, run_settings, weight_files
+from utils.weights import checkpoints, pretrained, run_settings, weight_files, weight_names
 
 LOCK = '.lock'
 OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...
@@ -164,7 +164,8 @@ class Run(object):
         if self.first_step:
             prefix = '%s/%s-%d' % (conf.modeldir, checkpoints.NEWEST, self.first_step - 1)
             saved = variables + graph.update.state
-            checkpoints.check_fit(saved, {name: value.shape for name, value in self._values.items()}, prefix)
+            found = {name: value.shape for name, value in self._values.items()}
+            checkpoints.check_fit(weight_names.variable_shapes(saved), found, prefix)
             sess.run(tf.local_variables_initializer())
             checkpoints.load_values(sess, saved, self._values)
             print('resumed from %s: step %d of %d is next' % (prefix, self.first_step, conf.num_steps))

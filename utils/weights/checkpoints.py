@@ -3,8 +3,6 @@
 import os
 import re
 
-import tensorflow.compat.v1 as tf
-
 from utils.net.blocks import ENCODERS
 from utils.system.errors import UserError, quoted, some
 from utils.weights import weight_files, weight_names
@@ -75,23 +73,15 @@ def newest_in(path):
     return find_checkpoint(path)
 
 
-def restore_checkpoint(sess, variables, prefix):
-    """Restores all the given variables by name from a TensorFlow checkpoint that fits them, see check_fit.
+def read_fitting(prefix, wanted):
+    """Returns {name: array} of the weights {name: shape} that a network wants from a checkpoint; see check_fit.
 
     Raises:
       UserError: it does not fit, or the file is damaged.
     """
     file = weight_files.open_checkpoint(prefix)
-    check_fit(variables, file.shapes, prefix)
-    if not weight_files.is_literal(prefix):  # the op may run on another machine, which has no links to the file
-        load_values(sess, variables, {name: file.read(name) for name in weight_names.variable_shapes(variables)})
-        return
-    try:
-        saver = tf.train.Saver(variables).saver_def
-        # This is what Saver.restore runs, which would bury the reason under advice about a changed graph.
-        sess.run(saver.restore_op_name, {saver.filename_tensor_name: prefix})
-    except weight_files.READ_ERRORS as error:
-        raise weight_files.damaged(prefix, error)
+    check_fit(wanted, file.shapes, prefix)
+    return {name: file.read(name) for name in wanted}
 
 
 def read_values(prefix):
@@ -109,21 +99,20 @@ def load_values(sess, variables, values):
 
 # ---- does it fit? ----
 
-def check_fit(variables, found, prefix):
-    """Checks that variables can be restored from a file, and that the file has no other weights.
+def check_fit(wanted, found, prefix):
+    """Checks that weights can be read from a file, and that the file has no others.
 
     The state of a training (an optimizer's slots, steps) and an ImageNet classifier do not matter, but a weight that
     the network lacks would change its outputs. A note is printed about variables of an unknown kind.
 
     Args:
-      variables: the network's variables, and those of the training's state if it is restored too.
+      wanted: {name: shape} of the network's weights, and of the training's state if it is restored too.
       found: {name: shape} in the file.
       prefix: the file's path, for messages.
 
     Raises:
-      UserError: a variable is missing or has another shape, or the file has a weight that is not in `variables`.
+      UserError: a variable is missing or has another shape, or the file has a weight that is not in `wanted`.
     """
-    wanted = weight_names.variable_shapes(variables)
     names = found.keys() | wanted.keys()
     extra = [name for name in found if name not in wanted and not weight_names.is_state(name, names)
              and not weight_names.is_classifier(name)]
