@@ -3,8 +3,9 @@
     python tests/doc_python.py serve SOCKET           # imports TensorFlow, once, and waits for programs
     python tests/doc_python.py run SOCKET NAME ARGS   # the command `NAME ARGS` of a page, such as `python main.py`
 
-A program runs in the caller's folder, which must be a copy of the repo, with the arguments of the page, followed by
-those of `small`, and with a narrow network (see narrow_main.py). TensorFlow's import alone would take minutes.
+A program runs in the caller's folder, with the code of TEST_FOLDER, which is a copy of the repo, and with a narrow
+network (see narrow_main.py). It gets the arguments of the page and then those of `small`. If every program imported
+TensorFlow, the pages would take minutes.
 """
 
 import array
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import sys
 
-IMAGENET = 'imagenet.h5'  # the file in the working folder that `--pretrain_file=imagenet` fetches
+IMAGENET = 'imagenet.h5'  # the file in TEST_FOLDER that `--pretrain_file=imagenet` fetches
 LOG = 'commands.log'  # in the folder TEST_FOLDER: a line per command, its exit code or 'skipped' and its words
 
 
@@ -86,8 +87,9 @@ def serve(path):
     parent = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(path)
+        server.bind(path + '.new')
         server.listen(8)
+        os.rename(path + '.new', path)  # which says that it listens
         server.settimeout(1)
         while os.getppid() == parent:
             try:
@@ -110,10 +112,10 @@ def serve(path):
 
 
 def narrow(folder, args):
-    """Makes every ResNet of the repo in `folder` small, and imagenet's weights a file in `folder`."""
+    """Makes every ResNet of the repo in `folder` small, and fetches `imagenet` from IMAGENET in this folder."""
     sys.path[0] = folder
     from utils.net.blocks import BLOCKS, resnet_blocks
-    BLOCKS.update((name, resnet_blocks((0, 0, 1, 1), depth=16)) for name in BLOCKS)
+    BLOCKS.update((name, resnet_blocks((0, 0, 1, 1), depth=16)) for name in BLOCKS)  # narrow_main.UNITS
     if '--pretrain_file=imagenet' in args:
         from utils.weights import keras_weights
         path = os.path.join(folder, IMAGENET)
@@ -135,11 +137,12 @@ def main():
     os.environ.clear()
     os.environ.update(request['environment'])
     args = request['args'] + small(request['args'])
-    narrow(request['folder'], args)
+    root = os.environ['TEST_FOLDER']
+    narrow(root, args)
     import multiprocessing.spawn  # noqa: F401  it keeps the true Python for the processes of --crf
-    sys.executable = os.path.join(os.environ['TEST_FOLDER'], 'bin', 'python')  # for those of benchmarks/run.py
+    sys.executable = os.path.join(root, 'bin', 'python')  # for those of benchmarks/run.py
     if args[0] == '-m':
-        sys.argv = args[1:]
+        sys.argv, sys.path[0] = args[1:], os.getcwd()
         runpy.run_module(args[1], run_name='__main__', alter_sys=True)
     else:
         sys.argv, sys.path[0] = args, os.path.dirname(os.path.abspath(args[0]))

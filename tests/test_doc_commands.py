@@ -75,6 +75,7 @@ def blocks(page):
     for fence in FENCE.finditer(text):
         marks = MARK.findall(text[end:fence.start()])
         end = fence.end()
+        assert fence.group(2) in ('bash', 'python', 'mermaid', ''), '%s: a block of %s' % (page, fence.group(2))
         if fence.group(2) in ('bash', 'python'):
             found.append(Block(page, text[:fence.start()].count('\n') + 1, fence.group(2),
                                textwrap.dedent(fence.group(3)), marks))
@@ -166,6 +167,22 @@ STAND_INS = {
     'host0 and host1': None,  # see run_block: addresses of this machine, and the lines run at the same time
 }
 
+
+# Files that the commands of a page write, on both versions of TensorFlow.
+OUTPUTS = {
+    'README.md': 'model/model.ckpt-2.index log.txt log/events* output/prediction/*_mask.png export/saved_model.pb '
+                 'output/visual_prediction/* output/overlay_prediction/photo* training_curve.png dataset/val.txt '
+                 'model_camvid/model.ckpt-2.index model_voc/model.ckpt-2.index model_cityscapes/model.ckpt-2.index',
+    'docs/own_data.md': 'train.txt val.txt* labels/a.png labels/classes.txt dataset/trainval.txt dataset/test.txt '
+                        'dataset/cityscapes/val_fine.txt output_cityscapes/prediction/*',
+    'docs/training.md': 'model/best.ckpt-*.index model/metrics.csv output/metrics.json output/confusion_matrix.png '
+                        'output/report.html training_curve.png model_msc/model.ckpt-2.index',
+    'docs/weights.md': 'drsleep/model.ckpt-0.index',
+    'docs/inference.md': 'output/prediction/a_mask.png output/prediction/c_mask.png output/probabilities/*.npz',
+    'docs/export.md': 'export/classes.json export/frozen.pb',
+    'docs/distributed.md': 'model_gpus/model.ckpt-2.index model_hosts/model.ckpt-2.index',
+    'docs/performance.md': 'model_smooth_SSC/model.ckpt-2.index receptive_field.png',
+}
 
 # Commands in the text, and what runs them.
 IN_THE_TEXT = {
@@ -271,6 +288,8 @@ def test_commands_run_as_they_stand(page, folder, served):
         assert ran and all(re.match('(0|skipped) ', line) for line in ran), (block.name, ran)
         if block.language == 'bash':  # && hides a failure, and || a command
             assert len(ran) >= len(re.findall(r'(?m)(?:^|&& )\s*(?:python|pip) ', block.text)), (block.name, ran)
+    for pattern in OUTPUTS.get(page, '').split():
+        assert list(folder.glob(pattern)), pattern
 
 
 @pytest.mark.parametrize('reason', ['%s: %s: %s' % (block.name, word or 'all', reason) for page in PAGES
