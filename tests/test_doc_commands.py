@@ -179,7 +179,7 @@ OUTPUTS = {
                         'output/report.html training_curve.png model_msc/model.ckpt-2.index',
     'docs/weights.md': 'drsleep/model.ckpt-0.index',
     'docs/inference.md': 'output/prediction/a_mask.png output/prediction/c_mask.png output/probabilities/*.npz',
-    'docs/export.md': 'export/classes.json export/frozen.pb',
+    'docs/export.md': 'export/classes.json export/saved_model.pb',
     'docs/distributed.md': 'model_gpus/model.ckpt-2.index model_hosts/model.ckpt-2.index',
     'docs/performance.md': 'model_smooth_SSC/model.ckpt-2.index receptive_field.png',
 }
