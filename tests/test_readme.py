@@ -90,6 +90,19 @@ def test_every_source_file_is_listed():
     assert [name for name in sources if name not in found + ['harness.py']] == []
 
 
+def test_functions_that_architecture_names_exist():
+    """Each `owner.name` is a function or class of the module, or a method of the class, owner."""
+    sources = {path: read(path) for path in glob.glob(os.path.join(ROOT, '**', '*.py'), recursive=True)
+               if os.sep + 'tests' + os.sep not in path}
+    named = re.findall(r'(?:`|\["|<br>|, )([A-Za-z]\w+)\.(\w+)', read(os.path.join('docs', 'architecture.md')))
+    named = [pair for pair in named if pair[1] not in ('py', 'md', 'html', 'csv')]
+    assert len(named) > 30
+    for owner, name in named:
+        assert any(re.search(r'(?m)^ *(?:def|class) %s\b' % name, text) for path, text in sources.items()
+                   if os.path.basename(path) == owner + '.py' or re.search(r'(?m)^class %s\b' % owner, text)), (
+                       owner, name)
+
+
 def test_commands_name_files_that_exist():
     text = '\n'.join(map(read, PAGES))
     scripts = set(re.findall(r'python (\S+\.py)', text)) | set(re.findall(r'--flagfile=(dataset/\S+\.flags)', text))
