@@ -20,6 +20,7 @@ from test_older_run import conf as old_run  # noqa: F401  a fixture
 from test_predict_images import photo, predict, trained, written  # noqa: F401  the last but one are fixtures
 from test_scores import MAX, MEAN, PLAIN, SIZE, make, predictor_of, score  # noqa: F401  make is a fixture
 
+import plot_training_curve
 from model import Model
 from utils.data import palette, sources
 from utils.prediction import crf, masks, metrics
@@ -357,3 +358,11 @@ def test_images_with_odd_names_and_animations_are_no_videos(predict, tmp_path): 
     assert '2 predictions in' in stdout and 'video' not in stderr
     with pytest.raises(UserError, match='no such file'):
         sources.named_images([str(tmp_path / 'absent.mp4')])
+
+
+def test_the_plot_shows_the_validation_loss(tmp_path):
+    (tmp_path / 'metrics.csv').write_text('step,total,validation_loss,mean_iou\n0,3,2.5,0.1\n1,2.8,,\n2,2.6,2.25,0.2\n')
+    figure = plot_training_curve.draw([plot_training_curve.read_run(str(tmp_path))], ['run'], None)
+    dashed, = [line for line in figure.axes[0].lines if line.get_linestyle() == '--']
+    assert (list(dashed.get_xdata()), list(dashed.get_ydata())) == ([0, 2], [2.5, 2.25])
+    assert 'dashed: validation' in figure.axes[0].get_legend().get_texts()[0].get_text()
