@@ -267,11 +267,10 @@ def summed_cross_entropy(logits, label, ignore_label):
     counts = (label >= 0) & (label < num_classes) & tf.not_equal(label, ignore_label)  # [H, W]
     # tf.nn.sparse_softmax_cross_entropy_with_logits also computes its gradient, which takes three times as long.
     highest, divisor = softmax_divisor(logits)
-    pixels = tf.where(tf.reshape(counts, [-1]))[:, 0]  # int64 [n], of those that count
-    chosen = tf.gather(tf.reshape(logits, [-1]), pixels * num_classes + tf.cast(
-        tf.gather(tf.reshape(label, [-1]), pixels), tf.int64))
-    losses = tf.gather(tf.reshape(highest + tf.log(divisor), [-1]), pixels) - chosen
-    return tf.reduce_sum(tf.cast(losses, tf.float64))
+    target = tf.cast(tf.reshape(tf.where(counts, label, tf.zeros_like(label)), [-1]), tf.int64)  # [H * W]
+    places = tf.range(tf.size(target, out_type=tf.int64)) * num_classes + target
+    losses = highest + tf.log(divisor) - tf.reshape(tf.gather(tf.reshape(logits, [-1]), places), tf.shape(label))
+    return tf.reduce_sum(tf.cast(tf.where(counts, losses, tf.zeros_like(losses)), tf.float64))
 
 
 def merged_passes(network, images, scoring, align_corners=False):

@@ -214,7 +214,8 @@ class Run(object):
                 self.save(step)
                 print('\ninterrupted in step %d: the weights are saved in %s' % (step, self.conf.modeldir))
                 raise interrupts.Interrupted(self.signal.number)
-            worn = step < self.conf.num_steps and self.out_of_patience()
+            due = step < self.conf.num_steps and self.is_due(step, self.conf.valid_interval)
+            worn = self.out_of_patience() if due else ''
             if worn:
                 if not self.is_due(step, self.conf.save_interval):  # otherwise it is saved
                     self.save(step)
