@@ -185,6 +185,8 @@ DEFINE_fractions('random_colour', None, 'change the brightness, contrast and sat
 topic('Validation and test')
 DEFINE_whole('valid_interval', 0, 'iterations between validations during training; 0 for none', options=TRAIN,
              decides=NOTHING)
+DEFINE_whole('patience', 0, 'stop training when the best mean IoU is this many validations old; 0 for never',
+             options=TRAIN, decides=NOTHING, needs='valid_interval')
 DEFINE_step('valid_step', None, "step of the checkpoint to test, or 'best' for the best one in the validations of "
             'training (--valid_interval); by default the newest', options=TEST, decides=NOTHING,
             counterpart='test_step')
@@ -208,8 +210,11 @@ DEFINE_switch('skip_existing', False, 'skip images whose outputs are all in --ou
 DEFINE_switch('visual', True, 'also write coloured masks', options=PREDICT, decides=NOTHING)
 DEFINE_switch('overlay', False, 'also write the images tinted and outlined by class, with a legend', options=PREDICT,
               decides=NOTHING)
-DEFINE_choice('id_format', 'trainIds', ['trainIds', 'labelIds'], 'values and file names of the masks: class indices, '
-              "or Cityscapes' label ids for its benchmark", options=PREDICT, decides=NOTHING)
+DEFINE_choice('id_format', 'trainIds', ['trainIds', 'indexed', 'voc', 'labelIds'], 'kind and names of the masks: class '
+              "indices in grey; in the palette's colours; the same under the names that VOC's evaluation server "
+              "expects; or Cityscapes' label ids for its benchmark", options=PREDICT, decides=NOTHING)
+DEFINE_number('unknown_below', 0.0, 'give pixels whose highest probability is below this the --ignore_label and its '
+              'colour in the masks', upper_bound=1, options=PREDICT, decides=NOTHING)
 DEFINE_switch('save_probabilities', False, "also write each image's probabilities, as they are before --crf",
               options=PREDICT, decides=NOTHING)
 DEFINE_switch('save_logits', False, "also write each image's logits", options=PREDICT, decides=NOTHING)

@@ -97,8 +97,10 @@ class Model(object):
                 conf.class_weights, self.classes, reader.images, reader.labels, conf.num_threads, self.image_format)
             validation = None
             if conf.valid_interval:
+                scoring = Scoring(window=conf.window, overlap=conf.overlap, with_loss=True,
+                                  ignore_label=self.classes.ignore_label)
                 validation = Validation(self._reader('valid_data_list', net_input, conf.valid_num_steps),
-                                        self._predictor(Scoring(window=conf.window, overlap=conf.overlap)))
+                                        self._predictor(scoring))
 
             for attempt in run.attempts():  # one, plus another each time a machine is lost
                 with attempt, tf.Graph().as_default():
@@ -224,13 +226,15 @@ class Model(object):
         """
         weights = dict(zip([v.op.name for v in net.variables], sess.run(net.variables)))
         try:
-            predictions = validation.predictor.predictions(validation.reader, weights, VALIDATION)
-            matrix = metrics.count(predictions, self.classes, stopped=lambda: run.signal.number)
+            predictions, losses = validation.predictor.predictions(validation.reader, weights, VALIDATION), []
+            matrix = metrics.count(predictions, self.classes, stopped=lambda: run.signal.number, losses=losses)
         except UserError:  # a file of the list cannot be read, but the step itself is complete: keep it
             run.save(step)
             raise
         if not run.signal.number:
-            run.log_scores(step, metrics.scores(matrix, self.classes.ignore_label))
+            scores = metrics.scores(matrix, self.classes.ignore_label)
+            run.log_scores(step, dict(scores, loss=float(metrics.ratio(sum(losses), matrix.sum())),
+                                      note=metrics.describe_predictions(matrix, self.classes)))
 
     # test, predict, export, check ----------------------------------------------------------------------------------
 
@@ -271,7 +275,8 @@ class Model(object):
           UserError: the checkpoint is missing or damaged or an output cannot be written; or, once all other masks are
             written, that some images could not be read.
         """
-        conf, refinement, scoring = self.conf, crf.settings_from_flags(self.conf), self._scoring()
+        conf, refinement = self.conf, crf.settings_from_flags(self.conf)
+        scoring = dataclasses.replace(self._scoring(), unknown_below=conf.unknown_below)
         weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         net_input, _ = self._follow_training('predict')
         writer = masks.MaskWriter(conf, self.classes, sources.images_to_predict(conf), scoring.gives_probabilities,
@@ -371,7 +376,8 @@ class Model(object):
     def _scoring(self):
         """Returns the Scoring that the flags choose for test and predict."""
         conf = self.conf
-        return Scoring(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge, conf.window, conf.overlap)
+        return Scoring(tuple(conf.eval_scales), conf.eval_flip, conf.eval_merge, conf.window, conf.overlap,
+                       ignore_label=self.classes.ignore_label)
 
     def _predictor(self, scoring):
         return Predictor(self.scores, scoring, self.numerics.align_corners, self._session_config())
@@ -390,6 +396,9 @@ class Model(object):
         """
         print('%s with %s' % (option, weights))
         tolerant = option == 'predict'
+        unknown = (scoring.unknown_below, scoring.ignore_label) if scoring.unknown_below else None
+        if refinement is not None:
+            scoring = dataclasses.replace(scoring, unknown_below=0.0)  # the CRF's probabilities decide
         predictor = self._predictor(dataclasses.replace(scoring, keep_scores=keep_scores or refinement is not None))
         if len(self.towers.devices) > 1:
             predictions = devices.predictions(predictor, reader, weights, option, self.towers, tolerant)
@@ -399,4 +408,4 @@ class Model(object):
             return predictions
         work = crf.Work(self.conf.num_threads, crf.USED * memory.free(), keep_scores)
         return crf.refined(
-            predictions, reader.images, scoring.gives_probabilities, refinement, work, self.image_format)
+            predictions, reader.images, scoring.gives_probabilities, refinement, work, self.image_format, unknown)

@@ -1,4 +1,4 @@
-"""Plots the loss, learning rate and mean IoU of one or more training runs against the step, from the runs' logs."""
+"""Plots the losses, learning rate and mean IoU of one or more training runs against the step, from the runs' logs."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ FLAGS = flags.FLAGS
 LINE = re.compile(r'\s*(\d{1,15})\s*,\s*(\S+)\s*$')
 METRICS = 'metrics.csv'
 NEEDED = ('step', 'total')
-SERIES = NEEDED + ('learning_rate', 'mean_iou')
+SERIES = NEEDED + ('learning_rate', 'mean_iou', 'validation_loss')
 # (name in SERIES, label of the axis, height in inches)
 PANELS = (('total', 'loss', 3), ('learning_rate', 'learning rate', 1.7), ('mean_iou', 'mean IoU (%)', 2.4))
 FEW = 50  # if a curve has fewer points, each has a marker
@@ -165,6 +165,10 @@ def draw_run(panels, run, label, window, color, width):
     panels['total'].plot(steps, run['total'], color=color, linewidth=0.8, alpha=0.3)
     panels['total'].plot(steps, moving_average(run['total'], window), color=color, linewidth=1.8, zorder=3,
                          marker=marker, label=label)
+    scored = np.isfinite(run['validation_loss'])
+    if scored.any():
+        panels['total'].plot(steps[scored], run['validation_loss'][scored], '--', color=color, linewidth=1.4,
+                             marker='.' if scored.sum() < FEW else None)
     if 'learning_rate' in panels:
         panels['learning_rate'].plot(steps, run['learning_rate'], color=color, linewidth=width, marker=marker)
     if best_score(run):
@@ -195,7 +199,8 @@ def draw(runs, labels, smooth):
         name = label if len(label) <= LONGEST_NAME else '...' + label[3 - LONGEST_NAME:]
         name = quoted(name) if fonts.is_drawable(name, has) else 'run %d' % number
         text = ' ' + fonts.plain(name)  # a leading _ would hide the name
-        text += (', loss: mean of %d' % window if window > 1 else '') + best_text(run)
+        text += (', loss: mean of %d' % window if window > 1 else '') + (
+            ', dashed: validation' if np.isfinite(run['validation_loss']).any() else '') + best_text(run)
         draw_run(panels, run, text, window, color, width)
     panels['total'].legend(loc='lower left', bbox_to_anchor=(0, 1.02), borderaxespad=0, frameon=False, fontsize='small')
     if 'learning_rate' in panels:

@@ -59,7 +59,7 @@ def test_an_ignored_class_has_no_score_and_enters_no_mean(tmp_path, capsys):
         assert metrics.scores(matrix, ignore_label)['mean_iou'] == pytest.approx(1.25 / 3)
     conf = types.SimpleNamespace(out_dir=str(tmp_path), valid_data_list='val.txt')
     metrics.write_scores(conf, matrix, 'model.ckpt-1', load_classes(3, 0))
-    assert capsys.readouterr().out.splitlines()[1].split() == ['0', '-', '-']
+    assert capsys.readouterr().out.splitlines()[1].split() == ['0', '-', '-', '-', '-']
     numbers = json.loads((tmp_path / 'metrics.json').read_text())
     assert (numbers['iou'], numbers['mean_iou']) == ([None, 0.5, 0.75], 0.625)
 
@@ -169,9 +169,9 @@ def test_bad_prediction_is_refused(prediction):
 def test_table_names_classes_and_marks_absent_ones():
     result = metrics.scores([[2, 1, 0], [0, 2, 0], [0, 0, 0]])
     lines = metrics.format_table(result, ['background', 'cat']).splitlines()
-    assert lines[1].split() == ['0', 'background', '66.67', '66.67']
-    assert lines[2].split() == ['1', 'cat', '66.67', '100.00']
-    assert lines[3].split() == ['2', '-', '-']
+    assert lines[1].split() == ['0', 'background', '66.67', '66.67', '100.00', '80.00']
+    assert lines[2].split() == ['1', 'cat', '66.67', '100.00', '66.67', '80.00']
+    assert lines[3].split() == ['2', '-', '-', '-', '-']
     assert lines[4].split() == ['mean', 'IoU', '66.67']
     assert lines[-1].split() == ['pixel', 'accuracy', '80.00']
     assert len({len(line) for line in lines[:4]}) == 1  # the columns line up

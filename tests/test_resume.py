@@ -179,7 +179,10 @@ def test_another_loss_adds_its_columns_and_keeps_the_scores_and_the_best_checkpo
         conf.num_steps = steps
         Model(conf).train()
     log, rows, _ = records(conf)
-    assert rows[0] == before[0][:2] + ['dice'] + before[0][2:-6] + ['iou/' + name for name in 'abccde']
+    middle, scores = before[0].index('precision/class 0'), ['precision', 'recall', 'f1']
+    assert rows[0] == before[0][:2] + ['dice'] + before[0][2:middle] + [
+        '%s/%s' % (score, name) for score in scores for name in 'abccde'] + before[0][middle + 18:-6] + [
+            'iou/' + name for name in 'abccde']
     assert rows[1:STEPS + 2] == [row[:2] + [''] + row[2:] for row in before[1:]]
     assert [row[0] for row in rows[1:]] == [str(step) for step in range(STEPS + 5)]
     assert len(log.splitlines()) == STEPS + 5

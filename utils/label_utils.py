@@ -26,15 +26,20 @@ def decode_labels(mask, num_images=1, num_classes=21, palette=None):
     """
     mask = np.asarray(mask)[:num_images]
     mask = mask[..., 0] if mask.ndim == 4 else mask  # [n, h, w]
-    colours = voc_colours() if palette is None else palette.colours
     # Colours have four bytes because numpy's take is faster with 32-bit numbers than with rows of three bytes. With
     # mode='wrap' it does not check the indices, which are all within the table.
     table = np.zeros([MAX_CLASSES + 1, 4], np.uint8)
-    table[:, :3] = VOID_COLOUR
-    table[:num_classes, :3] = colours[:num_classes]
+    table[:, :3] = colour_table(num_classes, palette)
     if mask.dtype != np.uint8:
         mask = np.where((mask >= 0) & (mask < num_classes), mask, MAX_CLASSES)
     return table.view(np.uint32)[:, 0].take(mask, mode='wrap').view(np.uint8).reshape(mask.shape + (4,))[..., :3]
+
+
+def colour_table(num_classes, palette=None):
+    """Returns the colours of 0..256 in masks, uint8 [257, 3]: VOC's void colour from num_classes on."""
+    table = np.full([MAX_CLASSES + 1, 3], VOID_COLOUR, np.uint8)
+    table[:num_classes] = (voc_colours() if palette is None else palette.colours)[:num_classes]
+    return table
 
 
 def preprocess(image, net_input):

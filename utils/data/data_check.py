@@ -281,7 +281,7 @@ def describe_thin_classes(result, classes):
             'pixel of 8x8: %s; scale images and labels up, draw wider, or give a larger --random_scale_range such as '
             '2,3.' % (
                 len(thin), 'es are' if len(thin) > 1 else ' is',
-                some(thin, MOST_NAMED, show=lambda index: _name(index, classes.palette.names))))
+                some(thin, MOST_NAMED, show=lambda index: class_name(index, classes.palette.names))))
 
 
 def balanced_class_weights(histogram):
@@ -314,7 +314,7 @@ def describe_large_weights(weights, classes):
             'a file with smaller weights, or label more of %s.' % (
                 len(large), 'es' if len(large) > 1 else '', MOST_WEIGHT,
                 some(large, MOST_NAMED, show=lambda index: '%s (%.0f)' % (
-                    _name(index, classes.palette.names), weights[index])), 'them' if len(large) > 1 else 'it'))
+                    class_name(index, classes.palette.names), weights[index])), 'them' if len(large) > 1 else 'it'))
 
 
 def _sample(values, count):
@@ -382,13 +382,13 @@ def describe_classes(pixels, classes):
         return 'no label has a pixel of any class.'
     absent = absent_classes(pixels, classes)
     if absent:
-        few = some(absent, MOST_NAMED, show=lambda index: _name(index, names))
+        few = some(absent, MOST_NAMED, show=lambda index: class_name(index, names))
         many = ' '.join(map(str, absent[:20])) + (' ...' if absent[20:] else '')
         clauses.append('%d of %d classes %s no pixel: %s' % (
             len(absent), classes.num_classes, 'have' if len(absent) > 1 else 'has',
             many if absent[MOST_NAMED:] else few))
     if len(present) == 1:
-        clauses.append('one class only counts (%s), so predicting it everywhere scores 100 %%' % _name(
+        clauses.append('one class only counts (%s), so predicting it everywhere scores 100 %%' % class_name(
             present[0], names))
     return '; '.join(clauses) + '.' if clauses else ''
 
@@ -398,7 +398,7 @@ def absent_classes(pixels, classes):
     return [index for index, count in enumerate(pixels) if not count and index != classes.ignore_label]
 
 
-def _name(index, names):
+def class_name(index, names):
     return '%d %s' % (index, quoted(names[index], 40)) if names else str(index)
 
 

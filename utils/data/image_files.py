@@ -29,6 +29,9 @@ BYTES_PER_PIXEL = 12  # of memory, at most, while an image is decoded
 JPEG_PIXELS = (1 << 29) - 1  # the most that TensorFlow's decoder takes
 HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 AVIF_BRANDS = (b'avif', b'avis')
+VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm')
+# Of MP4 and QuickTime files.
+VIDEO_BRANDS = (b'isom', b'iso', b'mp4', b'avc1', b'qt  ', b'M4V', b'3gp', b'3g2', b'dash', b'MSNV', b'XAVC', b'f4v')
 MANY = 1000  # if more files of a folder are checked, the folder is listed instead
 
 _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
@@ -81,6 +84,38 @@ def read_file(path, most_bytes=MAX_BYTES):
 
 def _open_without_blocking(path, flags):
     return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
+
+
+def is_video(path):
+    """Returns whether a regular file holds a video, or has a video's suffix and no image."""
+    try:
+        with open(path, 'rb', opener=_open_without_blocking) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return False
+            start = file.read(16)
+            if starts_a_video(start) or not start or not path.lower().endswith(VIDEO_SUFFIXES):
+                return starts_a_video(start)
+            file.seek(0)
+            with Image.open(file):
+                return False
+    except UnidentifiedImageError:
+        return True
+    except (OSError, ValueError):  # ValueError: no file can have this name
+        return False
+
+
+def starts_a_video(data):
+    """Returns whether bytes start as an MP4, QuickTime, AVI, Matroska or WebM file does."""
+    return (data[4:8] == b'ftyp' and data[8:12].startswith(VIDEO_BRANDS) or data[4:8] in (b'moov', b'mdat', b'wide') or
+            data[:4] == b'RIFF' and data[8:12] == b'AVI ' or data[:4] == b'\x1a\x45\xdf\xa3')
+
+
+def video_remedy(path):
+    """Returns what a video is and how to make images of it."""
+    name = quoted(path, 60)
+    name = name if re.match(r'[\w./+,:@%-]+$', name) else '"%s"' % name
+    return ('a video: make images of its frames with `mkdir frames && ffmpeg -i %s frames/%%05d.png` and give '
+            '--image_dir=frames' % name)
 
 
 def text_lines(data):
@@ -371,13 +406,23 @@ def _reading(path):
 
 
 def _read_image(path):
-    """Returns read_file(path); a file of more than MAX_BYTES is read if half of the free memory holds it."""
+    """Returns read_file(path); a file of more than MAX_BYTES is read if half of the free memory holds it.
+
+    Raises:
+      OSError: as in read_file.
+      Refused: it is a video.
+    """
     try:
-        return read_file(path)
+        data = read_file(path)
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise
-    return read_file(path, max(MAX_BYTES, int(min(_free_memory() / 2, 1 << 38))))
+        if is_video(path):
+            raise Refused(video_remedy(path))
+        data = read_file(path, max(MAX_BYTES, int(min(_free_memory() / 2, 1 << 38))))
+    if starts_a_video(data[:16]):
+        raise Refused(video_remedy(path))
+    return data
 
 
 def _free_memory():

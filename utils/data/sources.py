@@ -9,7 +9,15 @@ import sys
 from typing import List, NamedTuple
 
 from utils.data import data_check, data_lists
-from utils.data.image_files import find_missing, has_decoder, is_colour_coded, mark_as_said
+from utils.data.image_files import (
+    VIDEO_SUFFIXES,
+    find_missing,
+    has_decoder,
+    is_colour_coded,
+    is_video,
+    mark_as_said,
+    video_remedy,
+)
 from utils.data.palette import NUM_LABEL_IDS
 from utils.data.pixels import format_from_flags
 from utils.system.command_line import RECORDS, is_picture
@@ -28,6 +36,7 @@ MANY_CROPS = 25
 MAX_CHECKED = 2000  # the most images of a list for which all are read before the work begins
 # Subfolders of out_dir to which predictions are written.
 PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction', 'probabilities', 'logits')
+VOC_RESULTS = os.path.join('results', 'VOC2012', 'Segmentation', 'comp6_test_cls')  # for masks with --id_format=voc
 
 # {flag: whether the list that it names needs labels}
 NEEDS_LABELS = {'data_list': True, 'valid_data_list': True, 'test_data_list': False}
@@ -94,7 +103,7 @@ def images_to_predict(conf):
       UserError: no image is named, or none of them exists.
     """
     if conf.image_dir and not conf.image:
-        written = [os.path.join(conf.out_dir, kind) for kind in ('', ) + PREDICTED]
+        written = [os.path.join(conf.out_dir, kind) for kind in ('', VOC_RESULTS) + PREDICTED]
         relative = images_below(conf.image_dir, written)
         _report_if_fewer(conf.image_dir, relative, conf.test_num_steps)
         images = Images([os.path.join(conf.image_dir, path) for path in relative], data_lists.folder_names(relative))
@@ -123,7 +132,7 @@ def named_images(names):
       list of paths, without duplicates.
 
     Raises:
-      UserError: one of them is a folder, or none of them exists.
+      UserError: one of them is a folder or a video, or none of them exists.
     """
     paths = []
     for name in names:
@@ -133,6 +142,9 @@ def named_images(names):
     folders = [path for path in paths if os.path.isdir(path)]
     if folders:
         raise UserError('--image=%s is a folder: give it with --image_dir.' % quoted(folders[0]))
+    videos = [path for path in paths if is_video(path)]
+    if videos:
+        raise UserError('--image=%s is %s.' % (quoted(videos[0], 60), video_remedy(videos[0])))
     if len(find_missing(paths)) == len(paths):
         raise UserError('--image=%s: %s; check the name.' % (quoted(names[0]), (
             'no such file' if len(paths) == 1 else 'none of the %d images is there' % len(paths))))
@@ -177,6 +189,9 @@ def images_below(folder, left_out=(), flag='image_dir'):
                 others[os.path.splitext(name)[1].lower() or 'without a suffix'] += 1
     suffixes = some(sorted(others, key=lambda suffix: (-others[suffix], suffix)), 4, show=lambda suffix: '%d %s' % (
         others[suffix], quoted(suffix, MOST_SUFFIX)))
+    if not found and set(VIDEO_SUFFIXES) & set(others):
+        raise UserError('--%s=%s: there is no image in it, but there are videos: make images of their frames, as in '
+                        '`mkdir frames && ffmpeg -i clip.mp4 frames/%%05d.png`.' % (flag, quoted(folder)))
     if not found:
         raise UserError('--%s=%s: there is no image in it%s; images are recognised by their suffix '
                         '(.jpg, .png...).' % (flag, quoted(folder), ' (other files: %s)' % suffixes if others else ''))

@@ -66,7 +66,7 @@ def softmax(logits):
     return powers
 
 
-def refine(image, scores, are_probabilities, settings):
+def refine(image, scores, are_probabilities, settings, unknown=None):
     """Returns the class map after mean-field inference.
 
     The energy is the sum of -log(probability) over the pixels and, over each pair of pixels of different classes, of
@@ -79,6 +79,7 @@ def refine(image, scores, are_probabilities, settings):
       scores: float32 [H, W, num_classes], logits or probabilities.
       are_probabilities: whether the scores are probabilities; otherwise they are logits.
       settings: a Settings.
+      unknown: (limit, label), to give pixels whose highest marginal is below the limit the label; or None.
 
     Returns:
       int32 [H, W].
@@ -94,10 +95,13 @@ def refine(image, scores, are_probabilities, settings):
     crf.addPairwiseBilateral(sxy=settings.bilateral_sxy, srgb=settings.bilateral_srgb, rgbim=image,
                              compat=settings.bilateral_weight)
     marginals = np.asarray(crf.inference(settings.iterations))  # [num_classes, H * W]
-    return marginals.argmax(axis=0).reshape(height, width).astype(np.int32)
+    classes = marginals.argmax(axis=0).astype(np.int32)
+    if unknown:
+        classes[marginals.max(axis=0) < unknown[0]] = unknown[1]
+    return classes.reshape(height, width)
 
 
-def refined(predictions, images, are_probabilities, settings, work, image_format=AS_STORED):
+def refined(predictions, images, are_probabilities, settings, work, image_format=AS_STORED, unknown=None):
     """Yields the predictions in their order, with refined class maps.
 
     Args:
@@ -107,11 +111,13 @@ def refined(predictions, images, are_probabilities, settings, work, image_format
       settings: a Settings.
       work: a Work.
       image_format: the ImageFormat of the images.
+      unknown: as in refine().
 
     Raises:
       UserError: an image is too large, or the process that refined it died or failed.
     """
-    with contextlib.closing(predictions), _Processes(work.processes, (are_probabilities, settings)) as processes:
+    with contextlib.closing(predictions), _Processes(
+            work.processes, (are_probabilities, settings, unknown)) as processes:
         running = collections.deque()  # (process, Prediction, bytes), oldest first; process is None for a fault
 
         def finished():

@@ -11,7 +11,14 @@ from tqdm import tqdm
 
 from utils import label_utils
 from utils.data import image_files, sources
-from utils.data.palette import CITYSCAPES_CLASSES, benchmark_name, cityscapes_frame, train_ids_to_label_ids
+from utils.data.palette import (
+    CITYSCAPES_CLASSES,
+    MAX_CLASSES,
+    VOC_NAMES,
+    benchmark_name,
+    cityscapes_frame,
+    train_ids_to_label_ids,
+)
 from utils.data.pixels import AS_STORED
 from utils.prediction.crf import softmax
 from utils.system import output_files
@@ -33,31 +40,40 @@ class MaskWriter(object):
     def __init__(self, conf, classes, images, are_probabilities=False, image_format=AS_STORED):
         """
         Args:
-          conf: the flags as attributes, of which out_dir, visual, overlay, save_probabilities, save_logits, id_format
-            and skip_existing are used.
+          conf: the flags as attributes, of which out_dir, visual, overlay, save_probabilities, save_logits, id_format,
+            unknown_below and skip_existing are used.
           classes: a Classes.
           images: a sources.Images.
           are_probabilities: whether the scores of the Predictions are probabilities; otherwise they are logits.
           image_format: the ImageFormat of the images, which are read again for overlays.
 
         Raises:
-          UserError: a folder cannot be written to, id_format does not fit the classes or the names of the images, or
-            there are no logits to save.
+          UserError: a folder cannot be written to, id_format does not fit the classes or the names of the images,
+            ignore_label does not fit into a mask, or there are no logits to save.
         """
         if conf.save_logits and are_probabilities:
             raise UserError('--save_logits: several passes are merged by the mean of their probabilities, so there are '
                             'no logits: give --save_probabilities, --eval_merge=max or a single scale without '
                             '--eval_flip.')
+        if conf.unknown_below and not 0 <= classes.ignore_label < MAX_CLASSES:
+            raise UserError('--unknown_below=%g: --ignore_label=%d does not fit into a mask, give one of 0 to %d.' % (
+                conf.unknown_below, classes.ignore_label, MAX_CLASSES - 1))
         self.needs_scores = conf.save_probabilities or conf.save_logits
         self._classes, self._are_probabilities, self._image_format = classes, are_probabilities, image_format
         self._unread = 0
-        self._label_ids = conf.id_format == 'labelIds'
+        self._label_ids, is_voc = conf.id_format == 'labelIds', conf.id_format == 'voc'
+        self._colours = label_utils.colour_table(classes.num_classes, classes.palette)[:MAX_CLASSES] if (
+            is_voc or conf.id_format == 'indexed') else None
+        if is_voc and classes.num_classes != len(VOC_NAMES):
+            raise UserError("--id_format=voc is for VOC's %d classes, not --num_classes=%d: give --id_format=indexed."
+                            % (len(VOC_NAMES), classes.num_classes))
         names = self._cityscapes_names(images) if self._label_ids else [
-            (name + '_mask.png', name) for name in images.names]
+            (name + ('.png' if is_voc else '_mask.png'), name) for name in images.names]
         wanted = zip(sources.PREDICTED, (True, conf.visual, conf.overlay, conf.save_probabilities, conf.save_logits))
         output_files.make_dir(conf.out_dir, 'out_dir')
-        self.folders = {kind: output_files.make_dir(os.path.join(conf.out_dir, kind), 'out_dir', follow=False)
-                        for kind, asked in wanted if asked}
+        self.folders = {kind: output_files.make_dir(os.path.join(
+            conf.out_dir, sources.VOC_RESULTS if is_voc and kind == 'prediction' else kind), 'out_dir', follow=False)
+            for kind, asked in wanted if asked}
         self._made = set(self.folders.values())
         left = [i for i in range(len(names)) if not (conf.skip_existing and self._is_done(names[i]))]
         self.paths, self._names = [images.paths[i] for i in left], [names[i] for i in left]
@@ -141,7 +157,7 @@ class MaskWriter(object):
         """
         outputs, (num_classes, _, palette) = self._outputs(self._names[index]), self._classes[:3]
         ids = train_ids_to_label_ids(mask) if self._label_ids else mask
-        self._save(ids, outputs['prediction'])
+        self._save(ids, outputs['prediction'], colours=self._colours)
         if 'visual_prediction' in outputs:
             colours = label_utils.decode_labels(mask[np.newaxis], 1, num_classes, palette)[0]
             self._save(colours, outputs['visual_prediction'])
@@ -160,13 +176,13 @@ class MaskWriter(object):
             self._save(label_utils.overlay(image, mask, palette, num_classes), outputs['overlay_prediction'])
         return None
 
-    def _save(self, values, path, name=None):
-        """Writes a picture or, if a name is given, scores [H, W, num_classes] under that name in an .npz file."""
+    def _save(self, values, path, name=None, colours=None):
+        """Writes a picture, indexed if colours are given; or, under a name in an .npz, scores [H, W, num_classes]."""
         folder = os.path.dirname(path)
         if folder not in self._made:
             self._made.add(output_files.make_dir(folder, 'out_dir', follow=False))
         if name is None:
-            output_files.save_image(values, path)
+            output_files.save_image(values, path, colours)
         else:
             output_files.save_arrays({name: class_first(values)}, path)
 

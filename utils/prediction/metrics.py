@@ -9,6 +9,16 @@ from utils import fonts
 from utils.data import data_check
 from utils.data.palette import IGNORE_LABEL
 from utils.system import command_line, output_files
+from utils.system.errors import some
+
+# (text in the table of a test, key of scores())
+TOTALS = (
+    ('mean IoU', 'mean_iou'), ('  without class 0', 'mean_iou_without_0'),
+    ('frequency weighted IoU', 'frequency_weighted_iou'),
+    ('mean precision', 'mean_precision'), ('  without class 0', 'mean_precision_without_0'),
+    ('mean F1 (Dice)', 'mean_f1'), ('  without class 0', 'mean_f1_without_0'),
+    ('mean accuracy (recall)', 'mean_accuracy'), ('  without class 0', 'mean_recall_without_0'),
+    ('pixel accuracy', 'pixel_accuracy'))
 
 
 def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
@@ -37,13 +47,14 @@ def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
     return pairs.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def count(predictions, classes, stopped=lambda: False):
+def count(predictions, classes, stopped=lambda: False, losses=None):
     """Returns the confusion matrix of all Predictions of a generator.
 
     Args:
       predictions: a generator of Predictions; it is closed at the end.
       classes: a Classes.
       stopped: a function that is called after each Prediction; if it returns true, the rest is left out.
+      losses: a list to which the loss of each Prediction is appended, or None.
 
     Returns:
       int64 [num_classes, num_classes], rows by label and columns by prediction.
@@ -52,6 +63,8 @@ def count(predictions, classes, stopped=lambda: False):
     with contextlib.closing(predictions):
         for one in predictions:
             matrix += confusion_matrix(one.label, one.classes, classes.num_classes, classes.ignore_label)
+            if losses is not None:
+                losses.append(one.loss)
             if stopped():
                 break
     return matrix
@@ -70,7 +83,13 @@ def mean_of_known(values):
 
 
 def scores(matrix, ignore_label=None):
-    """Returns the scores of a confusion matrix, as Long, Shelhamer and Darrell (2015, section 5) define them.
+    """Returns the scores of a confusion matrix.
+
+    With t true positives, f false positives and m missed pixels of a class: IoU t / (t + f + m), accuracy t / (t + m)
+    and the totals are those of Long, Shelhamer and Darrell (Fully Convolutional Networks for Semantic Segmentation,
+    2015, section 5). Precision t / (t + f) and recall t / (t + m) are those of van Rijsbergen (Information Retrieval,
+    1979, chapter 7). F1, their harmonic mean, is 2 t / (2 t + f + m), the coefficient of Dice (Measures of the Amount
+    of Ecologic Association Between Species, 1945).
 
     Args:
       matrix: [num_classes, num_classes], rows by label.
@@ -82,37 +101,69 @@ def scores(matrix, ignore_label=None):
         iou: float64 [num_classes], true positives / pixels with the class in label or prediction; nan if in neither,
           and for ignore_label.
         accuracy: float64 [num_classes], true positives / pixels with the class in the label; nan if there are none.
-        mean_iou, mean_accuracy: the means over the classes that are not nan, as in tf.metrics.mean_iou.
+        precision, recall, f1: float64 [num_classes], nan if the divisor is 0 and for ignore_label; recall is accuracy.
+        mean_iou, mean_accuracy, mean_precision, mean_recall, mean_f1: the means over the classes that are not nan, as
+          in tf.metrics.mean_iou.
+        mean_iou_without_0 and the like: the same without class 0, which is the background in many data sets.
         pixel_accuracy: the fraction of correct pixels.
         frequency_weighted_iou: the mean IoU, weighted by the number of pixels with each label.
     """
     matrix = np.asarray(matrix, np.float64)
     hits, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    iou = ratio(hits, labelled + predicted - hits)
-    accuracy = ratio(hits, labelled)
+    result = {'iou': ratio(hits, labelled + predicted - hits), 'accuracy': ratio(hits, labelled),
+              'precision': ratio(hits, predicted), 'recall': ratio(hits, labelled),
+              'f1': ratio(2 * hits, labelled + predicted)}
     if ignore_label is not None and 0 <= ignore_label < len(matrix):
-        iou[ignore_label] = accuracy[ignore_label] = np.nan
-    return {'pixel_accuracy': float(ratio(hits.sum(), matrix.sum())),
-            'mean_accuracy': mean_of_known(accuracy),
-            'mean_iou': mean_of_known(iou),
-            'frequency_weighted_iou': float(ratio((labelled * np.nan_to_num(iou)).sum(), matrix.sum())),
-            'iou': iou,
-            'accuracy': accuracy}
+        for values in result.values():
+            values[ignore_label] = np.nan
+    for name, values in list(result.items()):
+        result['mean_' + name] = mean_of_known(values)
+        if name != 'accuracy':
+            result['mean_%s_without_0' % name] = mean_of_known(values[1:])
+    return dict(result, pixel_accuracy=float(ratio(hits.sum(), matrix.sum())), frequency_weighted_iou=float(
+        ratio((labelled * np.nan_to_num(result['iou'])).sum(), matrix.sum())))
+
+
+def describe_predictions(matrix, classes):
+    """Returns a sentence on the classes that have labels but are never predicted; '' if there is none.
+
+    Args:
+      matrix: [num_classes, num_classes], rows by label.
+      classes: a Classes.
+    """
+    matrix, names = np.asarray(matrix), classes.palette.names
+    labelled, predicted = np.flatnonzero(matrix.sum(1)).tolist(), np.flatnonzero(matrix.sum(0)).tolist()
+    missed = [index for index in labelled if index not in predicted]
+
+    def name(index):
+        return data_check.class_name(index, names)
+
+    if not missed:
+        return ''
+    if len(predicted) == 1:
+        return 'the network predicts a single class everywhere, %s, though the labels have %s.' % (
+            name(predicted[0]), some(missed, data_check.MOST_NAMED, show=name))
+    return 'the network never predicts %d class%s that ha%s labels: %s.' % (
+        len(missed), 'es' if missed[1:] else '', 've' if missed[1:] else 's',
+        some(missed, data_check.MOST_NAMED, show=name))
 
 
 def format_table(result, names=None):
-    """Returns the dict of scores() as text, in per cent: a line for each class, with '-' for nan, then the totals."""
+    """Returns the dict of scores() as text, in per cent: a line for each class, with '-' for nan, then the totals.
+
+    The mean recall is the mean accuracy.
+    """
     def percent(value):
         return '-' if np.isnan(value) else '%.2f' % (100 * value)
 
     names = list(names or [])[:len(result['iou'])]
     width = max([len(name) for name in names] + [len('class')])
-    lines = ['  #  %s    IoU %%  accuracy %%' % 'class'.ljust(width)]
-    for index, (iou, accuracy) in enumerate(zip(result['iou'], result['accuracy'])):
+    lines = ['  #  %s    IoU %%  recall %%  precision %%     F1 %%' % 'class'.ljust(width)]
+    for index, row in enumerate(zip(*[result[key] for key in ('iou', 'recall', 'precision', 'f1')])):
         name = names[index] if index < len(names) else ''
-        lines.append('%3d  %s  %7s  %10s' % (index, name.ljust(width), percent(iou), percent(accuracy)))
-    for key in ('mean_iou', 'frequency_weighted_iou', 'mean_accuracy', 'pixel_accuracy'):
-        lines.append('%-24s%6s' % (key.replace('_', ' ').replace('iou', 'IoU'), percent(result[key])))
+        lines.append('%3d  %s  %7s  %8s  %11s  %7s' % ((index, name.ljust(width)) + tuple(map(percent, row))))
+    for text, key in TOTALS:
+        lines.append('%-24s%6s' % (text, percent(result[key])))
     return '\n'.join(lines)
 
 
@@ -184,8 +235,9 @@ def write_scores(conf, matrix, prefix, classes, trained=None):
         plot_confusion_matrix(matrix, picture, names)
     finally:  # even on a full disk, the scores must not be lost
         print(format_table(result, names))
-        note = data_check.describe_classes(matrix.sum(1), classes)
-        if note:
-            print('note: in these labels ' + note)
+        for start, note in (('in these labels ', data_check.describe_classes(matrix.sum(1), classes)),
+                            ('', describe_predictions(matrix, classes))):
+            if note:
+                print('note: ' + start + note)
     print('scores in %s and %s' % (path, picture))
     return result

@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
+from utils.data.palette import IGNORE_LABEL
 from utils.net import layers
-from utils.prediction import windows
+from utils.prediction import crf, windows
 from utils.system import memory
 from utils.weights import checkpoints
 
@@ -33,6 +34,9 @@ class Scoring:
     window: Optional[Tuple[int, int]] = None  # (h, w) of overlapping windows; None for whole images if they fit
     overlap: float = 0.33  # the least fraction of a window that neighbours share
     keep_scores: bool = False  # whether a Prediction holds the scores
+    ignore_label: int = IGNORE_LABEL  # the label of pixels that do not count, and of unknown ones in class maps
+    unknown_below: float = 0.0  # pixels whose highest probability is below this become ignore_label
+    with_loss: bool = False  # whether a Prediction holds its loss; the scores must be logits
 
     @property
     def passes(self):
@@ -64,6 +68,7 @@ class Prediction:
     classes: Optional[np.ndarray]  # int32 [H, W]
     scores: Optional[np.ndarray] = None  # float32 [H, W, num_classes], with Scoring.keep_scores
     fault: Optional[str] = None  # a sentence on why the image cannot be read; the arrays are then None
+    loss: Optional[float] = None  # with Scoring.with_loss, the sum of the cross-entropy of the pixels that count
 
 
 class Predictor(object):
@@ -130,6 +135,13 @@ class Predictor(object):
             self.net, scores = merged_passes(self._network, self._images, self.scoring, self._align_corners)
             self._scores = scores[0]  # [H, W, num_classes]
             self._classes = class_map(scores)[0]  # [H, W]
+            if self.scoring.unknown_below:
+                self._classes = tf.where(
+                    highest_probability(self._scores, self.scoring.gives_probabilities) < self.scoring.unknown_below,
+                    tf.fill(tf.shape(self._classes), self.scoring.ignore_label), self._classes)
+            if self.scoring.with_loss:
+                self._label = tf.placeholder(tf.int32, [None, None])
+                self._loss = summed_cross_entropy(self._scores, self._label, self.scoring.ignore_label)
         if not (self.scoring.window or self._free_memory):
             self._free_memory = windows.FreeMemory(int(scores.shape[3]), self.scoring.scales)
 
@@ -149,8 +161,8 @@ class Predictor(object):
         """Returns the Prediction of a LoadedImage; see score() for the arguments."""
         if loaded.fault:
             return Prediction(loaded.index, None, None, fault=loaded.fault)
-        classes, scores = self.score(sess, loaded.image, report)
-        return Prediction(loaded.index, loaded.label, classes, scores)
+        classes, scores, loss = self._score(sess, loaded.image, loaded.label, report)
+        return Prediction(loaded.index, loaded.label, classes, scores, loss=loss)
 
     def score(self, sess, image, report=lambda done, count: None):
         """Scores one image: as a whole, or in windows if the Scoring asks for them or the memory is too small.
@@ -163,13 +175,17 @@ class Predictor(object):
         Returns:
           (classes int32 [H, W], scores float32 [H, W, num_classes] or None without keep_scores).
         """
+        return self._score(sess, image, np.full(image.shape[:2], self.scoring.ignore_label, np.int32), report)[:2]
+
+    def _score(self, sess, image, label, report):
+        """Returns what score() returns and, with with_loss, the loss against `label`, int32 [H, W], else None."""
         size = image.shape[:2]
         while True:
             window = self._window(size)
             try:
                 if window == size:
-                    return self._score_whole(sess, image)
-                return self._score_windows(sess, image, window, report)
+                    return self._score_whole(sess, image, label)
+                return self._score_windows(sess, image, label, window, report)
             except tf.errors.ResourceExhaustedError:  # on a GPU, whose free memory is not known in advance
                 if not (self._free_memory and self._free_memory.exhausted(window)):
                     raise
@@ -183,24 +199,34 @@ class Predictor(object):
             self._free_memory.announce(size, window)
         return window
 
-    def _score_whole(self, sess, image):
-        fetches = [self._classes] + ([self._scores] if self.scoring.keep_scores else [])
-        found = sess.run(fetches, {self._images: image[np.newaxis]})
-        return found[0], found[1] if self.scoring.keep_scores else None
+    def _score_whole(self, sess, image, label):
+        fetches, feeds = {'classes': self._classes}, {self._images: image[np.newaxis]}
+        if self.scoring.keep_scores:
+            fetches['scores'] = self._scores
+        if self.scoring.with_loss:
+            fetches['loss'], feeds[self._label] = self._loss, label
+        found = sess.run(fetches, feeds)
+        return found['classes'], found.get('scores'), float(found['loss']) if self.scoring.with_loss else None
 
-    def _score_windows(self, sess, image, window, report):
+    def _score_windows(self, sess, image, label, window, report):
         def score(pixels):  # [h, w, 3] -> [h, w, num_classes]
             return sess.run(self._scores, {self._images: pixels[np.newaxis]})
 
-        classes, kept, top = np.empty(image.shape[:2], np.int32), None, 0
+        scoring, classes, kept, top = self.scoring, np.empty(image.shape[:2], np.int32), None, 0
+        loss = 0.0 if scoring.with_loss else None
         for band in windows.blended(score, image, window, self.scoring.overlap, report):  # [n, W, num_classes]
             rows = slice(top, top + len(band))
             classes[rows] = band.argmax(axis=2)
-            if self.scoring.keep_scores:
+            if scoring.unknown_below:
+                highest = (band if scoring.gives_probabilities else crf.softmax(band)).max(axis=2)
+                classes[rows][highest < scoring.unknown_below] = scoring.ignore_label
+            if scoring.with_loss:
+                loss += float(sess.run(self._loss, {self._scores: band, self._label: label[rows]}))
+            if scoring.keep_scores:
                 kept = np.empty(image.shape[:2] + band.shape[2:], np.float32) if kept is None else kept
                 kept[rows] = band
             top += len(band)
-        return classes, kept
+        return classes, kept, loss
 
 
 # the graph -------------------------------------------------------------------------------------------------------
@@ -209,6 +235,40 @@ class Predictor(object):
 def class_map(scores):
     """Returns the class with the highest score: [N, H, W, num_classes] -> int32 [N, H, W]."""
     return tf.argmax(scores, axis=3, output_type=tf.int32)
+
+
+def highest_probability(scores, are_probabilities):
+    """Returns the highest probability of each pixel, float32 [H, W], for scores [H, W, num_classes]."""
+    if are_probabilities:
+        return tf.reduce_max(scores, axis=2)
+    return 1 / softmax_divisor(scores)[1]
+
+
+def softmax_divisor(logits):
+    """Returns the highest logit of each pixel and the sum of exp(logits - it), two float32 [H, W]."""
+    highest = tf.reduce_max(logits, axis=2)
+    return highest, tf.reduce_sum(tf.exp(logits - highest[:, :, tf.newaxis]), axis=2)
+
+
+def summed_cross_entropy(logits, label, ignore_label):
+    """Returns the sum of the softmax cross-entropy over the pixels that count, as metrics.confusion_matrix does.
+
+    Args:
+      logits: float32 [H, W, num_classes].
+      label: int32 [H, W].
+      ignore_label: pixels with this label or with a label outside 0..num_classes-1 do not count.
+
+    Returns:
+      float64 scalar.
+    """
+    num_classes = int(logits.shape[2])
+    counts = (label >= 0) & (label < num_classes) & tf.not_equal(label, ignore_label)  # [H, W]
+    # tf.nn.sparse_softmax_cross_entropy_with_logits also computes its gradient, which takes three times as long.
+    highest, divisor = softmax_divisor(logits)
+    target = tf.cast(tf.reshape(tf.where(counts, label, tf.zeros_like(label)), [-1]), tf.int64)  # [H * W]
+    places = tf.range(tf.size(target, out_type=tf.int64)) * num_classes + target
+    losses = highest + tf.log(divisor) - tf.reshape(tf.gather(tf.reshape(logits, [-1]), places), tf.shape(label))
+    return tf.reduce_sum(tf.cast(tf.where(counts, losses, tf.zeros_like(losses)), tf.float64))
 
 
 def merged_passes(network, images, scoring, align_corners=False):

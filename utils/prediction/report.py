@@ -31,8 +31,12 @@ WRONG, NOT_COUNTED = (214, 30, 40), (160, 160, 160)  # colours in the picture 'e
 MOST_CELLS = 40  # with more classes than this, the confusion matrix is a picture instead of a table
 MATRIX_SIDE = 768  # approximate side of that picture, in pixels
 CONFUSIONS = 10  # number of pairs of classes that are listed
-TOTALS = (('mean IoU', 'mean_iou'), ('pixel accuracy', 'pixel_accuracy'), ('mean accuracy', 'mean_accuracy'),
-          ('frequency weighted IoU', 'frequency_weighted_iou'))
+TOTALS = (('mean IoU', 'mean_iou'), ('pixel accuracy', 'pixel_accuracy'), ('mean accuracy (recall)', 'mean_accuracy'),
+          ('frequency weighted IoU', 'frequency_weighted_iou'), ('mean precision', 'mean_precision'),
+          ('mean F1 (Dice)', 'mean_f1'))
+WITHOUT_0 = (('IoU', 'mean_iou_without_0'), ('recall', 'mean_recall_without_0'),
+             ('precision', 'mean_precision_without_0'), ('F1', 'mean_f1_without_0'))
+OF_CLASSES = (('IoU', 'iou'), ('recall', 'recall'), ('precision', 'precision'), ('F1', 'f1'))
 
 
 @dataclasses.dataclass
@@ -127,8 +131,10 @@ class Report(object):
             colours=['#%02x%02x%02x' % tuple(int(value) for value in colour) for colour in palette.colours[:count]],
             checkpoint=prefix, list=self._conf.valid_data_list, counted=self._counted, left_out=self._left_out,
             totals=[(name, scores[key]) for name, key in TOTALS],
+            without_0=[(name, scores[key]) for name, key in WITHOUT_0],
             note=data_check.describe_classes(matrix.sum(1), self._classes),
-            classes=list(zip(scores['iou'].tolist(), scores['accuracy'].tolist())),
+            predicted=metrics.describe_predictions(matrix, self._classes),
+            heads=[name for name, _ in OF_CLASSES], classes=list(zip(*[scores[key].tolist() for _, key in OF_CLASSES])),
             shares=shares.tolist(), matrix_picture=picture_of(shares) if count > MOST_CELLS else None,
             confusions=confusions(matrix, shares), galleries=self._galleries(),
             flags=sorted(metrics.flags_of_test(self._conf).items()), trained=sorted((trained or {}).items()))

@@ -194,12 +194,15 @@ def sync(paths):
                 os.close(file)
 
 
-def save_image(pixels, path):
-    """Writes a uint8 array [h, w] or [h, w, 3] as PNG."""
+def save_image(pixels, path, colours=None):
+    """Writes a uint8 array [h, w] or [h, w, 3] as PNG; one [h, w] with colours, uint8 [256, 3], becomes indexed."""
     from PIL import Image
 
+    image = Image.fromarray(pixels)
+    if colours is not None:
+        image.putpalette(colours.tobytes())
     with new_file(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format='PNG')
+        image.save(temporary, format='PNG')
 
 
 def save_arrays(arrays, path):

@@ -14,6 +14,12 @@ from utils.system.errors import UserError, quoted, reason
 METRICS = 'metrics.csv'
 RATES = ['learning_rate', 'images_per_second']  # columns and tags of a step, after its losses
 SCORES = ['mean_iou', 'pixel_accuracy']  # columns of a validation, before the IoU of each class
+# Columns of a validation before SCORES, which older versions do not have: numbers, and one column per class for each.
+MORE = {'validation_loss': 'loss'}  # {column: key of the scores}
+MORE.update((name, name) for name in (
+    'mean_iou_without_0', 'mean_precision', 'mean_precision_without_0', 'mean_recall', 'mean_recall_without_0',
+    'mean_f1', 'mean_f1_without_0'))
+OF_CLASSES = ['precision', 'recall', 'f1']
 TOTAL = 'total'  # the column of the loss that is also in log.txt
 
 
@@ -25,7 +31,7 @@ class Records(object):
         Args:
           conf: the flags as attributes; modeldir, logfile and logdir matter.
           run_id: a part of the event files' names, as several runs may share a logdir.
-          classes: a Classes, which decide the columns of the IoU.
+          classes: a Classes, which decide the columns of each class.
         """
         self.logfile, self.logdir, self.run_id = conf.logfile, conf.logdir, run_id
         self.metrics = os.path.join(conf.modeldir, METRICS)
@@ -33,7 +39,10 @@ class Records(object):
         names = classes.palette.names or ['class %d' % index for index in range(classes.num_classes)]
         self.class_names = [name if names.count(name) == 1 else '%s (class %d)' % (name, index)
                             for index, name in enumerate(names)]  # each has a curve of its own
-        self._score_columns = SCORES + ['iou/' + name for name in names]  # read by their place
+        # Read by their place, as the names of the classes may change, or be equal for several classes.
+        self._score_columns = (list(MORE) + self._of_classes(OF_CLASSES, names) + SCORES +
+                               self._of_classes(['iou'], names))
+        self._old_scores = len(SCORES) + len(names)  # the number of these columns that older versions have, the last
         self._tags = []  # of a step's values, in the order of their columns
         self.header = None  # of metrics.csv; before `open`, the header of the existing file, or None if there is none
         self.mean_iou = {}  # {step: mean IoU of its validation}
@@ -98,15 +107,32 @@ class Records(object):
 
     def add_scores(self, step, result):
         """Adds the scores of a validation, a dict as metrics.scores returns it, to the step that was added last."""
-        values = [result[name] for name in SCORES] + list(result['iou'])
-        curves = {'validation/' + name: value for name, value in zip(
-            SCORES + ['iou/' + name for name in self.class_names], values)}
+        absent = np.full(len(self.class_names), np.nan)
+        values = [result.get(key, np.nan) for key in MORE.values()]
+        values += [value for name in OF_CLASSES for value in result.get(name, absent)]
+        values += [result[name] for name in SCORES] + list(result['iou'])
+        tags = list(MORE.values()) + self._of_classes(OF_CLASSES, self.class_names) + SCORES + (
+            self._of_classes(['iou'], self.class_names))
+        curves = {'validation/' + name: value for name, value in zip(tags, values)}
         self._writer.add_summary(write_to_log.scalar_summary(
             {tag: value for tag, value in curves.items() if not np.isnan(value)}), step)
         self._writer.flush()
-        step_cells = self._row[:self.header.index('mean_iou')]
+        step_cells = self._row[:len(self.header) - len(values)]
         self._append(step_cells + [repr(float(value)) for value in values], replaced=True)
         self.mean_iou[step] = result['mean_iou']
+
+    @staticmethod
+    def _of_classes(scores, names):
+        """Returns the columns SCORE/CLASS of some scores and the names of the classes."""
+        return ['%s/%s' % (score, name) for score in scores for name in names]
+
+    def best(self):
+        """Returns (step, mean IoU, number of validations after it) of the first best validation; None without any."""
+        known = {step: value for step, value in self.mean_iou.items() if not np.isnan(value)}
+        if not known:
+            return None
+        step = min(known, key=lambda step: (-known[step], step))
+        return step, known[step], sum(other > step for other in self.mean_iou)
 
     def lacks_scores(self, step):
         """Returns whether the last step that was read, `step`, has a row without scores."""
@@ -141,7 +167,7 @@ class Records(object):
         rows = list(csv.reader(lines))
         header = rows[0] if rows else []
         known = header[:1] == ['step'] and TOTAL in header and (
-            header[-len(self._score_columns):][:len(SCORES)] == SCORES)  # the names of the classes may have changed
+            header[-self._old_scores:][:len(SCORES)] == SCORES)  # the names of the classes may have changed
         whole = known and len(rows) == first_step + 1 and lines[-1].endswith('\n')
         if not whole or any(row[:1] != [str(step)] or len(row) != len(header) or not _numbers(row)
                             for step, row in enumerate(rows[1:])):
@@ -161,10 +187,11 @@ class Records(object):
         self._append(self.header)
 
     def _change_columns(self, header):
-        """Rewrites metrics.csv with new columns, for another --loss or palette; the old file is kept."""
-        scores = len(self._score_columns)  # these go by their place: names may be new, or equal for several classes
-        self._rows = [[dict(zip(self.header[:-scores], row)).get(name, '') for name in header[:-scores]]
-                      + row[-scores:] for row in self._rows]
+        """Rewrites metrics.csv with new columns, for another --loss, palette or version; the old file is kept."""
+        scores = len(self._score_columns)  # these go by their place, and a run of an older version has the last of them
+        held = scores if self.header[-scores:][:len(MORE)] == list(MORE) else self._old_scores
+        self._rows = [[dict(zip(self.header[:-held], row)).get(name, '') for name in header[:-scores]]
+                      + [''] * (scores - held) + row[-held:] for row in self._rows]
         lines = io.StringIO()
         csv.writer(lines, lineterminator='\n').writerows([header] + self._rows)
         text = lines.getvalue().encode('utf-8')

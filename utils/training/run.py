@@ -108,12 +108,27 @@ class Run(object):
     def finished(self):
         """Returns whether nothing is left to do; if so, prints a line that says how to continue."""
         conf = self.conf
-        if self.first_step <= conf.num_steps or self.lacks_validation():
+        if self.lacks_validation():
             return False
+        if self.first_step <= conf.num_steps:
+            worn = self.out_of_patience()
+            if worn:
+                print('%s holds a training that --patience=%d ends after step %d: %s; raise --patience or give 0 to '
+                      'continue, begin again with --resume=never or score it with --option=test --valid_step=best' % (
+                          conf.modeldir, conf.patience, self.first_step - 1, worn))
+            return bool(worn)
         print('%s holds a finished training of %d steps: raise --num_steps=%d to continue with a longer schedule, '
               'begin again with --resume=never or score it with --option=test' % (
                   conf.modeldir, self.first_step, conf.num_steps))
         return True
+
+    def out_of_patience(self):
+        """Returns a clause on the best validation if it is --patience validations old, otherwise ''."""
+        best, patience = self._records.best(), self.conf.patience if self.conf.valid_interval else 0
+        if not patience or best is None or best[2] < patience:
+            return ''
+        return 'the best mean IoU, %.2f %% in step %d, is %d validation%s old' % (
+            100 * best[1], best[0], best[2], '' if best[2] == 1 else 's')
 
     def lacks_validation(self):
         """Returns whether the run was stopped after the last step was saved but before the validation due in it."""
@@ -188,17 +203,26 @@ class Run(object):
         return interval > 0 and (step % interval == 0 or step == self.conf.num_steps)
 
     def steps(self):
-        """Yields the steps from first_step to num_steps with a progress bar.
+        """Yields the steps from first_step to num_steps, or until --patience ends, with a progress bar.
 
         Raises:
           interrupts.Interrupted: a signal arrived; the step is complete and its weights are saved.
         """
-        for step in self._bar:
+        worn = self.out_of_patience()  # by the validation that was due when the run was stopped
+        for step in () if worn else self._bar:
             yield step
             if self.signal.number:
                 self.save(step)
                 print('\ninterrupted in step %d: the weights are saved in %s' % (step, self.conf.modeldir))
                 raise interrupts.Interrupted(self.signal.number)
+            due = step < self.conf.num_steps and self.is_due(step, self.conf.valid_interval)
+            worn = self.out_of_patience() if due else ''
+            if worn:
+                if not self.is_due(step, self.conf.save_interval):  # otherwise it is saved
+                    self.save(step)
+                break
+        if worn:
+            print('\nstopped by --patience=%d: %s' % (self.conf.patience, worn))
         print('trained: checkpoints in %s, losses in %s, TensorBoard in %s' % (
             self.conf.modeldir, self.conf.logfile, self.conf.logdir))
 
@@ -238,7 +262,8 @@ class Run(object):
 
         Args:
           step: its number.
-          scores: a dict as metrics.scores returns it.
+          scores: a dict as metrics.scores returns it, with the mean cross-entropy as `loss` and a sentence, or '', as
+            `note`.
 
         Raises:
           UserError: something cannot be written.
@@ -251,10 +276,13 @@ class Run(object):
         ious = ', '.join('%s %s' % (name, '-' if np.isnan(value) else '%.1f' % (100 * value))
                          for name, value in zip(self._records.class_names, scores['iou']))
         with contextlib.suppress(BrokenPipeError):  # training continues even if nobody reads stdout any more
-            tqdm.write('step %d: mean IoU %.2f %%, pixel accuracy %.2f %%%s%s' % (
-                step, 100 * mean_iou, 100 * scores['pixel_accuracy'], ', the best so far' if best else '',
+            tqdm.write('step %d: mean IoU %.2f %%, pixel accuracy %.2f %%, loss %.4f%s%s' % (
+                step, 100 * mean_iou, 100 * scores['pixel_accuracy'], scores['loss'],
+                ', the best so far' if best else '',
                 '; one class only counts' if np.sum(~np.isnan(scores['iou'])) == 1 else ''))
             tqdm.write('  IoU: ' + ious)
+            if scores['note']:
+                tqdm.write('  note: ' + scores['note'])
 
     def _check_finite(self, value, name, step):
         if not np.isfinite(value):
