@@ -111,12 +111,12 @@ class Run(object):
         if self.lacks_validation():
             return False
         if self.first_step <= conf.num_steps:
-            worn = self.out_of_patience()
-            if worn:
+            expired = self.out_of_patience()
+            if expired:
                 print('%s holds a training that --patience=%d ends after step %d: %s; raise --patience or give 0 to '
                       'continue, begin again with --resume=never or score it with --option=test --valid_step=best' % (
-                          conf.modeldir, conf.patience, self.first_step - 1, worn))
-            return bool(worn)
+                          conf.modeldir, conf.patience, self.first_step - 1, expired))
+            return bool(expired)
         print('%s holds a finished training of %d steps: raise --num_steps=%d to continue with a longer schedule, '
               'begin again with --resume=never or score it with --option=test' % (
                   conf.modeldir, self.first_step, conf.num_steps))
@@ -208,21 +208,21 @@ class Run(object):
         Raises:
           interrupts.Interrupted: a signal arrived; the step is complete and its weights are saved.
         """
-        worn = self.out_of_patience()  # by the validation that was due when the run was stopped
-        for step in () if worn else self._bar:
+        expired = self.out_of_patience()  # by the validation that was due when the run was stopped
+        for step in () if expired else self._bar:
             yield step
             if self.signal.number:
                 self.save(step)
                 print('\ninterrupted in step %d: the weights are saved in %s' % (step, self.conf.modeldir))
                 raise interrupts.Interrupted(self.signal.number)
             due = step < self.conf.num_steps and self.is_due(step, self.conf.valid_interval)
-            worn = self.out_of_patience() if due else ''
-            if worn:
+            expired = self.out_of_patience() if due else ''
+            if expired:
                 if not self.is_due(step, self.conf.save_interval):  # otherwise it is saved
                     self.save(step)
                 break
-        if worn:
-            print('\nstopped by --patience=%d: %s' % (self.conf.patience, worn))
+        if expired:
+            print('\nstopped by --patience=%d: %s' % (self.conf.patience, expired))
         print('trained: checkpoints in %s, losses in %s, TensorBoard in %s' % (
             self.conf.modeldir, self.conf.logfile, self.conf.logdir))
 
