@@ -29,7 +29,7 @@ def make(settings, narrow):
 
 
 def predictor_of(model, scoring=PLAIN, **changed):
-    """Yields (Predictor, session) of a model with the recipe's weights."""
+    """Returns (Predictor, session) of a model with the recipe's weights."""
     predictor = model._predictor(dataclasses.replace(scoring, **dict({'keep_scores': True}, **changed)))
     predictor.build()
     with predictor.graph.as_default():
