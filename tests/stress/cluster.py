@@ -28,7 +28,7 @@ def other_python():
 
 
 def summary(shared):
-    """Says which other TensorFlow was tried."""
+    """Returns a line about which other TensorFlow was tried."""
     return 'another TensorFlow: ' + (other_python() or 'not tried, %s names no python of one' % OTHER_PYTHON)
 
 

@@ -97,7 +97,7 @@ def a_folder(case):
     beside = beside.replace('?', '1').replace('*', 'a').replace('\\', '')
     print('folder %s beside %s' % (ascii(name), ascii(beside)))
     world.copy(case.shared, case.folder)
-    os.chdir(case.folder)  # a relative path, so that a name may start with a dash
+    os.chdir(case.folder)  # so that a relative path may start with a dash
     plain = os.path.join(case.shared, 'plain')
     shutil.copytree(plain, beside)
     work(case.folder, places(case.folder, name, ()))
