@@ -36,7 +36,7 @@ def run(case):
         one = predicting(case, flags) if place == 'out_dir' else runs.Run(
             case.folder, num_steps=STEPS, save_interval=2, valid_interval=3, valid_num_steps=1, **flags)
         print('%s: %s of %s' % (fault, place, 'a tmpfs' if limit is None else 'RLIMIT_FSIZE=%d' % limit), flush=True)
-        early = fault == 'read-only' and place not in ('out_dir', 'logfile')  # later, files that are open would prevent it
+        early = fault == 'read-only' and place not in ('out_dir', 'logfile')  # open files prevent it later
         if early and limit is None:
             make_read_only(disk)
         with contextlib.ExitStack() as stack:
