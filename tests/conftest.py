@@ -1,4 +1,4 @@
-"""Graph-mode TensorFlow for every test, and the settings that a Model takes."""
+"""Sets up graph-mode TensorFlow for every test, and provides the fixtures that several test files use."""
 
 import os
 import signal
@@ -13,7 +13,8 @@ from utils.system import runtime
 
 runtime.import_tensorflow()
 
-# As a job in the background; its programs are to be interrupted. pytest-xdist's workers have it of their parent.
+# A shell starts background jobs with SIGINT ignored, and the programs that tests interrupt would inherit that.
+# pytest-xdist's workers inherit the handler of their parent.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -22,7 +23,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 @pytest.fixture
 def settings():
-    """A function from changed flags to all flags of main.py at their defaults, as an object with attributes."""
+    """Returns a function that returns all flags of main.py as attributes: the given ones, others at their defaults."""
     from absl import flags
 
     import main  # noqa: F401  defines the flags
@@ -37,13 +38,13 @@ def settings():
 
 @pytest.fixture
 def full_disk():
-    """A context manager in which every file ends at so many bytes: a write beyond is refused, as on a full disk."""
+    """Returns a context manager that simulates a full disk, see machine.full_disk."""
     return machine.full_disk
 
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """A 16th of the channels; a function from {encoder_name: units of its blocks} to fewer units."""
+    """Narrows all encoders to a 16th of the channels; returns a function that sets {encoder_name: units per block}."""
     def shrink(units):
         for encoder_name, counts in units.items():
             monkeypatch.setitem(BLOCKS, encoder_name, resnet_blocks(counts, depth=16))

@@ -1,4 +1,4 @@
-"""Weights files with bytes changed at random places: read, or reported in a printable sentence."""
+"""Changes bytes of weights files at random places: each file must be read, or reported in a printable sentence."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from utils.weights import pretrained
 
 
 def count_reported(path, seeds, stride=1, reach=0):
-    """How many of the damaged files were reported.
+    """Damages a file repeatedly and returns how often that was reported.
 
     Args:
-      path: a py.path of a file for res50; it is overwritten.
-      seeds: a number; each seed changes three bytes of the whole file's lower-case letters or near them.
-      stride: only every stride-th letter.
-      reach: how far from a letter.
+      path: a py.path of a weights file for res50; it is overwritten.
+      seeds: the number of damaged files; each has three bytes changed, at or near lower-case letters of the file.
+      stride: uses only every stride-th letter.
+      reach: the largest distance of a changed byte from its letter.
     """
     content = np.frombuffer(path.read_binary(), np.uint8)
     places = np.flatnonzero((content > 96) & (content < 123))[::stride]

@@ -1,4 +1,4 @@
-"""What tests take of the machine: ports that nothing uses, and files that may grow no further, as on a full disk."""
+"""Resources of the machine that tests use: free ports, and a limit on file sizes that simulates a full disk."""
 
 import contextlib
 import resource
@@ -6,7 +6,7 @@ import socket
 
 
 def free_ports(count):
-    """Ports of loopback, all different."""
+    """Returns `count` different free ports of the loopback address."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -16,13 +16,13 @@ def free_ports(count):
 
 @contextlib.contextmanager
 def full_disk(most_bytes):
-    """Inside, every file ends at so many bytes, of processes that are started there too: a write beyond is refused.
+    """Limits the size of every file of this process and of processes started inside, so that larger writes fail.
 
-    Python ignores the signal that comes with it, SIGXFSZ.
+    Python ignores the signal SIGXFSZ that the system sends with the failure.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
     try:
         yield
-    finally:  # before pytest writes of the test, perhaps into a long file
+    finally:  # before pytest writes its report of the test, which may go to a longer file
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,6 +1,6 @@
-"""A program with what Windows or macOS lack hidden: python tests/other_system.py SCRIPT FLAGS, or hide() in a program.
+"""Hides what Windows or macOS lack: python tests/other_system.py SCRIPT FLAGS, or hide() in a program.
 
-The libraries' own halves for Linux keep what they have taken before.
+Parts of the standard library that are already imported keep what they need from Linux.
 """
 
 import builtins
@@ -25,14 +25,14 @@ WRITING = os.O_WRONLY | os.O_RDWR
 
 
 def hide():
-    """Hides the names above, /proc and /sys, and gives files the manners of Windows, for this process."""
+    """Hides the names above, /proc and /sys, and makes files behave as on Windows, for the rest of this process."""
     import fcntl
     import shutil
 
     import numpy  # noqa: F401  needs os.uname on Linux
-    import psutil  # needs `resource` there
+    import psutil  # its import needs `resource`, which is hidden below
 
-    shutil._use_fd_functions = False  # they open folders
+    shutil._use_fd_functions = False  # those functions open folders, which Windows cannot
     for name in ('RLIMIT_AS', 'RLIM_INFINITY'):
         delattr(psutil, name)
     del psutil.Process.rlimit, psutil.Process.cpu_affinity
@@ -41,9 +41,9 @@ def hide():
             if hasattr(module, name):
                 delattr(module, name)
     for name in MODULES:
-        sys.modules[name] = None  # its import fails
+        sys.modules[name] = None  # makes its import fail
 
-    text = set()  # file descriptors that are open for writing as text
+    text = set()  # file descriptors that are open for writing in text mode
     system = {name: getattr(os, name) for name in ('open', 'write', 'close', 'fsync', 'rename')}
 
     def refused(number, path):
@@ -57,7 +57,7 @@ def hide():
         return file
 
     def write(file, data):
-        if file in text:  # the answer counts the bytes before the line ends are replaced
+        if file in text:  # Windows returns the number of bytes before line ends are replaced
             return len(data) if system['write'](file, bytes(data).replace(b'\n', b'\r\n')) else 0
         return system['write'](file, data)
 
@@ -76,7 +76,7 @@ def hide():
         system['rename'](old, new, **options)
 
     def symlink(old, new, *args, **options):
-        refused(errno.EPERM, new)  # without a privilege that few users have
+        refused(errno.EPERM, new)  # as on Windows without a privilege that few users have
 
     def open_file(file, mode='r', buffering=-1, encoding=None, errors=None, newline=None, *args, **options):
         path = os.fsdecode(file) if isinstance(file, (str, bytes, os.PathLike)) else ''
@@ -92,7 +92,7 @@ def hide():
     os.open, os.write, os.close, os.fsync, os.rename, os.symlink = open_descriptor, write, close, fsync, rename, symlink
 
 
-if __name__ in ('__main__', '__mp_main__'):  # or in a process that such a program has started
+if __name__ in ('__main__', '__mp_main__'):  # the latter in processes that such a program starts
     hide()
 if __name__ == '__main__':
     sys.argv.pop(0)

@@ -1,4 +1,4 @@
-"""Weights, images and labels of the golden arrays, each a pure function of a name or a seed."""
+"""Makes the weights, images and labels of the golden arrays, each from a name or a seed alone."""
 
 import zlib
 
@@ -9,7 +9,7 @@ from utils.weights import checkpoints
 
 
 def value(name, shape, seed=0):
-    """Float32 array for the variable `name`: He-scaled weights, batch norm near the identity, fix_w near it too."""
+    """Returns a float32 array for the variable `name`: He-scaled weights, batch norm and fix_w near the identity."""
     random = np.random.RandomState((zlib.crc32(name.encode()) + 7919 * seed) & 0x7FFFFFFF)
     leaf = name.rsplit('/', 1)[-1]
     if leaf == 'weights':
@@ -26,7 +26,7 @@ def value(name, shape, seed=0):
 
 
 def image(batch, height, width, seed=0):
-    """Float32 [batch, height, width, 3]: noisy 8x8 squares around 0."""
+    """Returns float32 images [batch, height, width, 3]: noisy 8x8 squares around 0."""
     random = np.random.RandomState(1000 + seed)
     squares = random.uniform(-110, 130, (batch, height // 8 + 2, width // 8 + 2, 3))
     pixels = np.kron(squares, np.ones((1, 8, 8, 1)))[:, :height, :width]
@@ -34,7 +34,7 @@ def image(batch, height, width, seed=0):
 
 
 def label(batch, height, width, num_classes, seed=0):
-    """Uint8 [batch, height, width, 1]: 8x8 squares of a class or of 255."""
+    """Returns uint8 labels [batch, height, width, 1]: 8x8 squares of a class or of 255."""
     random = np.random.RandomState(2000 + seed)
     squares = random.randint(0, num_classes + 1, (batch, height // 8 + 2, width // 8 + 2, 1))
     pixels = np.kron(squares, np.ones((1, 8, 8, 1), int))[:, :height, :width]
@@ -42,7 +42,7 @@ def label(batch, height, width, num_classes, seed=0):
 
 
 def assign(sess, variables, seed=0):
-    """Gives all variables their recipe's values, everything else of the graph its initial one."""
+    """Sets the variables to the values of value(), and everything else in the graph to its initial value."""
     named = {variable.op.name: variable for variable in variables}
     others = [v for v in tf.global_variables() + tf.local_variables() if v.op.name not in named]
     sess.run(tf.variables_initializer(others))
@@ -51,9 +51,9 @@ def assign(sess, variables, seed=0):
 
 
 def load(sess, net, seed=0):
-    """Gives a network its recipe's weights, and everything else of the graph its initial values.
+    """Sets a network's variables to the values of value(), and everything else in the graph to its initial value.
 
-    Its batch norm, if folded, is folded with the recipe's.
+    If the network's batch norm is folded, so are the values.
     """
     others = [v for v in tf.global_variables() + tf.local_variables() if v not in net.variables]
     sess.run(tf.variables_initializer(others))
@@ -62,14 +62,14 @@ def load(sess, net, seed=0):
 
 
 def relative_error(found, reference):
-    """||found - reference|| / ||reference||."""
+    """Returns ||found - reference|| / ||reference||."""
     found, reference = np.asarray(found, np.float64), np.asarray(reference, np.float64)
     assert found.shape == reference.shape
     return np.linalg.norm(found - reference) / np.linalg.norm(reference)
 
 
 def torch_value(name, shape):
-    """The array of a name of kazuto1011's state dicts, as in kazuto_deeplab_2x65x65.npz."""
+    """Returns the array for a name in kazuto1011's state dicts, as in kazuto_deeplab_2x65x65.npz."""
     random = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
     leaf = name.split('.')[-1]
     if leaf == 'num_batches_tracked':

@@ -1,4 +1,4 @@
-"""The random changes of a crop: their geometry, their values, and that they depend on seed and sample alone."""
+"""Random changes of crops: geometry, values, and that they depend only on the seed and the sample."""
 
 import collections
 import zlib
@@ -24,7 +24,7 @@ Fixed = collections.namedtuple('Fixed', 'uniform random_sample')
 
 
 def fixed(value):
-    """A generator that always draws this number (or array)."""
+    """Returns a random generator that always draws this number (or array)."""
     return Fixed(lambda low, high, size=None: np.array(value), lambda: value)
 
 
@@ -41,7 +41,7 @@ def change(changes, seed=3, k=0, size=(20, 30), fill=FILL):
 @pytest.mark.parametrize('size', [(21, 21), (20, 31), (31, 20)])
 @pytest.mark.parametrize('degrees', [-180, -71.5, -10, 0, 45, 90, 133])
 def test_rotation_moves_a_mark_of_image_and_label_to_the_same_place(size, degrees):
-    """Counter-clockwise by the angle about the middle of the crop; nothing else is marked."""
+    """The mark turns counter-clockwise by the angle around the middle of the crop; nothing else is marked."""
     image, label = np.zeros(size + (3,), np.float32), np.full(size + (1,), 3, np.int32)
     image[7:10, 11:14], label[7:10, 11:14] = 200, 9
     turned, classes = augment.rotate(image, label, fixed(degrees), 180, Fill(np.zeros(3, np.float32), 3))
@@ -100,7 +100,7 @@ def test_angles_are_uniform_in_both_directions(monkeypatch):
         angle) or rotated(image, angle, *args, **settings))
     for k in range(300):
         change({'random_rotation': 15.0}, k=k, size=(3, 3))
-    assert len(angles) == 1200 and len(set(angles)) == 300  # one for all channels and the label
+    assert len(angles) == 1200 and len(set(angles)) == 300  # the channels and the label share one
     counts = np.histogram(angles[::4], 6, (-15, 15))[0]
     assert counts.sum() == 300 and counts.min() > 25
 
@@ -163,7 +163,7 @@ def test_none_shifts_the_draws_of_another(monkeypatch):
         change(changes, k=5)
     numbers = [drawn[name] for name in AUGMENTATIONS]
     assert all(one == other for one, other in numbers)
-    first = np.random.RandomState([augment.CHANGES, 3, 5]).random_sample()  # that of the scale
+    first = np.random.RandomState([augment.CHANGES, 3, 5]).random_sample()  # the scale's random number
     assert len({one for one, _ in numbers} | {first}) == 4
 
 
@@ -195,7 +195,7 @@ def test_a_mistake_in_a_function_is_raised_as_it_is(tmp_path, monkeypatch, fault
 
 
 def batches(files, changes, num_threads=1, start=0, number=6, size=(24, 36), random_scale=True, **settings):
-    """Two-image batches of a reader that begins at sample `start`."""
+    """Returns batches of two images from a reader that starts at sample `start`."""
     reader = make_reader(*files, num_threads=num_threads, seed=3, **settings)
     with tf.Graph().as_default(), tf.Session() as sess:
         tensors = reader.training_batch(2, Augmentation(size, random_scale, changes=changes))
@@ -204,7 +204,7 @@ def batches(files, changes, num_threads=1, start=0, number=6, size=(24, 36), ran
 
 
 def test_changed_samples_depend_on_the_seed_alone(tmp_path):
-    """JPEGs, PNGs, an image without a label, crops larger than some images and smaller than others."""
+    """The files are JPEGs, PNGs and an image without a label; some images are smaller than the crop, some larger."""
     images, labels = write_pictures(tmp_path, 5)
     files = images, labels[:2] + [''] + labels[3:]
     wanted, plain = batches(files, ALL), batches(files, {})
@@ -216,7 +216,7 @@ def test_changed_samples_depend_on_the_seed_alone(tmp_path):
 
 
 def test_a_changed_batch_is_the_change_of_the_plain_one(tmp_path):
-    """Of the crop before the mean is subtracted and before it is padded."""
+    """The changes are applied to the crop before the mean is subtracted and before it is padded."""
     pairs = [write_pair(tmp_path, 'image%d' % i, 14, 18, 5 + i) for i in range(4)]
     files = [list(paths) for paths in zip(*pairs)]
     fill = Fill(np.array([30, 20, 10], np.float32), -7)
@@ -244,7 +244,7 @@ def test_the_network_sees_0_where_a_rotation_uncovers(tmp_path, order):
 
 
 def test_samples_without_changes_are_those_of_the_version_before_them(tmp_path):
-    """PNGs alone, as decoders of JPEGs differ, and unscaled, as rounding does."""
+    """Uses PNGs without scaling, because JPEG decoders and rounding may differ between versions."""
     images, labels = write_pictures(tmp_path, 5)
     files = images[::2], labels[::2]
     reader = make_reader(*files, num_threads=2, seed=3)

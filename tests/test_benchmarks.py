@@ -1,4 +1,4 @@
-"""The benchmark: its reference forms compute what the product does, its counts and ratios are right, it runs."""
+"""The benchmark: the reference forms compute the same as the product, counts and ratios are right, and it runs."""
 
 import collections
 import json
@@ -41,7 +41,7 @@ def test_reference_logits(encoder_name, settings, narrow):
 
 @pytest.mark.parametrize('model_class, every', [(Model, 1), (Model_msc, 2)])
 def test_reference_training(model_class, every, settings, narrow):
-    """Two updates: the losses, and how far a weight of every rate moves."""
+    """Compares the losses of two updates, and how far a weight of each learning rate moves."""
     narrow({'res50': (1, 1, 1, 2)})
     images, labels = recipe.image(1, 41, 41), recipe.label(1, 41, 41, 21).astype(np.int32)
     conf = settings(encoder_name='res50', train_bn=False, batch_size=1, grad_update_every=every, learning_rate=1e-7)
@@ -62,7 +62,7 @@ def test_reference_training(model_class, every, settings, narrow):
 
 
 def update(sess, graph, every):
-    """The mean loss of one update of the reference."""
+    """Runs one update of the reference and returns its mean loss."""
     feed = {graph.rate: 1e-7}
     if graph.accumulate is None:
         return sess.run([graph.losses, graph.apply], feed)[0]['loss/total']
@@ -72,7 +72,7 @@ def update(sess, graph, every):
 
 
 def moves(sess):
-    """{name: how far the variable is from its recipe's value} of a few variables."""
+    """Returns {name: distance of the variable from its recipe's value} for a few variables."""
     names = ['decoder/aspp/conv1/weights', 'decoder/aspp/conv4/biases',
              'resnet_v1_50/block4/unit_2/bottleneck_v1/conv2/weights']
     found = {v.op.name: v for v in tf.global_variables() if v.op.name in names}
@@ -81,7 +81,7 @@ def moves(sess):
 
 @pytest.mark.parametrize('dilated_type', run.SMOOTH_TYPES)
 def test_mixing_is_the_same_in_both_forms(dilated_type):
-    shape = [8, 3, 4, 5] if dilated_type == 'smooth_GI' else [2, 6, 7, 5]  # groups of rate 2, or a map
+    shape = [8, 3, 4, 5] if dilated_type == 'smooth_GI' else [2, 6, 7, 5]  # groups of rate 2, or a feature map
     inputs = np.random.RandomState(0).randn(*shape).astype(np.float32)
     fix_w = recipe.value('fix_w', dilated.lookup(dilated_type)[1](2))
     found = []
@@ -90,7 +90,7 @@ def test_mixing_is_the_same_in_both_forms(dilated_type):
             x, w = tf.constant(inputs), tf.constant(fix_w)
             outputs = measure.mixed(form, dilated_type, x, 2, w)
             found.append(sess.run([outputs] + tf.gradients(tf.reduce_sum(outputs ** 2), [x, w])))
-    assert recipe.relative_error(found[1][0], inputs) > 0.01  # it does mix
+    assert recipe.relative_error(found[1][0], inputs) > 0.01  # the mixing has an effect
     for ours, theirs in zip(*found):
         assert recipe.relative_error(ours, theirs) <= 1e-5
 
@@ -115,7 +115,7 @@ def test_reference_reader(input_size, tmp_path):
 
 
 def test_operations():
-    """Of DeepLab v2 at 321x321 150 GFLOP; by hand for conv1: 2 * 7 * 7 * 3 * 64 on a map of 161x161."""
+    """DeepLab v2 at 321x321 has 150 GFLOP; conv1 by hand: 2 * 7 * 7 * 3 * 64 on a map of 161x161."""
     total, first = flops.forward('deeplab', 321, 321)
     assert abs(total / 1e9 - 150) < 0.5
     assert first == 2 * 7 * 7 * 3 * 64 * 161 * 161
@@ -123,7 +123,7 @@ def test_operations():
 
 
 def test_operations_agree_with_the_graph():
-    """TensorFlow's own count of the convolutions, without the dilated ones, whose maps it pads."""
+    """TensorFlow counts the convolutions too, but not the dilated ones, because it pads their maps."""
     with tf.Graph().as_default() as graph:
         reference.encode(tf.placeholder(tf.float32, [1, 65, 49, 3]), 'deeplab')
         encoder = sum(operations_of(op) for op in graph.get_operations() if op.type == 'Conv2D')
@@ -132,7 +132,7 @@ def test_operations_agree_with_the_graph():
 
 
 def operations_of(conv):
-    """2 * k * k * C * D * h * w of a Conv2D op, of all groups of a dilated one but without their padding."""
+    """Returns 2 * k * k * C * D * h * w of a Conv2D op; for a dilated one, of all groups without their padding."""
     kernel = conv.inputs[1].shape.as_list()
     if conv.inputs[0].op.type == 'SpaceToBatchND':
         height, width = conv.inputs[0].op.inputs[0].shape.as_list()[1:3]
@@ -142,7 +142,7 @@ def operations_of(conv):
 
 
 def test_ratios_are_taken_round_by_round():
-    """A machine that is five times slower in the second round changes no ratio."""
+    """If the machine is five times slower in the second round, the ratios stay the same."""
     seconds = {run.PRODUCT: {0: 1.0, 1: 5.0, 2: 1.2}, run.ONEDNN: {0: 2.0, 1: 10.0}}
     results = {('deeplab_train', form): {i: {'seconds': s, 'peak_mb': 70.0 if form == run.PRODUCT else 100.0,
                                              'gflop': 90.0, 'sgemm_gflops': 100.0 / s, 'onednn': True}
@@ -183,7 +183,7 @@ def test_rows_without_a_form():
 @pytest.mark.parametrize('mixed_precision', [True, False])
 @pytest.mark.parametrize('what', ['train', 'predict'])
 def test_a_job_in_bfloat16(what, mixed_precision, narrow, monkeypatch):
-    """It asks the session for bfloat16 and measures a bfloat16 product too, also where the processor has none."""
+    """The job asks the session for bfloat16 and also measures a bfloat16 product, even if the processor has none."""
     asked = []
     monkeypatch.setattr(runtime, 'available_precision', lambda: 'bfloat16')
     monkeypatch.setattr(runtime, 'set_precision', lambda config, chosen: asked.append(chosen) or config)
@@ -200,7 +200,7 @@ def test_a_job_in_bfloat16(what, mixed_precision, narrow, monkeypatch):
 @pytest.mark.parametrize('what, form', [('exported', 'product')] + [
     (what, form) for what in ('mixing', 'reader', 'colours') for form in ('product', 'reference')])
 def test_a_job(what, form, narrow):
-    """What the command line's test below leaves out, which starts a process for each."""
+    """Runs in this process what the command-line test below leaves out to save time."""
     narrow({'res50': (1, 1, 1, 1)})
     job = types.SimpleNamespace(**dict(
         measure.JOB, what=what, form=form, encoder_name='res50', budget=0, sgemm_side=16, dilated_type='smooth_GI',

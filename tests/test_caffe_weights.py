@@ -1,4 +1,4 @@
-"""Reading .caffemodel files that are written here with the same message description, and one written by hand."""
+"""Reads .caffemodel files that are written with the same message description, and one that is written by hand."""
 
 import re
 import struct
@@ -18,7 +18,7 @@ NUM_CLASSES = 3
 
 @pytest.fixture(autouse=True)
 def small(narrow):
-    """All names of the encoder, but channels of conv1 and the blocks a 16th of theirs."""
+    """Narrows conv1 and the blocks of the encoder to a 16th of the channels; all names remain."""
 
 
 def add_blob(blobs, array, legacy=False, double=False):
@@ -32,7 +32,7 @@ def add_blob(blobs, array, legacy=False, double=False):
 
 
 def write_layers(path, layers, version=1, suffix=b'', **blob_options):
-    """layers: [(name, type, arrays)]; version 1 writes `layer`, 0 the older `layers`."""
+    """Writes layers, a list of (name, type, arrays); version 1 writes `layer`, version 0 the older `layers`."""
     net = caffe_weights.net_parameter()()
     for name, _, arrays in layers:
         layer = (net.layer if version == 1 else net.layers).add(name=name.encode())
@@ -47,7 +47,7 @@ def read(path):
 
 
 def network_layers(rng, units=(3, 4, 23, 3), factor=2.0):
-    """The layers of a deeplab network as the authors' files have them, with random numbers."""
+    """Returns the layers of a deeplab network, as in the authors' files, with random numbers."""
     layers = []
     for stage, unit, index, (height, width, inputs, outputs) in convolutions(resnet_blocks(units, depth=16)):
         conv, batch_norm = weight_names.conv_scopes('deeplab', stage, unit, index)
@@ -62,7 +62,7 @@ def network_layers(rng, units=(3, 4, 23, 3), factor=2.0):
 
 
 def expected_weights(layers):
-    """{variable name: array}, by another road than the reader's: einsum and names looked up."""
+    """Returns {variable name: array}, computed differently than by the reader: with einsum and a table of names."""
     expected = {}
     for name, kind, arrays in layers:
         arrays = [np.asarray(array, np.float32) for array in arrays]
@@ -122,7 +122,7 @@ def test_batch_norm_factor(tmpdir):
 
 
 def test_biases_before_a_batch_norm_are_folded(tmpdir):
-    """As in He's ResNet-50, whose conv1 has biases."""
+    """He's ResNet-50 has such biases in conv1."""
     path = write_layers(tmpdir.join('x'), [
         ('conv1', 'Convolution', [np.ones((2, 3, 7, 7)), [1.0, 2.0]]),
         ('bn_conv1', 'BatchNorm', [[5.0, 5.0], [1.0, 1.0], [1.0]]),
@@ -135,7 +135,7 @@ def test_biases_before_a_batch_norm_are_folded(tmpdir):
 
 
 def field(number, payload):
-    """A length-delimited field of protobuf's wire format, with a payload below 16384 bytes."""
+    """Returns a length-delimited field in protobuf's wire format; the payload must be shorter than 16384 bytes."""
     tag, length = number << 3 | 2, len(payload)
     encoded = b''
     for value in (tag, length):
@@ -147,7 +147,7 @@ def field(number, payload):
 
 
 def test_bytes_by_hand(tmpdir):
-    """Field numbers as in Caffe's caffe.proto, floats packed and not, unknown fields around."""
+    """Uses field numbers from Caffe's caffe.proto, packed and unpacked floats, and unknown fields in between."""
     packed = field(7, field(1, bytes([2, 1, 1, 3]))) + field(5, struct.pack('<6f', *range(6)))
     unpacked = field(7, field(1, bytes([2, 1, 1, 3]))) + b''.join(b'\x2d' + struct.pack('<f', i) for i in range(6))
     for blob in (packed, unpacked):
@@ -172,7 +172,7 @@ def test_wrong_and_damaged_models_are_reported(tmpdir):
     tmpdir.join('cut').write_binary(content[:len(content) // 2])
     tmpdir.join('long').write_binary(content + b'\x04\x04\x04')
     cut_layer = layers[:4] + [('res2a_branch1', 'Convolution', [np.ones((4, 4, 1, 1))])] + layers[8:]
-    deeper = network_layers(np.random.RandomState(0), units=(3, 10, 23, 14))  # as no encoder has
+    deeper = network_layers(np.random.RandomState(0), units=(3, 10, 23, 14))  # no encoder has these units
     cases = [
         (str(tmpdir.join('cut')), 'known kind, or is damaged'),
         (str(tmpdir.join('long')), 'known kind, or is damaged'),
@@ -194,7 +194,7 @@ def test_the_encoder_that_fits_is_named(tmpdir):
 
 
 def assert_under_slims_names(weights, expected, encoder_name):
-    """Checks a WeightsFile against {name of the deeplab encoder: array}."""
+    """Checks a WeightsFile against {name in the deeplab encoder: array}."""
     for stage, unit, index, _ in convolutions(BLOCKS[encoder_name]):
         scopes = zip(weight_names.conv_scopes(encoder_name, stage, unit, index),
                      weight_names.conv_scopes('deeplab', stage, unit, index))
@@ -215,7 +215,7 @@ def test_the_authors_resnet_101_under_slims_names(tmpdir):
 
 
 def he_resnet_50(rng):
-    """(layers, {name of the deeplab encoder: array}) of Kaiming He's ResNet-50-model.caffemodel."""
+    """Returns (layers, {name in the deeplab encoder: array}) of Kaiming He's ResNet-50-model.caffemodel."""
     layers = network_layers(rng, units=(3, 4, 6, 3))[:-4]
     expected = expected_weights(layers)
     biases = np.float32(rng.randn(4))
@@ -274,7 +274,7 @@ def test_biases_of_another_number_than_channels(tmpdir):
 
 
 def test_damaged_layer_names(tmpdir):
-    """Some are no UTF-8; what they belong to is missing, and no other file is read for it."""
+    """If a layer's name is damaged, its weights are missing, and no other file is read instead."""
     path = tmpdir.join('x.caffemodel')
     write_layers(path, he_resnet_50(np.random.RandomState(0))[0])
     content = path.read_binary()
@@ -286,7 +286,7 @@ def test_damaged_layer_names(tmpdir):
 
 
 def test_random_damage(tmpdir):
-    """Bytes changed at random places of names, lengths and numbers: read, or reported in a printable sentence."""
+    """Bytes are changed at random places of names, lengths and numbers."""
     path = tmpdir.join('x.caffemodel')
     write_layers(path, he_resnet_50(np.random.RandomState(0))[0])
     assert damage.count_reported(path, seeds=60, stride=7, reach=8) > 5

@@ -1,4 +1,4 @@
-"""Every change of docs/changing_it.md, applied to a copy of the repo, trains a few steps."""
+"""Applies every change of docs/changing_it.md to a copy of the repo and trains a few steps with it."""
 
 import os
 import re
@@ -13,14 +13,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PRODUCT = ['main.py', 'main_msc.py', 'model.py', 'model_msc.py', 'network.py']
 SHORT = ['--num_steps=2', '--save_interval=1', '--valid_interval=0', '--input_height=33', '--input_width=33',
          '--batch_size=2', '--check_labels=false', '--num_threads=2']
-# Where a block of lines goes, and the block.
+# The place of a block of lines, and the block.
 PLACE = re.compile(r'^In (?:the new file `(?P<new>[^`]+)`|`(?P<file>[^`]+)`, (?P<where>above|below|instead of) '
                    r'`(?P<anchor>[^`]+)`)\n\n```\w+\n(?P<lines>.*?)```$', re.M | re.S)
 COMMAND = re.compile(r'^```bash\npython main.py (.*?)\n```$', re.M)
 
 
 def changes():
-    """{title: text} of the page's worked changes; the last section names others."""
+    """Returns {title: text} of the page's worked changes; the last section has no worked change."""
     with open(os.path.join(ROOT, 'docs', 'changing_it.md'), encoding='utf-8') as file:
         parts = re.split(r'^## (.*)\n', file.read(), flags=re.M)
     assert parts[-2] == 'Other changes' and len(parts) == 1 + 2 * 9
@@ -28,7 +28,7 @@ def changes():
 
 
 def edit(text, place):
-    """The text of a file with the lines of a place."""
+    """Returns the text of a file after inserting or replacing the lines that `place` gives."""
     anchor, lines = place['anchor'], place['lines']
     if place['where'] == 'instead of':
         assert text.count(anchor) == 1, anchor
@@ -40,7 +40,7 @@ def edit(text, place):
 
 
 def train(folder, words):
-    """Runs main.py of a copy with a narrow network."""
+    """Runs main.py in a copy of the repo, with a narrow network."""
     command = [sys.executable, os.path.join('tests', 'narrow_main.py'), 'main'] + words
     return subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
 

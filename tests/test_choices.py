@@ -1,4 +1,4 @@
-"""What --loss, --schedule and --optimizer choose, against numpy; and that nothing on the way to the weights is lost."""
+"""--loss, --schedule and --optimizer against numpy, and all terms and heads on the way to the weights."""
 
 
 import numpy as np
@@ -20,7 +20,7 @@ CLASSES = Classes(5, 255, None)
 
 
 def example():
-    """Logits [2, 4, 6, 5] and labels [2, 4, 6, 1] of classes 0, 1 and 3, some of which do not count."""
+    """Returns logits [2, 4, 6, 5] and labels [2, 4, 6, 1] of classes 0, 1 and 3; some pixels are ignored."""
     random = np.random.RandomState(0)
     label = np.array([0, 1, 3])[random.randint(0, 3, (2, 4, 6, 1))]
     label[0, 0], label[1, 1, :2] = 255, 7
@@ -28,7 +28,7 @@ def example():
 
 
 def dice_of(logits, label, factors):
-    """1 - the weighted mean over the classes of the labels of the Dice coefficient, in numpy."""
+    """Returns 1 - the weighted mean of the Dice coefficient over the classes in the labels, computed by numpy."""
     valid = label[..., 0] < 5
     p = (np.exp(logits) / np.exp(logits).sum(axis=3, keepdims=True))[valid]
     g = np.eye(5)[label[..., 0][valid]]
@@ -56,7 +56,7 @@ def test_dice_without_a_valid_pixel_is_zero(settings):
 
 
 def test_terms_are_summed_over_all_sizes_of_logits(settings, monkeypatch):
-    """Each term has a name of its own and counts by its factor."""
+    """Each term has its own name and is multiplied by its factor."""
     logits, label = example()
     monkeypatch.setitem(losses.LOSSES, 'both', [losses.Term('cross_entropy', losses.cross_entropy),
                                                 losses.Term('dice', losses.dice, 0.5)])
@@ -76,7 +76,7 @@ def test_terms_are_summed_over_all_sizes_of_logits(settings, monkeypatch):
     ({'schedule': 'step', 'warmup_steps': 4}, {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0}),
 ], ids=['cosine', 'step', 'poly', 'warmup'])
 def test_schedules(settings, flags, wanted):
-    """The last step only reports: its rate is 0, whatever the schedule."""
+    """The last step only reports the losses: its rate is 0 with every schedule."""
     conf = settings(num_steps=100, learning_rate=0.5, **flags)
     for step, factor in list(wanted.items()) + [(100, 0.0)]:
         np.testing.assert_allclose(optimizer.learning_rate(step, conf), 0.5 * factor, rtol=1e-6)
@@ -84,7 +84,7 @@ def test_schedules(settings, flags, wanted):
 
 @pytest.mark.parametrize('loss_scale', [1.0, 128.0])
 def test_adamw(settings, loss_scale):
-    """Two updates of two groups against the paper's formulas: biases, whose names differ, do not decay."""
+    """Two updates of two groups agree with the paper's formulas; biases have no weight decay."""
     conf = settings(optimizer='adamw', weight_decay=0.1, momentum=0.8)
     gradients, start = np.array([[0.5, -2.0], [1.0, 3.0]]), np.array([1.0, -1.0])
     with tf.Graph().as_default(), tf.Session() as sess:
@@ -113,14 +113,14 @@ def test_adamw_refuses_a_first_moment_that_never_decays(settings):
 
 
 def test_the_weight_decay_that_is_logged_is_the_one_that_trains(settings, narrow, monkeypatch):
-    """With another penalty in weight_decay_loss, both change."""
+    """If weight_decay_loss is replaced by another penalty, both the logged value and the training change."""
     narrow({'res50': UNITS})
     monkeypatch.setattr(losses, 'weight_decay_loss', lambda value, factor: factor * tf.reduce_sum(7.0 * value))
     conf = settings(encoder_name='res50', num_classes=3, train_bn=False, weight_decay=0.5, momentum=0.0,
                     learning_rate=1.0, decoder_rate=[1.0, 1.0], num_steps=2)
     with tf.Graph().as_default(), tf.Session() as sess:
         model = Model(conf)
-        graph = model.training_graph(tf.zeros([1, 33, 33, 3]), tf.fill([1, 33, 33, 1], 255))  # no pixel counts
+        graph = model.training_graph(tf.zeros([1, 33, 33, 3]), tf.fill([1, 33, 33, 1], 255))  # all pixels are ignored
         sess.run(tf.global_variables_initializer())
         weights = next(v for v in graph.net.variables if v.op.name == 'decoder/aspp/conv1/weights')
         before = sess.run(graph.net.variables)
@@ -142,7 +142,7 @@ def test_towers_refuse_a_loss_with_another_path_to_the_weights():
 
 
 def test_outputs_of_a_tower_that_depend_on_each_other_count_once():
-    """As fused logits do on those of each scale."""
+    """The fused logits of main_msc.py, for example, depend on the logits of each scale."""
     with tf.Graph().as_default(), tf.Session() as sess:
         w = tf.get_variable('w', [2], initializer=tf.constant_initializer([1.0, 2.0]), use_resource=True)
         parts = []
@@ -164,7 +164,7 @@ def test_unknown_choices_are_no_flags():
 
 @pytest.mark.parametrize('model_class', [Model, Model_msc])
 def test_an_auxiliary_head_is_one_more_term(settings, narrow, monkeypatch, model_class):
-    """Trained once, on the first scale, with its own column; towers equal one device; predictions do not need it."""
+    """The head is trained once, on the first scale, and has its own column; towers equal one device."""
     narrow({'res50': (1, 1, 1, 1)})
 
     class Auxiliary(decoders.ASPP):

@@ -1,4 +1,4 @@
-"""Several machines, as processes on loopback: equal to one, whatever dies in between; mistakes are told by name."""
+"""Several machines, as processes on loopback: they equal one machine, even if some die, and mistakes are named."""
 
 import contextlib
 import json
@@ -69,7 +69,8 @@ def test_tf_config(monkeypatch):
         assert found.addresses == ['127.0.0.1:%d' % port for port in (1, 2, 3)] and found.index == place
     monkeypatch.setenv('TF_CONFIG', tf_config({'worker': ['127.0.0.1:1']}, 'worker', 0))
     assert cluster.from_flags(flags()).addresses == []
-    given = cluster.from_flags(flags(cluster=['127.0.0.1:8', ' 127.0.0.1:9'], task_index=1))  # before the environment
+    # Flags take precedence over the environment.
+    given = cluster.from_flags(flags(cluster=['127.0.0.1:8', ' 127.0.0.1:9'], task_index=1))
     assert given.addresses == ['127.0.0.1:8', '127.0.0.1:9'] and given.index == 1
 
 
@@ -101,9 +102,9 @@ def test_losses_in_quick_succession_end_the_run(monkeypatch, capsys):
 
 
 def test_a_file_that_could_not_be_written_since_a_machine_is_gone(monkeypatch):
-    """It is a loss, after which the training goes on; the same sentence without one ends the run."""
-    machines = cluster.Cluster(['127.0.0.1:1', '127.0.0.1:2'])  # where nothing listens
-    machines._server = types.SimpleNamespace(target='')  # one of this process
+    """While a machine is lost, the error counts as the loss and training continues; otherwise it ends the run."""
+    machines = cluster.Cluster(['127.0.0.1:1', '127.0.0.1:2'])  # nothing listens there
+    machines._server = types.SimpleNamespace(target='')  # a server in this process
 
     def save(error):
         with machines.session(tf.ConfigProto()):
@@ -123,7 +124,7 @@ def test_a_file_that_could_not_be_written_since_a_machine_is_gone(monkeypatch):
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that starts the processes of a short training, a machine each, of which it returns the runs.Run."""
+    """Returns a function that starts the processes of a short training, one per machine, and returns their runs.Run."""
     with contextlib.ExitStack() as stack:
         def make(name, tasks):
             (tmp_path / name).mkdir()
@@ -140,7 +141,7 @@ def losses(run):
 
 
 def codes(run):
-    """The exit codes of all tasks, once they have ended."""
+    """Waits until all tasks have ended and returns their exit codes."""
     return [run.processes[task].wait() for task in range(run.tasks)]
 
 
@@ -154,7 +155,7 @@ def test_three_machines_equal_one_whatever_dies(start):
     assert 'task 1 (%s) ' % three.addresses[1] in three.output()
     three.start(1)
     assert three.until(lambda: three.steps() >= 14), three.output()
-    three.signal(0, signal.SIGKILL)  # the others serve on
+    three.signal(0, signal.SIGKILL)  # the other tasks keep running
     three.start(0)
     assert codes(three) == [0, 0, 0], three.output()
     np.testing.assert_allclose(losses(three), losses(one), rtol=1e-4)
@@ -190,7 +191,7 @@ def test_another_tensorflow_or_project_is_refused_by_name(monkeypatch):
         monkeypatch.setattr(same_code, 'described', said.__next__)  # the helper's call comes first
         thread = threading.Thread(target=refusal_of, args=(helper, refusals), daemon=True)
         thread.start()
-        while same_code._ask(chief, 1) != other:  # until it is said, not what was said before
+        while same_code._ask(chief, 1) != other:  # until the new value is published
             pass
         with pytest.raises(UserError) as error:
             chief.wait()

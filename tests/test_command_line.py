@@ -1,4 +1,4 @@
-"""Flags, flag files, the paths in them, and the sentence about a mistake; all in this process."""
+"""Flags, flag files, the paths in them, and error sentences, all in this process."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def saved_flags():
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A working folder that is not the repo, and the home folder below it."""
+    """Changes to a working folder outside the repo, with the home folder below it."""
     monkeypatch.chdir(str(tmp_path))
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
     return tmp_path
@@ -142,7 +142,7 @@ def test_a_mistake_in_a_flag_file_is_named_by_its_line(elsewhere):
 
 
 def test_lines_of_a_flag_file_as_people_write_them(elsewhere):
-    """A byte order mark, quotes, a space for the = and spaces around it."""
+    """Flag files may have a byte order mark, quotes, and spaces around or instead of the =."""
     (elsewhere / 'my.flags').write_bytes(
         b'\xef\xbb\xbf--num_steps=7\r\n--num_classes 2\r\n--batch_size = 3\r\n--visual false\r\n--palette\tvoc\r\n'
         b'--data_dir="my data"\r\n--out_dir \'my results\'\r\n"--modeldir=my model"\r\n--logfile=a "b" c.txt\r\n'
@@ -175,7 +175,7 @@ def test_the_later_of_two_values_counts(elsewhere):
     (elsewhere / 'more.flags').write_text('--power=1\n')
     parse('--num_steps=3', '--flagfile', 'my.flags', '--option', 'test', '--power=2')
     assert (FLAGS.num_steps, FLAGS.visual, FLAGS.option, FLAGS.power) == (7, False, 'test', 2)
-    assert FLAGS.data_dir == 'dataset/sample'  # a user's flag file is relative to the working folder
+    assert FLAGS.data_dir == 'dataset/sample'  # paths in a user's flag file are relative to the working folder
     parse('--flagfile=my.flags', '--num_steps=3')
     assert FLAGS.num_steps == 3
 
@@ -189,7 +189,7 @@ def test_our_flag_files_and_what_they_read_are_found_from_anywhere(elsewhere):
     assert FLAGS.out_dir == 'here' and FLAGS.modeldir == 'model'
     parse('--flagfile=%s/dataset/cityscapes.flags' % command_line.REPO)
     assert FLAGS.palette == 'cityscapes' and FLAGS.modeldir == 'model_cityscapes'
-    assert FLAGS.data_list == './dataset/cityscapes/train_fine.txt'  # neither here nor in the repo
+    assert FLAGS.data_list == './dataset/cityscapes/train_fine.txt'  # the file is neither here nor in the repo
 
 
 def test_the_working_folder_comes_before_the_repo(elsewhere):
@@ -252,7 +252,7 @@ def test_exit_codes(capsys):
 
 
 def test_threads_that_the_system_does_not_start():
-    """In a process that has no room for their stacks; Python's own words are what it goes by."""
+    """The process has no memory for the stacks; the error is recognised by Python's own message."""
     code = ('import resource, sys, threading\nfrom utils.system import command_line\n'
             'resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))\n'
             'threading.stack_size(1 << 36)\n'

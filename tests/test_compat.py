@@ -1,4 +1,4 @@
-"""The modes' settings: what the network gets, and how test images are padded."""
+"""The settings of --compat: what the network gets, and how test images are padded."""
 
 import numpy as np
 import pytest

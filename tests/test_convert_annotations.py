@@ -1,4 +1,4 @@
-"""convert_annotations.py through its command line."""
+"""Runs convert_annotations.py as a command."""
 
 import json
 import os

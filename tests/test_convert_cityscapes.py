@@ -1,4 +1,4 @@
-"""convert_cityscapes.py through its command line, on small trees with Cityscapes' real folders and names."""
+"""Runs convert_cityscapes.py as a command, on small trees with Cityscapes' real folders and names."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUFFIX = '_labelTrainIds.png'
 LISTS = ['test', 'train', 'train_coarse', 'train_extra', 'train_fine', 'val_coarse', 'val_fine']
 
-# Stands for the package's table where that is not installed: some labels, each special kind among them.
+# Replaces the package's table if that is not installed: a few labels, with one of each special kind.
 LABELS = [('unlabeled', 0, 255), ('ego vehicle', 1, 255), ('static', 4, 255), ('parking', 9, 255), ('caravan', 29, 255),
           ('polegroup', 18, 255), ('license plate', -1, -1)]
 LABELS += [(name, label_id, train_id) for train_id, (name, label_id, _) in enumerate(CITYSCAPES_CLASSES)]
@@ -67,7 +67,7 @@ def add(root, kind, split, *frames):
 
 @pytest.fixture
 def package(tmp_path):
-    """A folder with a stand-in for the package cityscapesscripts."""
+    """Returns a folder with a stand-in for the package cityscapesscripts."""
     helpers = tmp_path / 'package' / 'cityscapesscripts' / 'helpers'
     helpers.mkdir(parents=True)
     for folder in (helpers, helpers.parent):
@@ -78,7 +78,7 @@ def package(tmp_path):
 
 @pytest.fixture
 def no_package(tmp_path):
-    """A folder that hides the package cityscapesscripts."""
+    """Returns a folder that hides the package cityscapesscripts."""
     folder = tmp_path / 'hidden' / 'cityscapesscripts'
     folder.mkdir(parents=True)
     (folder / '__init__.py').write_text("raise ImportError('hidden')")
@@ -106,7 +106,7 @@ def converted(root, package=''):
 
 
 def refused(root, *args, **env):
-    """The one sentence of a run that fails, which leaves no list."""
+    """Returns the one sentence of a run that must fail and leave no list."""
     code, _, err = convert(root, *args, **env)
     assert code == 1
     messages = [line for line in err.replace('\r', '\n').split('\n') if line.startswith('error: ')]
@@ -116,7 +116,7 @@ def refused(root, *args, **env):
 
 
 def lists(root):
-    """{list: its lines}."""
+    """Returns {name of the list: its lines}."""
     folder = str(root.parent / 'lists')
     found = {}
     for name in os.listdir(folder):
@@ -146,7 +146,7 @@ def test_all_lists(root):
     add(root, 'gtCoarse', 'train_extra', 'augsburg_000000_000000', 'augsburg_000000_000001')
     add_image(root, 'test', 'berlin_000001_000019')
     add_image(root, 'test', 'berlin_000000_000019')
-    add_label(root, 'gtFine', 'test', 'berlin_000000_000019')  # the benchmark's dummy labels are of no use
+    add_label(root, 'gtFine', 'test', 'berlin_000000_000019')  # the benchmark's dummy labels must not be used
     out, err = converted(root)
     extra = [line('gtCoarse', 'train_extra', 'augsburg_000000_00000%d' % i) for i in range(2)]
     assert lists(root) == {
@@ -226,13 +226,13 @@ def test_labels_from_label_ids(root, package, kind):
     for frame in ('ulm_000000_000019', 'ulm_000001_000019'):
         add_image(root, 'train', frame)
         add_label(root, kind, 'train', frame)
-        add_label(root, kind, 'train', frame, '_polygons.json')  # not read where labelIds are
+        add_label(root, kind, 'train', frame, '_polygons.json')  # not read where there is a labelIds file
     out, _ = converted(root, package)
     made = read(path_of(root, kind, 'train', 'ulm_000000_000019', SUFFIX))
     np.testing.assert_array_equal(made, TRAIN_IDS)
     assert '2 *_labelTrainIds.png written, 0 were there' in out
     folder = os.path.join(str(root), kind, 'train', 'ulm')
-    assert len(os.listdir(folder)) == 6  # nothing else is left there
+    assert len(os.listdir(folder)) == 6  # no other file is left
 
 
 def test_second_run_makes_only_what_is_missing(root, package):
@@ -255,9 +255,9 @@ def test_labels_from_polygons(root, package):
     converted(root, package)
     label = read(path_of(root, 'gtCoarse', 'val', 'ulm_000000_000019', SUFFIX))
     assert label.shape == (40, 60)
-    assert label[0, 0] == 255  # nothing drawn; the sky was deleted
+    assert label[0, 0] == 255  # nothing is drawn there; the sky was deleted
     assert label[25, 5] == 0  # road
-    assert label[15, 15] == label[25, 17] == 13  # car, its plate too
+    assert label[15, 15] == label[25, 17] == 13  # a car and its license plate
     assert label[8, 45] == 11  # a group of persons
     assert label[25, 54] == label[37, 3] == 255  # poles in a group, caravan
     expected = Image.new('L', (60, 40), 255)
@@ -283,7 +283,7 @@ def test_without_the_package(root, no_package):
     add_label(root, 'gtFine', 'train', 'ulm_000000_000019')
     assert 'pip install cityscapesscripts' in refused(root, PYTHONPATH=no_package)
     add_label(root, 'gtFine', 'train', 'ulm_000000_000019', SUFFIX)
-    converted(root, no_package)  # nothing to make, nothing to install
+    converted(root, no_package)  # no label is missing, so the package is not needed
 
 
 def truncate(path):
@@ -349,7 +349,7 @@ def test_wrong_folders(root, tmp_path):
     assert '--cityscapes_dir' in message
     assert 'gtFine' in message
     add_image(root, 'train', 'ulm_000000_000019')
-    assert 'gtFine' in refused(root)  # images alone do not train
+    assert 'gtFine' in refused(root)  # images alone are not enough for training
     script = [sys.executable, 'convert_cityscapes.py', '--list_dir=%s' % (tmp_path / 'lists')]
     process = subprocess.run(script, cwd=ROOT, stderr=subprocess.PIPE, universal_newlines=True)
     assert process.returncode == 1

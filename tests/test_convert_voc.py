@@ -1,4 +1,4 @@
-"""convert_voc.py through its command line, on small trees in the real layouts of VOCdevkit and benchmark_RELEASE."""
+"""Runs convert_voc.py as a command, on small trees with the real layouts of VOCdevkit and benchmark_RELEASE."""
 
 import os
 import shutil
@@ -19,12 +19,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TRAIN = ['2007_000032', '2008_000008', '2011_003271']
 VAL = ['2007_000033', '2009_000012']
 TEST = ['2008_000006', '2007_000061']
-SBD_TRAIN = ['2008_000002', '2008_000008', '2009_000012']  # one is VOC's train too, one VOC's val
+SBD_TRAIN = ['2008_000002', '2008_000008', '2009_000012']  # one is in VOC's train as well, one in VOC's val
 SBD_VAL = ['2010_000001', '2007_000033']
 
 
 def label_of(key, author):
-    """A label that tells by its values which image it belongs to and who made it."""
+    """Returns a label whose values tell which image it belongs to and who made it."""
     height, width = 6 + int(key[-1]) % 3, 9
     label = np.zeros([height, width], np.uint8)
     label[1:3] = int(key[-2:]) % 20 + 1
@@ -102,7 +102,7 @@ def converted(folder, *args):
 
 
 def refused(folder, *args):
-    """The one sentence of a run that fails, which leaves no list."""
+    """Returns the one sentence of a run that must fail and leave no list."""
     code, _, err = convert(folder, *args)
     assert code == 1
     messages = [line for line in err.replace('\r', '\n').split('\n') if line.startswith('error: ')]
@@ -121,7 +121,7 @@ def pair_lines(ids):
 
 
 def labels(voc):
-    """{id: (Pillow mode, array)} of what the script made."""
+    """Returns {id: (Pillow mode, array)} of the labels that the script wrote."""
     made = {}
     for name in os.listdir(os.path.join(voc, 'SegmentationClassAug')):
         assert name.endswith('.png'), name
@@ -191,7 +191,7 @@ def test_second_run_makes_only_what_is_missing(tmp_path, voc, sbd):
     converted(tmp_path, *args)
     label_dir = os.path.join(voc, 'SegmentationClassAug')
     os.remove(os.path.join(label_dir, TRAIN[0] + '.png'))
-    with open(os.path.join(label_dir, SBD_VAL[0] + '.png'), 'r+b') as file:  # cut short
+    with open(os.path.join(label_dir, SBD_VAL[0] + '.png'), 'r+b') as file:  # cut the file short
         file.truncate(30)
     shutil.copy(os.path.join(voc, 'SegmentationClass', VAL[0] + '.png'), label_dir)  # colour-mapped
     kept = os.path.join(label_dir, TRAIN[1] + '.png')
@@ -246,7 +246,7 @@ def test_labels_that_are_missing_are_reported_and_left_out(tmp_path, voc, sbd):
     assert "3 of VOC's images have no label in SegmentationClass" in err
     assert 'SBD lists 1 images without a file in cls (%s)' % SBD_VAL[0] in err
     assert lines(tmp_path, 'train') == pair_lines([TRAIN[1], TRAIN[2], SBD_TRAIN[0]])
-    assert lines(tmp_path, 'val') == pair_lines(VAL[:1])  # SBD's labels do not validate
+    assert lines(tmp_path, 'val') == pair_lines(VAL[:1])  # images that only SBD labels are not used for validation
     np.testing.assert_array_equal(labels(voc)[TRAIN[1]][1], label_of(TRAIN[1], 'sbd'))
 
 
@@ -330,7 +330,7 @@ def test_bad_labels_of_sbd(tmp_path, voc, sbd, damage):
     message = refused(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + sbd)
     assert SBD_VAL[0] + '.mat' in message
     assert '1 labels' in message
-    assert len(labels(voc)) == 6  # the others are kept for the next run
+    assert len(labels(voc)) == 6  # the other labels are kept for the next run
     shutil.rmtree(sbd)
     make_sbd(tmp_path / 'again')
     out, _ = converted(tmp_path, '--voc_dir=' + voc, '--sbd_dir=%s' % (tmp_path / 'again'))

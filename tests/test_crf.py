@@ -1,4 +1,4 @@
-"""The CRF: the library called directly, order and faults of the processes, and files of scores."""
+"""The CRF: the library itself, the order and the failures of its processes, and saved scores."""
 
 import dataclasses
 import importlib.util
@@ -26,7 +26,7 @@ WORK = crf.Work(2, 1e9, False)
 needs_library = pytest.mark.skipif(importlib.util.find_spec('pydensecrf') is None,
                                    reason='pydensecrf2 is not installed: ' + crf.INSTALL)
 
-# A library whose result is the network's; the process dies at a picture of grey 13 and fails at one of 14.
+# Stands in for the library: it returns the network's result, dies at grey 13 and fails at grey 14.
 STAND_IN = '''
 import os
 class DenseCRF2D(object):
@@ -49,7 +49,7 @@ class DenseCRF2D(object):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """The stand-in for the library in the processes of refined(), which take sys.path over."""
+    """Puts the stand-in on sys.path, which the processes of refined() inherit."""
     (tmp_path / 'library' / 'pydensecrf').mkdir(parents=True)
     (tmp_path / 'library' / 'pydensecrf' / '__init__.py').write_text('')
     (tmp_path / 'library' / 'pydensecrf' / 'densecrf.py').write_text(STAND_IN)
@@ -57,7 +57,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def pictures(folder, greys, size=(9, 12)):
-    """Paths of PNG pictures of one grey each."""
+    """Writes PNG pictures, each of one grey, and returns their paths."""
     paths = [str(folder / ('%d.png' % number)) for number in range(len(greys))]
     for path, grey in zip(paths, greys):
         Image.fromarray(np.full(size + (3,), grey, np.uint8)).save(path)
@@ -65,7 +65,7 @@ def pictures(folder, greys, size=(9, 12)):
 
 
 def predicted(count, size=(9, 12), num_classes=4):
-    """Predictions of random scores, with class maps that are none of theirs."""
+    """Yields predictions with random scores and class maps that do not belong to them."""
     random = np.random.RandomState(0)
     for index in range(count):
         scores = random.randn(*(size + (num_classes,))).astype(np.float32)
@@ -73,7 +73,7 @@ def predicted(count, size=(9, 12), num_classes=4):
 
 
 def disc():
-    """(image, label, logits) of a disc in the middle of noise, whose logits are right but noisy."""
+    """Returns (image, label, logits) of a disc; the logits are correct, but noisy."""
     random = np.random.RandomState(1)
     rows, columns = np.mgrid[:60, :80]
     label = ((rows - 30) ** 2 + (columns - 40) ** 2 < 20 ** 2).astype(np.int32)
@@ -96,7 +96,7 @@ def test_it_is_what_the_library_gives(are_probabilities):
     direct.addPairwiseBilateral(sxy=30, srgb=7, rgbim=image, compat=2.5)
     wanted = np.argmax(direct.inference(4), axis=0).reshape(60, 80)
     found = crf.refine(image, probabilities if are_probabilities else logits, are_probabilities, settings)
-    assert found.dtype == np.int32 and (found != wanted).mean() < 0.001  # ties aside
+    assert found.dtype == np.int32 and (found != wanted).mean() < 0.001  # except for ties
     assert (found != logits.argmax(axis=2)).mean() > 0.05
 
 
@@ -149,7 +149,7 @@ def test_processes_import_no_tensorflow():
 
 
 def test_without_the_library_one_sentence_says_what_to_install(settings, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'pydensecrf', None)  # which an import then finds missing
+    monkeypatch.setitem(sys.modules, 'pydensecrf', None)  # makes an import fail
     assert crf.settings_from_flags(settings()) is None
     with pytest.raises(UserError, match=r'--crf needs .*pydensecrf2.*pip install -r requirements-crf\.txt'):
         crf.settings_from_flags(settings(crf=True))
@@ -167,7 +167,7 @@ def test_softmax_of_large_logits():
 
 @pytest.fixture
 def model(settings, narrow, tmp_path, monkeypatch):
-    """A function from changed flags to a Model with a checkpoint of random weights and a list of three pictures."""
+    """Returns a function from changed flags to a Model with a checkpoint of random weights and three pictures."""
     narrow({'res50': UNITS})
     monkeypatch.setitem(sys.modules, 'pydensecrf', types.SimpleNamespace(densecrf=None))
     paths = pictures(tmp_path, [10, 100, 200], (33, 41))
@@ -186,7 +186,7 @@ def model(settings, narrow, tmp_path, monkeypatch):
 
 
 def test_models_test_and_predict_refine(model, stand_in, tmp_path):
-    """With the stand-in, which changes no class, the results are those without --crf."""
+    """The stand-in changes no class, so the results must equal those without --crf."""
     results = []
     for refine in (False, True):
         result = model(crf=refine).test()
@@ -216,7 +216,7 @@ def named(images):
 
 
 def written(settings, tmp_path, are_probabilities=False, images=('a/x.png', 'b/x.png'), **changed):
-    """(the scores, the writer) of two images' predictions, written."""
+    """Writes the predictions of two images; returns (the scores, the writer)."""
     conf = settings(out_dir=str(tmp_path), visual=False, num_classes=4, **changed)
     writer = masks.MaskWriter(conf, load_classes(4, 255, ''), named(images), are_probabilities)
     found = [dataclasses.replace(one, classes=one.classes * 0) for one in predicted(len(images))]
@@ -255,7 +255,7 @@ def test_merged_probabilities_are_saved_as_they_are_and_have_no_logits(settings,
 
 
 def test_waiting_arrays_are_bounded_by_their_bytes(settings, tmp_path, monkeypatch):
-    """With room for none, every image is written before the next is asked for."""
+    """If there is no memory for arrays, each image is written before the next is predicted."""
     monkeypatch.setattr(masks, 'MOST_WAITING_BYTES', 0)
     conf = settings(out_dir=str(tmp_path), visual=False, num_classes=4, save_logits=True)
     writer = masks.MaskWriter(conf, load_classes(4, 255, ''), named(['%d.png' % number for number in range(3)]))

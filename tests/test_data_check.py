@@ -1,4 +1,4 @@
-"""utils/data/data_check.py: what it counts, and every fault that it must find."""
+"""utils/data/data_check.py: what it counts, and each fault that it must find."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from utils.system.errors import UserError, quoted
 
 
 def pair(folder, name, label, size=None):
-    """Saves a label and an image of its size; returns their paths."""
+    """Saves a label and an image of the same size; returns their paths."""
     label = np.asarray(label, np.uint8)
     paths = str(folder / (name + '.jpg')), str(folder / (name + '.png'))
     Image.fromarray(np.zeros(tuple(size or label.shape[:2]) + (3,), np.uint8)).save(paths[0])
@@ -132,7 +132,7 @@ def test_raise_on_problems_names_the_first(tmp_path, monkeypatch):
 
 
 def test_one_long_problem_is_told_alone(tmp_path):
-    """Found by the stress suite: a label of another size and with strange values gave 335 characters."""
+    """The stress suite found that a label with another size and unknown values gave a message of 335 characters."""
     result = check([pair(tmp_path, str(i), [[99, 98]], size=(1, 1)) for i in range(2)])
     assert len(result.problems) == 4
     with pytest.raises(UserError) as caught:
@@ -194,7 +194,7 @@ def test_count_labels(dtype):
 
 
 def test_count_labels_of_wild_values():
-    label = np.array([[-5, 2 ** 31 - 1, 0, -1]], np.int32)  # no table of 2**31 entries, please
+    label = np.array([[-5, 2 ** 31 - 1, 0, -1]], np.int32)  # a table of 2**31 entries would be too large
     counts, ignored, strange = count_labels(label, load_classes(2, -1))
     np.testing.assert_array_equal(counts, [1, 0])
     assert (ignored, strange) == (1, [-5, 2 ** 31 - 1])
@@ -212,7 +212,7 @@ def fail_at_seven(x):
 
 
 def test_damage_that_the_decoder_only_prints_of_is_reported_by_name(tmp_path):
-    """libjpeg goes on after a surplus byte in the coded data and prints a line without a file's name."""
+    """After surplus bytes in the coded data, libjpeg continues and prints a line that does not name the file."""
     pixels = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
     paths = [str(tmp_path / name) for name in ('good.jpg', 'surplus.jpg')]
     for path in paths:
@@ -228,7 +228,7 @@ def test_damage_that_the_decoder_only_prints_of_is_reported_by_name(tmp_path):
 
 
 def drawn(kind, width, count=8):
-    """A label [360, 480] with regions of class 1: lines, upright lines, circles or squares of a width in pixels."""
+    """Returns a label [360, 480] with lines, upright lines, circles or squares of class 1, `width` pixels wide."""
     random, image = np.random.RandomState(width), Image.new('L', (480, 360))
     draw = ImageDraw.Draw(image)
     for _ in range(count):
@@ -249,7 +249,7 @@ def drawn(kind, width, count=8):
     (1, 1, True), (3, 1, True), (4, 1, True), (10, 1, False), (16, 1, False), (1, 2.5, True), (2, 2.5, True),
     (4, 2.5, False)])
 def test_thin_classes(tmp_path, kind, width, scale, thin):
-    """Regions of 3 pixels are too thin for a loss at every 8th pixel, those of 10 are not."""
+    """With one loss pixel in 8x8, shapes 3 pixels wide are too thin; those 10 pixels wide are not."""
     result = check([pair(tmp_path, str(i), drawn(kind, width)) for i in range(2)], 3, scale=scale)
     sentence = describe_thin_classes(result, load_classes(3))
     assert ('1 class is drawn only in lines or specks' in sentence and ': 1; scale' in sentence) if thin else (
@@ -263,7 +263,7 @@ def test_a_class_is_thin_in_all_labels_or_not_at_all(tmp_path):
     assert ': 1 aeroplane; scale' in describe_thin_classes(check([thin]), load_classes(21))
     assert describe_thin_classes(check([thin, both]), load_classes(21)) == ''
     assert describe_thin_classes(check([thin], 3, ignore_label=1), load_classes(3, 1)) == ''
-    tiny = pair(tmp_path, 'c', label[:16, :16])  # nothing in it can be wide
+    tiny = pair(tmp_path, 'c', label[:16, :16])  # no shape in it can be wide
     assert describe_thin_classes(check([tiny]), load_classes(21)) == ''
     Image.fromarray(label.astype(np.uint16)).save(thin[1])
     assert ': 1; scale' in describe_thin_classes(check([thin], 3), load_classes(3))
@@ -276,10 +276,10 @@ SWAPPED = [0, 0, 0, 0, 200, 0, 0, 0, 200]
 @pytest.mark.parametrize('colours, label, found', [
     (SWAPPED, [0, 1, 2], (1, (0, 200, 0))),
     (SWAPPED, [0, 2, 2], (2, (0, 0, 200))),
-    (SWAPPED, [0, 255], None),  # the class that it uses is black in both
+    (SWAPPED, [0, 255], None),  # the class that is used is black in both
     ([0, 0, 0, 0, 0, 200, 0, 200, 0], [0, 1, 2], None),  # the same colours
     ([0, 0, 0, 0, 0, 200, 0, 200, 0, 9, 9, 200], [1, 2, 255], None),
-    ([0, 0, 0, 0, 0, 200] + [0, 0, 0] * 9, [0, 1, 2], None),  # class 2 has no colour there
+    ([0, 0, 0, 0, 0, 200] + [0, 0, 0] * 9, [0, 1, 2], None),  # black, so that class 2 has no colour
     ([value for value in range(256) for _ in range(3)], [0, 1, 2], None),  # grey
     ([0] * 768, [0, 1, 2], None),
     (None, [0, 1, 2], None),
@@ -299,7 +299,7 @@ def test_palettes_that_contradict(tmp_path, colours, label, found):
 
 def test_other_labels_contradict_no_palette(tmp_path):
     (tmp_path / 'p.txt').write_text(PALETTE)
-    image, path = pair(tmp_path, 'a', [[(0, 0, 200), (0, 200, 0)]])  # colour-coded
+    image, path = pair(tmp_path, 'a', [[(0, 0, 200), (0, 200, 0)]])  # a colour-coded label
     assert check([(image, path)], 3, palette=str(tmp_path / 'p.txt')).contradictions == []
     label = Image.fromarray(np.array([[0, 1]], np.uint8))
     label.putpalette(SWAPPED)

@@ -1,4 +1,4 @@
-"""utils/data/data_lists.py: the forms that a list's lines take, what is refused, and names for outputs."""
+"""utils/data/data_lists.py: the format of lists, errors in them, and the names of outputs."""
 
 import os
 
@@ -20,7 +20,7 @@ def write(folder, data, name='list.txt'):
 
 
 def read(folder, data, data_dir='/data'):
-    """(images, labels) of a list of these lines."""
+    """Writes a list, reads it and returns (images, labels)."""
     source = read_labeled_image_list(data_dir, write(folder, data))
     assert len(source.images) == len(source.labels) == len(source.lines)
     return source.images, source.labels
@@ -33,7 +33,7 @@ def touch(path):
 
 
 def refused(function, *words):
-    """The one sentence that function() is refused with, which says the words."""
+    """Calls function(), which must fail, and returns its one sentence, which must contain the words."""
     with pytest.raises(UserError) as caught:
         function()
     message = str(caught.value)
@@ -258,7 +258,7 @@ def test_missing_files(tmp_path, monkeypatch):
                       'line 1: 0.png', 'line 3: 2.png and 2 more', '--data_dir', 'quote')
     assert '3.png' not in message
     refused(lambda: check_files_exist(made(absent[:1], ['']), False), '1 of 1 files', '0.png')
-    refused(lambda: check_files_exist(made([str(tmp_path)], ['']), False), quoted(tmp_path))  # a folder is no file
+    refused(lambda: check_files_exist(made([str(tmp_path)], ['']), False), quoted(tmp_path))  # a folder is not a file
     refused(lambda: check_files_exist(made(['a\0b'], ['']), False), 'a\\x00b')
 
 
@@ -284,7 +284,7 @@ def test_missing_labels(tmp_path):
     ('img1 a.png\nimg2 a.png\n', 'check the list and --data_dir'),
 ])
 def test_lists_written_in_another_way(tmp_path, lines, told):
-    """In a folder whose own name has a comma and a backslash, which are no fault."""
+    """The folder's own name contains a comma and a backslash, which must not be reported."""
     folder = tmp_path / 'a.jpg,\\b'
     for name in ('a.jpg', 'a.png'):
         touch(str(folder / name))

@@ -1,4 +1,4 @@
-"""Several devices, of one machine and of several: what they predict is what one does, in its order, whatever dies."""
+"""Several devices of one or more machines: they predict the same as one device, in order, even if machines die."""
 
 import contextlib
 import glob
@@ -38,9 +38,9 @@ WINDOWS = {'window': (33, 40), 'overlap': 0.6}
 
 @pytest.fixture
 def model(settings, narrow, tmp_path):
-    """A function from changed flags to a Model whose modeldir has the recipe's weights, for narrow_main's network.
+    """Returns a function that makes a Model from changed flags, with the recipe's weights, for narrow_main's network.
 
-    A bias of the decoder is such that no class prevails on an image of the sample.
+    One of the decoder's biases is changed so that no class prevails on an image of the sample.
     """
     narrow({'res50': UNITS})
 
@@ -61,7 +61,7 @@ def model(settings, narrow, tmp_path):
 
 
 def photos(folder, count, broken=()):
-    """Paths of images of smooth random colours and of various sizes; `broken` are the places of those that are none."""
+    """Writes images of smooth random colours in various sizes, `broken` ones invalid; returns their paths."""
     paths = []
     for index in range(count):
         random = np.random.RandomState(index)
@@ -75,7 +75,7 @@ def photos(folder, count, broken=()):
 
 
 def predicted(model, paths, keep_scores=True):
-    """All Predictions of images by a model, broken ones allowed."""
+    """Returns all Predictions of a model for the images, of which some may be broken."""
     reader = ImageReader(paths, [''] * len(paths), model.classes, model._follow_training('predict')[0], 2)
     prefix = os.path.join(model.conf.modeldir, 'model.ckpt-1')
     return list(model._predictions(reader, prefix, 'predict', model._scoring(), keep_scores=keep_scores))
@@ -93,7 +93,7 @@ def assert_same(found, wanted):
     (3, (), {'eval_scales': [0.5, 1.0], 'eval_flip': True}, (2,)), (3, (), {'model_class': Model_msc}, (2,)),
 ], ids=['a broken one', 'fewer than devices', 'one image', 'windows', 'scales', 'msc'])
 def test_devices_predict_what_one_does(model, tmp_path, images, broken, flags, counts):
-    """Bit for bit and in the list's order."""
+    """The predictions are equal bit for bit and in the order of the list."""
     paths = photos(tmp_path, images, broken)
     wanted = predicted(model(**flags), paths)
     assert [one.index for one in wanted if one.fault] == list(broken)
@@ -116,7 +116,7 @@ def test_the_memory_is_shared_and_windows_are_told_once(model, tmp_path, monkeyp
     monkeypatch.setattr(windows.runtime, 'on_gpu', lambda: False)
     assert windows.FreeMemory(21, devices=4).bytes == windows.FreeMemory(21).bytes / 4
     monkeypatch.setattr(windows.memory, 'free', lambda: 1e12)
-    height = 2 ** 31 // (4 * 21 * 5000)  # with a width of 5000, the most rows whose scores one message can carry
+    height = 2 ** 31 // (4 * 21 * 5000)  # with a width of 5000, more rows of scores do not fit into one message
     for rows, sent, whole in ((height + 1, False, True), (height + 1, True, False), (height - 5, True, True)):
         assert (windows.FreeMemory(21, sent=sent).window((rows, 5000)) == (rows, 5000)) == whole
     monkeypatch.setattr(windows.memory, 'free', lambda: 1e6)
@@ -132,7 +132,7 @@ def test_the_memory_is_shared_and_windows_are_told_once(model, tmp_path, monkeyp
 
 @pytest.fixture
 def pool(monkeypatch):
-    """A function from a score(task, image, report) and device names to a running pool's context."""
+    """Returns a function from score(task, image, report) and device names to a context of a running pool."""
     def make(score, *names, **machines):
         @contextlib.contextmanager
         def session(_, device):
@@ -204,7 +204,7 @@ def test_a_stop_comes_between_windows(pool):
 
 @pytest.mark.parametrize('silent', [True, False])
 def test_images_of_a_lost_machine_go_to_the_others(pool, capsys, silent):
-    """Whether it says nothing, which listening notices, or its sessions fail; what it says later counts no more."""
+    """A lost machine is silent, or its sessions fail; results that it sends later are ignored."""
     taken, back, late = threading.Event(), threading.Event(), []
 
     def score(task, image, report):
@@ -223,7 +223,7 @@ def test_images_of_a_lost_machine_go_to_the_others(pool, capsys, silent):
             threading.Thread(target=lambda: taken.wait() and running.lose(1, 'task 1 (a:1) is gone')).start()
         assert [one.classes for one in running.predictions(reads(9))] == list(range(9))
     back.set()
-    assert capsys.readouterr().err == 'task 1 (a:1) is gone: its images go to the others\n'  # once
+    assert capsys.readouterr().err == 'task 1 (a:1) is gone: its images go to the others\n'  # once only
     for device in running._devices:
         device.thread.join()
     assert len(late) in ((1, 2) if silent else (0,)) and not running._results
@@ -234,7 +234,7 @@ def test_images_of_a_lost_machine_go_to_the_others(pool, capsys, silent):
 
 @contextlib.contextmanager
 def mute():
-    """The address of a port that lets connect and says nothing, as that of a process that was stopped."""
+    """Yields the address of a port that accepts connections but never answers, like a stopped process."""
     with socket.socket() as one:
         one.bind(('127.0.0.1', 0))
         one.listen(99)
@@ -258,7 +258,7 @@ def test_a_silent_machine_is_told_once(monkeypatch):
 
 
 def servers(counts):
-    """A Cluster in this process, task 0, with servers of so many devices each, which this function starts."""
+    """Starts servers with the given numbers of devices in this process; returns the Cluster of each task."""
     addresses = ['127.0.0.1:%d' % port for port in free_ports(len(counts))]
     machines = [cluster.Cluster(addresses, task) for task in range(len(counts))]
     for one, count in zip(machines, counts):
@@ -268,7 +268,7 @@ def servers(counts):
 
 @contextlib.contextmanager
 def serving(machine):
-    """Lets a server serve until it is told that the work has ended."""
+    """Runs a server until it is told that the work has ended."""
     thread = threading.Thread(target=machine.serve, daemon=True)
     thread.start()
     yield
@@ -315,7 +315,7 @@ class Machines(object):
         self.processes = []
         for task in range(tasks):
             places = ['--cluster=' + ','.join(addresses), '--task_index=%d' % task] if tasks > 1 else []
-            places += ['--modeldir=%s' % (modeldir if task == 0 else 'nowhere')]  # of no matter to the others
+            places += ['--modeldir=%s' % (modeldir if task == 0 else 'nowhere')]  # only task 0 reads modeldir
             with open(self.path(task), 'w') as output:
                 self.processes.append(subprocess.Popen(
                     [sys.executable, os.path.join(ROOT, 'tests', 'narrow_main.py'), 'main',
@@ -352,7 +352,7 @@ class Machines(object):
 
 
 def sample_of(out_dir):
-    """The flags of dataset/sample.flags that matter to test and predict."""
+    """Returns the flags of dataset/sample.flags that matter to test and predict."""
     return {'data_dir': SAMPLE, 'palette': os.path.join(SAMPLE, 'classes.txt'), 'out_dir': str(out_dir),
             'valid_data_list': os.path.join(SAMPLE, 'val.txt'), 'test_data_list': os.path.join(SAMPLE, 'val.txt')}
 
@@ -364,13 +364,13 @@ def test_the_scores_of_two_machines(model, tmp_path):
         assert machines.codes() == [0, 0], machines.output(0) + machines.output(1)
     one, two = [json.loads((tmp_path / path / 'metrics.json').read_text()) for path in ('one', 'two/out')]
     assert one['confusion_matrix'] == two['confusion_matrix'] and np.sum(one['confusion_matrix']) > 1e5
-    assert (np.sum(one['confusion_matrix'], axis=0) > 0).sum() > 2  # classes that are predicted
+    assert (np.sum(one['confusion_matrix'], axis=0) > 0).sum() > 2  # several classes are predicted
     assert 'has ended: done' in machines.output(1)
 
 
 def test_a_machine_killed_in_the_middle(model, tmp_path):
-    """Its images are done by the others; the masks are those of one machine."""
-    flags = {'window': (65, 65), 'overlap': 0.9}  # hundreds of windows an image: the others are far from done
+    """The other machines predict its images; the masks equal those of one machine."""
+    flags = {'window': (65, 65), 'overlap': 0.9}  # hundreds of windows per image, so that the others are far from done
     model(option='predict', **dict(flags, **sample_of(tmp_path / 'one'))).predict()
     (tmp_path / 'three').mkdir()
     with Machines(tmp_path / 'three', tmp_path, 3, '--option=predict', '--window=65,65', '--overlap=0.9') as machines:

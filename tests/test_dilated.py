@@ -1,4 +1,4 @@
-"""Dilated convolutions: every form against plain numpy, in value and gradient."""
+"""Values and gradients of all forms of dilated convolution, against plain numpy."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ RANDOM = np.random.RandomState(0)
 
 
 def numpy_dilated(inputs, kernel, rate):
-    """SAME convolution of [N, h, w, C] by a [k, k, C, D] kernel with holes, tap by tap."""
+    """Returns the SAME convolution of [N, h, w, C] with a dilated [k, k, C, D] kernel, tap by tap."""
     reach = rate * (kernel.shape[0] // 2)
     padded = np.pad(inputs, [(0, 0), (reach, reach), (reach, reach), (0, 0)], 'constant')
     height, width = inputs.shape[1:3]
@@ -21,11 +21,11 @@ def numpy_dilated(inputs, kernel, rate):
 
 
 def naive_smooth_GI(inputs, kernel, rate, fix_w):
-    """Group by group: out_i = sum_j fix_w[j, i] * group_j, where group (a, b) holds pixels a::rate, b::rate."""
+    """Returns out_i = sum_j fix_w[j, i] * group_j, group by group; group (a, b) has the pixels a::rate, b::rate."""
     regular = numpy_dilated(inputs, kernel, rate)
     size = -(-np.array(inputs.shape[1:3]) // rate) * rate
     full = np.zeros((inputs.shape[0],) + tuple(size) + (kernel.shape[3],))
-    # Beyond the map the groups hold what their convolution gives on the zeros of the padding.
+    # Outside the map, a group has the values that its convolution gives on zero padding.
     wide = np.pad(inputs, [(0, 0), (0, size[0] - inputs.shape[1]), (0, size[1] - inputs.shape[2]), (0, 0)], 'constant')
     groups = numpy_dilated(wide, kernel, rate)
     assert np.allclose(groups[:, :inputs.shape[1], :inputs.shape[2]], regular)
@@ -115,7 +115,7 @@ def test_shared_filter_forms_agree_in_value_and_gradient(side, size):
     results = []
     for form in (layers.share_filter, dilated.share_filter_on_cpu):
         with tf.Graph().as_default(), tf.Session() as sess:
-            image = tf.placeholder(tf.float32, [None, None, None, 3])  # sizes that are not known beforehand
+            image = tf.placeholder(tf.float32, [None, None, None, 3])  # sizes are not known when the graph is built
             tensors = [image, tf.constant(shared)]
             outputs = form(*tensors)
             results.append(sess.run([outputs] + tf.gradients(outputs, tensors, tf.constant(outer)), {image: inputs}))

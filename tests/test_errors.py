@@ -1,4 +1,4 @@
-"""Text that is not ours in messages, and TensorFlow's reports reduced to the reason."""
+"""Foreign text in messages, and TensorFlow's reports reduced to the reason."""
 
 import numpy as np
 import pytest

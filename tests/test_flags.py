@@ -1,4 +1,4 @@
-"""Flags as records: what they must say, which options read them, and what changes of them mean."""
+"""The records of flags: what they must state, which options read them, and what changed values mean."""
 
 import contextlib
 import dataclasses
@@ -22,15 +22,15 @@ from utils.weights import run_settings
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ALL = RECORDS['option'].options
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
-# What main.py and Model.__init__ read for all options, though it has an effect for fewer.
+# main.py and Model.__init__ read these for every option, although they matter to fewer.
 READ_FOR_ALL = {'xla', 'deterministic', 'num_gpus', 'mixed_precision', 'compat', 'eval_scales', 'eval_flip',
                 'eval_merge', 'train_bn', 'freeze_encoder', 'pretrain_file', 'variables_on', 'label_map',
                 'image_range', 'image_bands', 'apply_exif'}
-READ_FOR_NOTHING = READ_FOR_ALL | {'random_seed'}  # which every list's reader gets
+READ_FOR_NOTHING = READ_FOR_ALL | {'random_seed'}  # the reader of every list gets the seed
 
 
 class Noted(object):
-    """Flags as attributes, and the names of those that were read."""
+    """The flags as attributes; records the names of those that are read."""
 
     def __init__(self, values):
         self.__dict__['values'], self.__dict__['read'] = values, set()
@@ -44,7 +44,7 @@ class Noted(object):
 
 @pytest.fixture(scope='module')
 def read_by(tmp_path_factory):
-    """{option: (names of the flags that it read, of those that need another value of another flag)}, of a run each."""
+    """Returns {option: (flags that it read, flags that need another value of another flag)}, from one run each."""
     folder, found = tmp_path_factory.mktemp('flags'), {}
     values = {flag.name: flag.default for flag in flags.FLAGS.flags_by_module_dict()['main']}
     values.update({'%sdata_list' % kind: os.path.join(SAMPLE, name) for kind, name in (
@@ -54,8 +54,8 @@ def read_by(tmp_path_factory):
                   num_steps=1, learning_rate=1e-4, valid_interval=1, valid_num_steps=1, test_num_steps=1, loss='ohem',
                   random_scale_range=[0.5, 1.0], num_threads=2, report=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, 'own_flags', list)  # or metrics.json lists all of them
-        compared = run_settings.settings_from_flags  # which reads all flags that decide something
+        patch.setattr(command_line, 'own_flags', list)  # otherwise metrics.json would list, and read, all of them
+        compared = run_settings.settings_from_flags  # reads all flags that decide something
         patch.setattr(run_settings, 'settings_from_flags', lambda conf, *args, **others: compared(
             types.SimpleNamespace(**conf.values), *args, **others))
         patch.setitem(BLOCKS, 'res50', resnet_blocks(UNITS, depth=16))
@@ -95,7 +95,7 @@ def test_a_program_without_topics_has_plain_flags(monkeypatch):
 # what a command line may give --------------------------------------------------------------------------------------
 
 def ended(*args):
-    """(exit code, stderr) of a main.py that does nothing."""
+    """Runs a main.py that does nothing; returns (exit code, stderr)."""
     with flagsaver.flagsaver(), contextlib.redirect_stderr(io.StringIO()) as stderr:
         return command_line.run(lambda: None, ['main.py'] + list(args), main.sample_args), stderr.getvalue()
 
@@ -130,7 +130,7 @@ def test_a_flag_that_would_be_ignored_is_refused(args, told):
 def test_all_flags_at_once_are_refused_in_one_sentence(option):
     valid = {'decoder_rate': '1,1', 'random_scale_range': '1,1', 'window': '99,99', 'eval_scales': '1',
                  'random_colour': '0,0,0', 'image_range': '0,1', 'image_bands': '1'}
-    words = {'a path': 'x', 'true, false': 'true', 'a step or best': 'best'}  # of the bounds
+    words = {'a path': 'x', 'true, false': 'true', 'a step or best': 'best'}  # valid values for bounds that are words
     args = ['--%s=%s' % (name, valid.get(name) or words.get(record.bounds) or re.split('[ ,]', record.bounds)[0])
             for name, record in RECORDS.items() if name not in ('option', 'image', 'image_dir')]
     code, stderr = ended('--option=' + option, *args)
@@ -168,7 +168,7 @@ def test_a_training_of_before_a_flag_had_what_its_record_says(monkeypatch):
 
 
 def test_settings_of_the_commit_before_records_are_still_known(settings):
-    """Names and defaults as commit e6b5847 wrote them, its paths as they were given."""
+    """Names and defaults are those that commit e6b5847 wrote; its paths are as the user gave them."""
     known = {
         'batch_size': 10, 'bn_decay': 0.9, 'channel_order': None, 'class_weights': '', 'compat': 'original',
         'data_dir': '', 'data_list': 'none.txt', 'decoder_rate': [10.0, 20.0], 'dilated_type': 'regular',
@@ -180,7 +180,7 @@ def test_settings_of_the_commit_before_records_are_still_known(settings):
         'train_bn': None, 'weight_decay': 0.0005}
     now = run_settings.settings_from_flags(settings(data_list='none.txt'), model='Model', towers=1)
     assert run_settings.changed_settings(known, now) == [] and set(known) <= set(now)
-    for name in set(known) - {'model', 'towers'}:  # each still counts
+    for name in set(known) - {'model', 'towers'}:  # each of the others still counts
         assert [change.name for change in run_settings.changed_settings(dict(known, **{name: 'x'}), now)] == [name]
 
 

@@ -1,4 +1,4 @@
-"""Names of classes and runs that the fonts of legends and figures lack, and a closed stdout."""
+"""Names with characters that the fonts of legends and figures lack, and a closed stdout."""
 
 import glob
 import os
@@ -66,7 +66,7 @@ def test_curves_of_any_name_have_no_warning(tmp_path):
     assert texts[0].startswith(' run 1') and '\\frac' in texts[1]
 
 
-# Printing fails in main, only when the text is flushed, or, as with --help, after main has ended the program.
+# Printing fails in main, only when the text is flushed, or, with --help, after absl has ended the program.
 @pytest.mark.parametrize('text', ["'a' * 10 ** 6", "'a'", "'a') or sys.exit(0"])
 @pytest.mark.parametrize('unbuffered', ['', '1'])
 def test_a_closed_stdout_ends_a_program_quietly(text, unbuffered):

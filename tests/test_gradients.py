@@ -1,4 +1,4 @@
-"""The gradient of every trainable variable of a tiny network against finite differences."""
+"""Compares the gradient of each trainable variable of a tiny network with finite differences."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ TINY = [Block(8, 1, 1, 1), Block(16, 2, 2, 1), Block(32, 2, 1, 2), Block(64, 1, 
     ('res101', 'smooth_SSC', True), ('deeplab', 'decompose', True),
 ])
 def test_gradients(encoder_name, dilated_type, train_bn, monkeypatch, settings):
-    monkeypatch.setattr(tf.nn, 'relu', tf.nn.softplus)  # finite differences need a loss without kinks
+    monkeypatch.setattr(tf.nn, 'relu', tf.nn.softplus)  # finite differences need a smooth loss
     random = np.random.RandomState(3)
     with tf.Graph().as_default(), tf.Session() as sess:
         images = tf.constant(recipe.image(2, 33, 33) / 50)
@@ -39,7 +39,7 @@ def test_gradients(encoder_name, dilated_type, train_bn, monkeypatch, settings):
             towards = slope * np.sqrt(slope.size) / (np.linalg.norm(slope) + 1e-12)
             direction = random.randn(*value.shape) + towards
             wanted, errors = np.sum(slope * direction), []
-            # A large step is curved, a small one drowns in float32; a right gradient fits at one of them.
+            # Large steps have an error of curvature, small ones of rounding; a correct gradient agrees for one of them.
             for relative in (1e-3, 3e-4, 1e-4):
                 step = relative * max(np.linalg.norm(value), 1) / np.linalg.norm(direction)
                 ends = []

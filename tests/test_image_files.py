@@ -1,4 +1,4 @@
-"""utils/data/image_files.py: images as TensorFlow decodes them, labels of every kind, and broken files."""
+"""utils/data/image_files.py: images decoded as by TensorFlow, all kinds of labels, and broken files."""
 
 import io
 import os
@@ -25,14 +25,14 @@ SIZES = [(1, 1), (9, 17), (40, 33), (64, 48)]
 
 
 def picture(height, width):
-    """Smooth and noisy at once, uint8 [height, width, 3]."""
+    """Returns a picture that is both smooth and noisy, uint8 [height, width, 3]."""
     ys, xs = np.mgrid[:height, :width]
     noise = np.random.RandomState(height).randint(0, 60, [height, width, 3])
     return (np.stack([ys * 3 % 200, xs * 5 % 190, (xs + ys) % 180], axis=2) + noise).astype(np.uint8)
 
 
 def png(rows, depth, colour_type, chunks=()):
-    """The bytes of a PNG from its unfiltered rows of bytes; width from the row's bits."""
+    """Returns the bytes of a PNG made of unfiltered rows of bytes; its width follows from the length of a row."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour_type]
     width = len(rows[0]) * 8 // (depth * channels)
 
@@ -72,7 +72,7 @@ def load_label(path, num_classes=21, ignore_label=255, palette=''):
 
 
 def refused(load, path, *words, **options):
-    """The sentence that load(path) is refused with, which names the file and says the words."""
+    """Returns the error of load(path), which must name the file and contain the words."""
     with pytest.raises(UserError) as caught:
         load(path, **options)
     message = str(caught.value)
@@ -130,7 +130,7 @@ def test_what_is_accepted_of_damaged_jpegs_is_what_the_reader_decodes(tmp_path):
 
 def test_a_jpeg_that_pillow_reads_and_tensorflow_does_not_is_refused(tmp_path):
     data = bytearray(read(saved(tmp_path, Image.fromarray(picture(48, 64)), 'a.jpg')))
-    data[-1] ^= 2  # the end marker
+    data[-1] ^= 2  # part of the end marker
     path = save(tmp_path, bytes(data), 'b.jpg')
     with Image.open(path) as image:
         image.load()
@@ -138,7 +138,7 @@ def test_a_jpeg_that_pillow_reads_and_tensorflow_does_not_is_refused(tmp_path):
 
 
 def test_decoding_does_not_fix_the_number_of_threads_of_later_sessions(tmp_path):
-    """A process's first session fixes it, and that is to be the network's."""
+    """The first session of a process sets the number of threads, and it must be the network's."""
     path = saved(tmp_path, Image.fromarray(picture(9, 9)), 'a.jpg')
     script = """
 import sys, threading
@@ -200,7 +200,7 @@ def test_alpha_is_dropped_not_blended(tmp_path):
 
 
 def tagged(image, changes, **options):
-    """The bytes of a TIFF whose one-valued 16-bit tags are changed: {number: value}."""
+    """Returns the bytes of a TIFF with changed tags, {number: value}, that have a single 16-bit value."""
     buffer = io.BytesIO()
     image.save(buffer, 'TIFF', **options)
     data = buffer.getvalue()
@@ -211,7 +211,7 @@ def tagged(image, changes, **options):
 
 
 def tiff_of_four_bands(pixels, alpha):
-    """The bytes of an uncompressed TIFF, [h, w, 4] of 8 or 16 bits, whose fourth band is tagged as alpha."""
+    """Returns the bytes of an uncompressed TIFF, [h, w, 4] of 8 or 16 bits, with the given alpha tag for band 4."""
     bits = pixels.dtype.itemsize * 8
     tags = [(256, pixels.shape[1]), (257, pixels.shape[0]), (258, None), (259, 1), (262, 2), (273, None), (277, 4),
             (278, pixels.shape[0]), (279, pixels.nbytes), (338, alpha)]
@@ -291,7 +291,7 @@ def test_too_many_pixels(tmp_path):
 
 
 def wide(folder, values, name):
-    """Saves uint16 [h, w] or [h, w, 3] as PNG or TIFF, int32 [h, w] as TIFF."""
+    """Saves uint16 [h, w] or [h, w, 3] as PNG or TIFF, or int32 [h, w] as TIFF."""
     if values.ndim == 2 and not name.endswith('.png'):
         return saved(folder, Image.fromarray(values), name)
     if name.endswith('.png'):
@@ -301,7 +301,7 @@ def wide(folder, values, name):
 
 
 def pixels_and_warning(path, image_format=AS_STORED):
-    """Returns (pixels, the sentence about lost levels or None) of an image."""
+    """Returns the pixels of an image and the sentence about lost levels, or None."""
     image = image_files.read_image(path, image_format)
     return image.pixels, image.remarks.get('levels')
 
@@ -568,7 +568,7 @@ def test_void_and_unknown_colours_become_the_ignore_label(tmp_path, ignore_label
 
 def test_unknown_colours_are_counted(tmp_path):
     pixels = np.zeros([3, 4, 3], np.uint8)
-    pixels[1, 2], pixels[2, :3] = (1, 2, 3), 255  # white fills the unused entries of a palette and is still no class
+    pixels[1, 2], pixels[2, :3] = (1, 2, 3), 255  # white, which fills the unused entries of a palette, is not a class
     path = saved(tmp_path, Image.fromarray(pixels), 'a.png')
     for classes in (load_classes(21, 255, 'voc'), load_classes(19, 255, 'cityscapes')):
         label, unknown = image_files.read_label(path, classes)
@@ -584,7 +584,7 @@ def test_a_label_in_none_of_the_palettes_colours_is_refused(tmp_path):
 
 @pytest.mark.parametrize('alpha', [False, True])
 def test_three_equal_channels_hold_indices(tmp_path, alpha):
-    """As cv2.imwrite saves np.dstack([label] * 3)."""
+    """cv2.imwrite saves np.dstack([label] * 3) in this way."""
     label = np.array([[0, 1, 20], [255, 7, 7]], np.uint8)
     path = saved(tmp_path, Image.fromarray(np.dstack([label] * (3 + alpha))), 'a.png')
     loaded = load_label(path)
@@ -593,7 +593,7 @@ def test_three_equal_channels_hold_indices(tmp_path, alpha):
     np.testing.assert_array_equal(load_label(path, 256, -1), label)
     refused(load_label, path, 'three channels are equal', '20 255 are neither 0..7 nor --ignore_label=0', 'save one '
             'channel', num_classes=8, ignore_label=0)
-    for num_classes, palette in (21, 'voc'), (19, 'cityscapes'):  # these would ignore every object
+    for num_classes, palette in (21, 'voc'), (19, 'cityscapes'):  # these would ignore all objects
         refused(load_label, path, 'three channels are equal', 'save one channel', '7 7 7', 'leave out --palette',
                 num_classes=num_classes, palette=palette)
     wide = [np.repeat(row, 3).astype('>u2').tobytes() for row in label]

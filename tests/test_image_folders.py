@@ -1,4 +1,4 @@
-"""utils/data/sources.py: images named one by one, and those of a folder and all below it."""
+"""utils/data/sources.py: images that are named one by one, and those in a folder and its subfolders."""
 
 import os
 
@@ -55,7 +55,7 @@ def test_outputs_are_left_out(tmp_path):
 
 
 def test_links_are_followed_once(tmp_path):
-    """Loops, links to one folder from two, and a folder's own name before that of a link that sorts first."""
+    """There are loops, two links to one folder, and a link whose name sorts before the name of its folder."""
     touch(tmp_path / 'photos', 'z/a.jpg', 'b.jpg')
     touch(tmp_path, 'outside/c.jpg', 'outside/d/e.jpg')
     (tmp_path / 'photos' / 'z' / 'up').symlink_to(tmp_path / 'photos')
@@ -94,7 +94,7 @@ def test_images_by_name(tmp_path, monkeypatch):
     assert named(['b.jpg', 'a.jpg', 'b.jpg']) == ['b.jpg', 'a.jpg']
     assert named(['c,d.jpg']) == ['c,d.jpg']
     assert named(['a.jpg,sub/a.jpg', 'c,d.jpg']) == ['a.jpg', 'sub/a.jpg', 'c,d.jpg']
-    assert named(['a.jpg', 'absent.jpg']) == ['a.jpg', 'absent.jpg']  # reported when it is met
+    assert named(['a.jpg', 'absent.jpg']) == ['a.jpg', 'absent.jpg']  # the missing one is reported when it is predicted
     for names, told in ((['absent.jpg'], 'absent.jpg: no such file'), (['x.jpg,y.jpg'], 'none of the 2 images'),
                         (['a.jpg', 'sub'], '--image=sub is a folder: give it with --image_dir')):
         with pytest.raises(UserError, match=told):

@@ -1,4 +1,4 @@
-"""utils/data/pixels.py and the flags image_range, image_bands and apply_exif: what images store, to the last bit."""
+"""utils/data/pixels.py and --image_range, --image_bands and --apply_exif: pixels are correct to the last bit."""
 
 import json
 import types
@@ -28,7 +28,7 @@ def nothing_told(monkeypatch):
 
 
 def random(shape, dtype, seed=0):
-    """Numbers of the whole range of a type, its least and its most among them."""
+    """Returns random numbers from the whole range of a type, with its minimum and maximum among them."""
     rng = np.random.RandomState(seed)
     if np.dtype(dtype).kind == 'f':
         return rng.normal(0, 1000, shape).astype(dtype)
@@ -39,13 +39,13 @@ def random(shape, dtype, seed=0):
 
 
 def linear(values, low, high):
-    """--image_range by Python's own numbers, one at a time."""
+    """Computes --image_range with Python's own numbers, one at a time."""
     return np.array([min(255, max(0, round((float(value) - low) * (255 / (high - low))))) for value in values.ravel()],
                     np.uint8).reshape(values.shape)
 
 
 def words(values):
-    """Rows of 16-bit values as a PNG stores them."""
+    """Returns the rows of 16-bit values as a PNG stores them."""
     return [row.astype('>u2').tobytes() for row in values]
 
 
@@ -123,7 +123,7 @@ def test_tiffs_of_16_bits_are_exact(tmp_path, byteorder, compression, channels):
     try:
         tifffile.imwrite(path, values if channels > 1 else values[:, :, 0], byteorder=byteorder,
                          compression=compression, photometric='rgb' if channels > 2 else 'minisblack')
-    except RuntimeError as error:  # of TensorFlow 1's imagecodecs, which reads LZW but does not write it
+    except RuntimeError as error:  # TensorFlow 1's imagecodecs reads LZW but cannot write it
         assert 'NOTIMPLEMENTED' in str(error)
         pytest.skip('imagecodecs writes no LZW here')
     wanted = np.repeat(values, 3, axis=2) if channels == 1 else values[:, :, :3]
@@ -147,7 +147,7 @@ def test_16_bits_that_all_become_black_are_warned_of(tmp_path, colour_type, chan
 @pytest.mark.parametrize('channels', [3, 4])
 @pytest.mark.parametrize('compression', [None, 'zlib'])
 def test_planes_of_16_bits_are_right_without_bands_too(tmp_path, channels, compression):
-    """Pillow takes the bytes of uncompressed ones for pixels."""
+    """Pillow would take the bytes of uncompressed planes for pixels."""
     tifffile = pytest.importorskip('tifffile')
     values, path = random((channels, 9, 7), 'u2'), str(tmp_path / 'a.tif')
     tifffile.imwrite(path, values, photometric='rgb', planarconfig='separate', compression=compression)
@@ -231,7 +231,7 @@ def test_pages_are_mentioned_once(tmp_path, capsys):
 
 
 def turned_file(folder, name, number, size=(9, 17)):
-    """A picture with an EXIF orientation."""
+    """Saves a picture with an EXIF orientation."""
     exif = Image.Exif()
     exif[274] = number
     return saved(folder, Image.fromarray(picture(*size)), name, exif=exif)
@@ -252,7 +252,7 @@ def test_orientations_are_pillows(tmp_path, name, number):
     np.testing.assert_array_equal(load_image(path, turns), wanted)
     image = image_files.read_image(path, turns)
     assert image.orientation == 1 and not image.remarks
-    if name == 'a.tif':  # which Pillow turns in any case
+    if name == 'a.tif':  # Pillow always turns it
         np.testing.assert_array_equal(load_image(path), wanted)
     else:
         assert image_files.read_image(path).orientation == number
@@ -290,7 +290,7 @@ def test_wrong_values_are_refused(flag, sentence):
 
 
 def make_data(folder, values, name='%d.png', number=3):
-    """Writes 16-bit grey images, their labels and a list; returns flags of a short run with it."""
+    """Writes 16-bit grey images, their labels and a list; returns the flags of a short run with them."""
     draw, lines = np.random.RandomState(0), []
     for index in range(number):
         pair = name % index, 'label%d.png' % index
@@ -302,7 +302,7 @@ def make_data(folder, values, name='%d.png', number=3):
 
 
 def flags_for(folder, *more):
-    """A flag file of a short run on a folder's list that writes to the same folder."""
+    """Writes a flag file of a short run with a folder's list and outputs; returns the flag that names it."""
     places = ['--%s=%s' % (flag, folder / flag) for flag in ('modeldir', 'logdir', 'logfile', 'out_dir', 'export_dir')]
     lists = ['--%s=%s' % (flag, folder / 'list.txt') for flag in ('data_list', 'valid_data_list', 'test_data_list')]
     return flag_file(folder / 'all.flags', places + lists + list(more) + [
@@ -312,7 +312,7 @@ def flags_for(folder, *more):
 
 
 def done(*args):
-    """What a run that must succeed printed."""
+    """Runs main.py, which must succeed, and returns what it printed."""
     code, stdout, stderr = run(*args)
     assert code == 0, stderr
     return stdout, stderr
@@ -350,7 +350,7 @@ def test_the_range_of_a_training_is_kept_and_exported(tmp_path, small):  # noqa:
             assert found['softmax'][0].std(axis=(0, 1)).min() > 0
     before = [mask(tmp_path, str(index)) for index in range(3)]
     assert any(len(np.unique(one)) > 1 for one in before)
-    # The same pictures in 8 bits give the same masks.
+    # The same pictures with 8 bits give the same masks.
     other = tmp_path / 'eight'
     other.mkdir()
     for index, pixels in enumerate(values):
@@ -366,7 +366,7 @@ def test_the_exported_conversion_is_the_readers():
     for bounds in ((0, 255), (0, 4095), (1000, 50000), (-5, 70000.5)):
         with tf.Graph().as_default(), tf.Session() as sess:
             found = sess.run(export.to_8_bits(tf.constant(values.astype(np.float32)), *bounds))
-        assert (found != to_8_bits(values, bounds)).mean() < 1e-3  # float32 may round a half to the other side
+        assert (found != to_8_bits(values, bounds)).mean() < 1e-3  # float32 may round a half differently
 
 
 def test_swapped_sizes_name_apply_exif(tmp_path, small):  # noqa: F811
@@ -380,7 +380,7 @@ def test_swapped_sizes_name_apply_exif(tmp_path, small):  # noqa: F811
     assert '--apply_exif' in told(flags, '--option=train')
     done(flags, '--option=check', '--apply_exif')
     done(flags, '--option=train', '--apply_exif')
-    done(flags, '--option=test')  # as in training
+    done(flags, '--option=test')  # the training's values are used
     done(flags, '--option=predict')
     assert mask(tmp_path, '0').shape == (33, 40)
 

@@ -1,4 +1,4 @@
-"""The reader: what it crops and pads, that it reads every image once, and how its faults are reported."""
+"""The reader: crops and padding, each image exactly once, and the reports of faults."""
 
 import os
 
@@ -22,7 +22,7 @@ def make_reader(images, labels, mean=MEAN, order='bgr', ignore_label=255, **sett
 
 
 def write_pair(folder, name, height, width, value):
-    """An image of one colour and a label of one class."""
+    """Saves an image of one colour and a label of one class; returns their paths."""
     image, label = os.path.join(str(folder), name + '.png'), os.path.join(str(folder), name + '_label.png')
     Image.fromarray(np.full((height, width, 3), (value, 2 * value, 3 * value), np.uint8)).save(image)
     Image.fromarray(np.full((height, width), value, np.uint8)).save(label)
@@ -70,7 +70,7 @@ def test_small_image_is_padded_at_the_bottom_and_the_right(tmp_path):
 
 
 def write_pictures(folder, number):
-    """Images of random pixels and labels, of different sizes, JPEGs and PNGs."""
+    """Saves JPEGs and PNGs of random pixels in different sizes, and labels."""
     random = np.random.RandomState(0)
     images, labels = [], []
     for i in range(number):
@@ -83,7 +83,7 @@ def write_pictures(folder, number):
 
 
 def batches(files, num_threads, seed, start, number):
-    """Two-image batches of a reader that begins at sample `start`."""
+    """Returns batches of two images from a reader that starts at sample `start`."""
     reader = make_reader(*files, num_threads=num_threads, seed=seed)
     with tf.Graph().as_default(), tf.Session() as sess:
         tensors = reader.training_batch(2, Augmentation((17, 21)))
@@ -92,7 +92,7 @@ def batches(files, num_threads, seed, start, number):
 
 
 def test_samples_depend_on_the_seed_alone(tmp_path):
-    """Not on the number of threads or on where the reader starts; over three epochs of five images."""
+    """The number of threads and the starting point do not matter, over three epochs of five images."""
     files = write_pictures(tmp_path, 5)
     wanted = batches(files, 1, seed=3, start=0, number=8)
     for num_threads, start in ((3, 0), (4, 6), (8, 0)):
@@ -111,7 +111,7 @@ def test_every_epoch_holds_every_image_once_in_another_order():
 
 
 def test_threads_and_queues_are_bounded_by_bytes(tmp_path, monkeypatch):
-    """192 cores: as many threads as fit the memory with images of this size, and one where none fits."""
+    """With 192 cores, there are as many threads as fit into memory for images of this size, but at least one."""
     image, label = write_pair(tmp_path, 'image', 100, 200, 1)
     assert make_reader([image], [label], num_threads=192).num_threads == 192
     monkeypatch.setattr(image_reader, 'MOST_BYTES', 7 * image_reader.BYTES_IN_WORK * 100 * 200)
@@ -124,7 +124,7 @@ def test_threads_and_queues_are_bounded_by_bytes(tmp_path, monkeypatch):
 
 
 def naive_crop(image, label, scaled, offset, mirror, input_size):
-    """Scales and mirrors all of both by TensorFlow's legacy rules, then slices."""
+    """Scales and mirrors whole image and label by TensorFlow's legacy rules, then slices them."""
     image = tf.image.resize_bilinear(tf.cast(image, tf.float32)[tf.newaxis], scaled)[0]
     label = tf.image.resize_nearest_neighbor(label[tf.newaxis], scaled)[0]
     if mirror:

@@ -1,4 +1,4 @@
-"""Signals: the first one waits for the end of the work, the second one ends the process."""
+"""Signals: the first one takes effect when the work is done, the second one ends the process."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 @pytest.mark.parametrize('number', interrupts.STOPPING)
 def test_the_first_signal_is_kept(number):
-    """In a process of its own: pytest-xdist may run a test in another thread than the main one, which gets signals."""
+    """Runs in its own process, because pytest-xdist may run a test outside the main thread, which gets the signals."""
     code = ('import os, signal\nfrom utils.system import interrupts\n'
             'before = signal.getsignal({0})\n'
             'with interrupts.deferred() as pending:\n'
@@ -28,7 +28,7 @@ def test_the_first_signal_is_kept(number):
 
 
 def test_ctrl_c_ends_an_import_at_once():
-    """Also in a callback, whose exceptions Python drops."""
+    """This holds even in a callback, where Python ignores exceptions."""
     code = ('import os, signal, weakref\nfrom utils.system import interrupts\n'
             'class Module(object):\n    pass\n'
             'module = Module()\n'
@@ -44,7 +44,7 @@ def test_ctrl_c_ends_an_import_at_once():
 
 
 def test_the_second_signal_ends_the_process_while_native_code_runs():
-    """Two signals while a native function computes for hours, during which no Python handler runs."""
+    """While a native function computes for hours, no Python handler runs."""
     code = ('import hashlib, os, signal, threading\nfrom utils.system import interrupts\n'
             'with interrupts.deferred():\n'
             '    for seconds, number in (0.2, signal.SIGINT), (0.4, signal.SIGTERM):\n'

@@ -1,4 +1,4 @@
-"""utils/data/label_maps.py: --label_map, from its rules and files to a training."""
+"""utils/data/label_maps.py: the rules and files of --label_map, up to a training with them."""
 
 import contextlib
 import io
@@ -151,7 +151,7 @@ def test_colours_are_refused(tmp_path, palette):
 
 
 def told(folder, values, num_classes, name='a', mode='L', **flags):
-    """The problems of an image and its label of these values."""
+    """Returns the problems of an image whose label has these values."""
     label = np.array([values], np.uint8)
     Image.fromarray(label).convert(mode).save(str(folder / (name + '.png')))
     Image.new('RGB', label.shape[::-1]).save(str(folder / 'image.png'))
@@ -187,7 +187,7 @@ def run(*args):
 
 
 def data(folder, white):
-    """Writes four images and labels of 0 and `white` and a flag file; returns the flag that names it."""
+    """Writes four images, labels of 0 and `white`, and a flag file; returns the flag that names it."""
     os.makedirs(str(folder))
     random = np.random.RandomState(0)
     lines = ''
@@ -230,7 +230,7 @@ def test_masks_train_and_test_as_classes_do(tmp_path, narrow):
     assert known['flags']['label_map'] == 'binary'
     code, _, stderr = run('--option=train', flags[0], '--label_map=reduce_zero')
     assert code == 1 and 'label_map' in stderr
-    del known['flags']['label_map']  # as an earlier version writes it
+    del known['flags']['label_map']  # an earlier version did not write it
     settings.write_text(json.dumps(known))
     code, stdout, stderr = run('--option=train', flags[0], '--label_map=binary')
     assert code == 1 and 'label_map' in stderr

@@ -1,4 +1,4 @@
-"""utils/label_utils.py: coloured masks, pictures of network inputs and overlays."""
+"""utils/label_utils.py: coloured masks, pictures of network inputs, and overlays."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_decode_labels(dtype):
         assert out.dtype == np.uint8
         np.testing.assert_array_equal(out, expected)
         np.testing.assert_array_equal(decode_labels(form), expected[:1])
-    assert decode_labels(mask, 5).shape == (2, 2, 2, 3)  # fewer than asked for
+    assert decode_labels(mask, 5).shape == (2, 2, 2, 3)  # fewer images than requested
 
 
 def test_decode_labels_below_zero_is_void():
@@ -71,13 +71,13 @@ def test_overlay(height, line, contrast):
     out = overlay(image, mask, palette, 21)
     assert out.dtype == np.uint8
     picture, legend = out[:height, :width], out[:, width:].reshape(-1, 3)
-    np.testing.assert_array_equal(picture[:, 2 * third:], image[:, 2 * third:])  # a value that is no class
+    np.testing.assert_array_equal(picture[:, 2 * third:], image[:, 2 * third:])  # the value is not a class
     lined = [range(third - line, third), range(third, third + line), range(2 * third - line, 2 * third)]
     for columns, index in zip(lined, (0, 5, 5)):
         assert (picture[:, list(columns)] == palette.colours[index]).all()
     set_off = [range(third - line - contrast, third - line), range(third + line, third + line + contrast),
                range(2 * third - line - contrast, 2 * third - line)]
-    for columns in set_off:  # white, as both classes are dark
+    for columns in set_off:  # white, because both classes are dark
         np.testing.assert_allclose(picture[:, list(columns)], 170 + picture_of(image, mask)[:, list(columns)] / 3,
                                    atol=1)
     inside = np.ones(width, bool)
@@ -85,11 +85,11 @@ def test_overlay(height, line, contrast):
     np.testing.assert_allclose(picture[:, inside], picture_of(image, mask)[:, inside], atol=1)
     for index in (0, 5):
         assert (legend == palette.colours[index]).all(axis=1).any()
-    assert not (legend == palette.colours[1]).all(axis=1).any()  # a class that is absent
+    assert not (legend == palette.colours[1]).all(axis=1).any()  # an absent class is not listed
 
 
 def picture_of(image, mask):
-    """Luma of the image, four tenths of its own chroma and six of VOC's colour: float [h, w, 3]."""
+    """Returns the image's luma with 0.4 of its own chroma and 0.6 of VOC's colour, float [h, w, 3]."""
     luma = np.array([0.299, 0.587, 0.114])
     colours = voc_colours()[np.where(mask == 255, 0, mask)].astype(float)
     image_luma, colour_luma = (image @ luma)[..., None], (colours @ luma)[..., None]
@@ -106,7 +106,7 @@ def test_the_tint_keeps_the_luma_of_every_pixel(grey):
     assert tinted.min() >= 0 and tinted.max() <= 255
     luma = np.array([0.299, 0.587, 0.114])
     np.testing.assert_allclose(tinted @ luma, photo @ luma, atol=0.01)
-    if grey in (30, 128):  # nearer to black and white there is less room for a hue
+    if grey in (30, 128):  # near black and white, there is less room for a hue
         coloured = np.ptp(voc_colours()[:21].astype(int), axis=1) > 0
         assert (np.ptp(tinted[0, :21], axis=1) > 10).tolist() == coloured.tolist()
 
@@ -116,12 +116,12 @@ def test_an_overlay_keeps_the_mean_brightness(index):
     ramp = np.repeat(np.linspace(0, 255, 300)[None], 200, axis=0)  # [200, 300]
     image = np.stack([ramp, ramp[:, ::-1], ramp], axis=2).astype(np.uint8)
     mask = np.full([200, 300], index)
-    mask[60:140, 100:200] = 7  # grey: its hue would not tell it from black
+    mask[60:140, 100:200] = 7  # a grey class, which has no hue to distinguish it from black
     out = overlay(image, mask, load_palette('voc', 21), 21)[:200, :300]
     luma = np.array([0.299, 0.587, 0.114])
     assert abs((out @ luma).mean() - (image @ luma).mean()) < 4
     if index != 7:
-        assert (out[60, 100:200] == 128).all() and (out[61, 101:199] > 128).all()  # a grey line, set off by white
+        assert (out[60, 100:200] == 128).all() and (out[61, 101:199] > 128).all()  # a grey line with white beside it
 
 
 def test_a_bright_class_is_set_off_by_black():
@@ -143,7 +143,7 @@ def test_overlay_names_the_classes():
 
     assert not np.array_equal(legend('aaa'), legend('bbb'))
     assert legend('a much longer name').shape[1] > legend('aaa').shape[1]
-    assert legend('\u72d7').shape[2] == 3  # not in the font
+    assert legend('\u72d7').shape[2] == 3  # the font lacks this character
     numbered = overlay(image, mask, Palette(colours, None), 2)
     np.testing.assert_array_equal(numbered, overlay(image, mask, None, 2))
     np.testing.assert_array_equal(numbered[:, 40:], legend('class 1'))

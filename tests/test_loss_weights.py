@@ -1,4 +1,4 @@
-"""Weights of classes and hard pixels in the loss, a frozen encoder and the decoder's rates, against numpy."""
+"""Class weights, hard pixels, a frozen encoder and the decoder's learning rates, against numpy."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from utils.training import losses, optimizer
 
 
 def example():
-    """Logits [2, 4, 5, 3] and labels [2, 4, 5, 1] with some that do not count; the pixels' losses, valid or not."""
+    """Returns logits [2, 4, 5, 3], labels [2, 4, 5, 1] of which some are ignored, and the losses of all pixels."""
     random = np.random.RandomState(0)
     logits = random.randn(2, 4, 5, 3).astype(np.float32)
     label = random.randint(0, 3, (2, 4, 5, 1))
@@ -27,7 +27,7 @@ def example():
 
 @pytest.fixture
 def computed(settings):
-    """A function from logits, labels, class weights and the share of hard pixels, None for all, to the loss."""
+    """Returns a function from logits, labels, class weights and the share of hard pixels (None: all) to the loss."""
     def compute(logits, label, factors, fraction=None):
         with tf.Graph().as_default(), tf.Session() as sess:
             labels = losses.resized_labels(tf.constant(label), label.shape[1:3], Classes(3, 255, None))
@@ -87,7 +87,7 @@ def test_bad_class_weights(tmp_path, text, words):
     with pytest.raises(UserError, match='--class_weights=.*weights.txt') as error:
         losses.read_class_weights(str(path), 3)
     assert words in str(error.value)
-    for text in (b'1\n2.5\n0\n', b'\xef\xbb\xbf1 2.5\r\n0'):  # the second with a byte order mark
+    for text in (b'1\n2.5\n0\n', b'\xef\xbb\xbf1 2.5\r\n0'):  # the second has a byte order mark
         path.write_bytes(text)
         np.testing.assert_array_equal(losses.read_class_weights(str(path), 3), [1, 2.5, 0])
     assert len(str(error.value)) <= 300

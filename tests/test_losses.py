@@ -1,4 +1,4 @@
-"""utils/training/losses.py: labels at the logits' size."""
+"""utils/training/losses.py: labels resized to the logits."""
 
 import numpy as np
 import pytest

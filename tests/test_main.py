@@ -1,4 +1,4 @@
-"""The programs through their command lines: what they leave behind, print and refuse."""
+"""Runs the programs as commands, and checks what they write, print and refuse."""
 
 import contextlib
 import functools
@@ -29,16 +29,16 @@ SMALL = ['--flagfile=' + os.path.join(ROOT, 'tests', 'small.flags')]
 
 
 def run_process(program, *args, **settings):
-    """Runs a program of the repo in a process of its own; returns (exit code, stdout, stderr). `cwd=` is its folder."""
+    """Runs a program of the repo in its own process, in the folder `cwd`; returns (exit code, stdout, stderr)."""
     process = subprocess.run([sys.executable, os.path.join(ROOT, program)] + list(args), stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, universal_newlines=True, **settings)
     return process.returncode, process.stdout, process.stderr
 
 
 def run(*args, **changed):
-    """Runs main.py in this process, which saves TensorFlow's start; returns (exit code, stdout, stderr).
+    """Runs main.py in this process, which need not start TensorFlow again; returns (exit code, stdout, stderr).
 
-    `main=` is what to call instead of its main().
+    The keyword argument `main` replaces its main().
     """
     with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(
             io.StringIO()) as stderr:
@@ -53,12 +53,12 @@ def in_the_repo(monkeypatch):
 
 @pytest.fixture
 def small(narrow):
-    """A ResNet-50 of a 16th of the channels and one unit a block, for what does not depend on the network."""
+    """Narrows the ResNet-50 to a 16th of the channels and one unit per block."""
     narrow({'res50': UNITS})
 
 
 def flag_file(path, flags):
-    """Writes flags to a file, so that options that do not read all of them take it; returns the flag that names it."""
+    """Writes flags to a file, so that every option takes them; returns the flag that names it."""
     with open(str(path), 'w') as file:
         file.write('\n'.join(flags) + '\n')
     return '--flagfile=%s' % path
@@ -70,7 +70,7 @@ def places(folder):
 
 
 def refused(*args):
-    """stderr of a run of main.py that ends with exit code 1 and one sentence."""
+    """Runs main.py, which must end with exit code 1 and one sentence; returns stderr."""
     code, _, stderr = run(*args)
     assert code == 1, stderr
     told = [line for line in stderr.replace('\r', '\n').split('\n') if line.startswith('error: ')]
@@ -79,7 +79,7 @@ def refused(*args):
 
 
 def train(folder, *program):
-    """Trains on the sample with a folder as the working folder; returns what was printed, (stdout, stderr)."""
+    """Trains on the sample with a folder as the working folder; returns (stdout, stderr)."""
     code, stdout, stderr = run_process(*program, '--option=train', *(SMALL + [
         '--num_steps=3', '--save_interval=1', '--max_to_keep=3']), cwd=str(folder))
     assert code == 0, stderr
@@ -88,7 +88,7 @@ def train(folder, *program):
 
 @pytest.fixture(scope='module')
 def trained_small(tmp_path_factory):
-    """A folder after a training of the network of `small`."""
+    """Returns a folder with a trained network like `small`."""
     folder = tmp_path_factory.mktemp('small')
     train(folder, 'tests/narrow_main.py', 'main')
     return folder
@@ -96,10 +96,10 @@ def trained_small(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A folder after main.py --option=train on the sample, and what the run printed."""
+    """Returns a folder in which main.py --option=train has run on the sample, and what it printed."""
     folder = tmp_path_factory.mktemp('trained')
     stdout, stderr = train(folder, 'main.py')
-    # nothing but our own lines, TensorFlow's notices least of all
+    # only our own lines, above all none of TensorFlow's
     assert [line for line in re.split('[\r\n]', stderr) if line and not line.startswith(('train:', 'check '))] == []
     assert sorted(os.listdir(str(folder))) == ['log', 'log.txt', 'model']
     return folder, stdout
@@ -118,7 +118,7 @@ def test_train_leaves_checkpoints_and_a_log(trained):
 
 
 def test_deterministic_runs_write_the_same(tmp_path):
-    """TensorFlow 2's switch changes the graph, for its cross-entropy op has no deterministic form on GPUs."""
+    """TensorFlow 2's switch changes the graph, because its cross-entropy op has no deterministic form on GPUs."""
     found = []
     for name in ('one', 'two'):
         flags = SMALL + places(tmp_path / name) + ['--num_steps=2', '--valid_interval=2', '--valid_num_steps=1']
@@ -158,7 +158,7 @@ def test_event_files_hold_scalars_pictures_and_the_graph(trained):
 def test_test_prints_a_table(trained, runner):
     code, stdout, stderr = runner('--option=test', '--valid_num_steps=3', *(SMALL + places(trained[0])))
     assert code == 0, stderr
-    assert 'model.ckpt-3' in stdout  # the newest
+    assert 'model.ckpt-3' in stdout  # the newest checkpoint
     for word in ('pixel accuracy', 'mean IoU', 'background', 'orange', 'mug'):
         assert word in stdout
     figures = json.loads((trained[0] / 'output' / 'metrics.json').read_text())
@@ -217,8 +217,8 @@ def test_predict_in_windows_at_several_scales(trained_small, small, tmp_path):
         np.testing.assert_array_equal(found['covered'][name], mask)
         for kind in ('merged', 'windows'):
             assert found[kind][name].shape == mask.shape and found[kind][name].max() < 6
-        assert (found['windows'][name] != mask).any()  # the flags did something
-        assert (found['windows'][name] == found['merged'][name]).mean() > 0.5  # and no nonsense
+        assert (found['windows'][name] != mask).any()  # the windows have an effect
+        assert (found['windows'][name] == found['merged'][name]).mean() > 0.5  # but a small one
 
 
 def test_predict_without_visual_and_with_a_list_of_images_alone(trained_small, small, tmp_path):
@@ -249,7 +249,7 @@ def test_overlays_and_cityscapes_ids(tmp_path, small):
     mask = Image.open(str(tmp_path / 'output' / 'prediction' / 'ulm_000001_000019_pred_labelIds.png'))
     assert set(np.unique(mask)) <= {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
     overlay = Image.open(str(tmp_path / 'output' / 'overlay_prediction' / 'ulm_000001_000019_overlay.png'))
-    assert overlay.size[0] > size[0]  # the legend
+    assert overlay.size[0] > size[0]  # with the legend
     fewer = flags + ['--option=predict', '--num_classes=18']
     assert 'trained with --num_classes=19' in refused(*fewer)
     (tmp_path / 'model' / 'settings.json').unlink()
@@ -268,7 +268,7 @@ def test_check_reads_all_lists(tmp_path):
 
 def test_pretrained_weights(trained_small, small, tmp_path):
     old = tf.train.load_checkpoint(str(trained_small / 'model' / 'model.ckpt-3'))
-    with tf.Graph().as_default(), tf.Session() as sess:  # what marks slim's own file is its classifier
+    with tf.Graph().as_default(), tf.Session() as sess:  # slim's own checkpoint is recognised by its classifier
         variables = [tf.Variable(old.get_tensor(name), name=name) for name in old.get_variable_to_shape_map()
                      if 'Momentum' not in name]
         variables.append(tf.Variable(np.zeros([1, 1, 128, 1000], np.float32), name='resnet_v1_50/logits/weights'))
@@ -318,7 +318,7 @@ def test_msc_trains_and_accumulates(tmp_path, small):
 
 
 def copy_of_the_sample(folder):
-    """A small data set with one image of the sample; returns the paths of its image and label, and its flags."""
+    """Copies one image of the sample as a data set; returns the paths of its image and label, and the flags."""
     name = sorted(os.listdir(os.path.join(SAMPLE, 'JPEGImages')))[0]
     image, label = str(folder / 'image.jpg'), str(folder / 'label.png')
     shutil.copy(os.path.join(SAMPLE, 'JPEGImages', name), image)
@@ -383,7 +383,7 @@ def test_values_outside_the_classes_are_told_without_the_first_scan_too(small, t
 
 
 def test_a_batch_without_a_valid_pixel_trains(small, tmp_path):
-    """The two steps read an image each, one of which is void; without the other one, there is nothing to learn."""
+    """Of the images of the two steps, one is void. With the void one alone, there would be nothing to learn."""
     image, label, flags = copy_of_the_sample(tmp_path)
     shutil.copy(label, str(tmp_path / 'sound.png'))
     Image.fromarray(np.full(Image.open(label).size[::-1], 255, np.uint8)).save(label)

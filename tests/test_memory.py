@@ -1,4 +1,4 @@
-"""What the process may still take, by the files of /proc and of control groups of both versions, and by its limit."""
+"""Free memory according to /proc, to control groups of both versions, and to the process's limit."""
 
 import types
 
@@ -21,7 +21,7 @@ def write(folder, files):
 
 @pytest.fixture(autouse=True)
 def available(request, monkeypatch):
-    """900 MB available, except for the test of this machine."""
+    """Pretends that 900 MB are available, except in the test of the real machine."""
     if 'machine' not in request.node.name:
         monkeypatch.setattr(psutil, 'virtual_memory', lambda: types.SimpleNamespace(available=900 * MB))
 
@@ -39,7 +39,7 @@ def free(folder):
     ('0::/a/b\n', {'a/memory.max': str(500 * MB), 'a/memory.current': str(400 * MB),
                    'a/b/memory.max': 'max', 'a/b/memory.current': '1'}, 100),
     ('0::/a/b\n', {'a/b/memory.max': str(500 * MB), 'a/b/memory.current': str(600 * MB)}, 0),
-    ('0::/docker/b\n', {'memory.max': str(500 * MB), 'memory.current': str(200 * MB)}, 300),  # mounted as the root
+    ('0::/docker/b\n', {'memory.max': str(500 * MB), 'memory.current': str(200 * MB)}, 300),  # in a container
     ('4:memory:/a\n0::/\n', {'memory/a/memory.limit_in_bytes': str(500 * MB), 'memory/a/memory.usage_in_bytes':
                              str(200 * MB), 'memory/a/memory.stat': 'total_inactive_file %d\n' % MB}, 301),
     ('4:cpu,memory:/a:b\n', {'memory/memory.limit_in_bytes': str((1 << 63) - 4096),

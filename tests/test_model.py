@@ -1,4 +1,4 @@
-"""Whole trainings of narrow networks in this process: what they refuse, repeat and leave for test and predict."""
+"""Complete trainings of narrow networks in this process: what they refuse, repeat, and leave for test and predict."""
 
 import os
 
@@ -18,7 +18,7 @@ SAMPLE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 
 @pytest.fixture
 def sample(tmp_path, settings, narrow):
-    """A function from changed flags to those of a short training of a tiny encoder on the embedded sample."""
+    """Returns a function that returns the flags of a short training of a tiny encoder on the bundled sample."""
     narrow({'res50': UNITS})
     lists = {flag: os.path.join(SAMPLE, name) for flag, name in (
         ('data_list', 'train.txt'), ('valid_data_list', 'val.txt'), ('test_data_list', 'val.txt'))}
@@ -34,7 +34,7 @@ def sample(tmp_path, settings, narrow):
 
 
 def train(conf, model_class=Model):
-    """Trains and returns the log."""
+    """Trains and returns the text of the log."""
     model_class(conf).train()
     with open(conf.logfile) as file:
         return file.read()
@@ -46,7 +46,7 @@ def losses_of(conf, model_class):
 
 @pytest.mark.parametrize('model_class, every', [(Model, 1), (Model, 2), (Model_msc, 2)])
 def test_the_same_seed_gives_the_same_losses(sample, tmp_path, model_class, every):
-    """With any number of reading threads, but for the rounding of sums; another seed gives others."""
+    """The losses agree up to rounding, with any number of reading threads; another seed gives other losses."""
     logs = [losses_of(sample(modeldir=str(tmp_path / str(run)), num_threads=threads, random_seed=seed,
                          grad_update_every=every), model_class)
             for run, (threads, seed) in enumerate([(1, 5), (4, 5), (3, 6)])]
@@ -62,8 +62,8 @@ def test_another_run_is_not_replaced(sample, capsys):
             train(conf, model_class)
         assert changed in str(error.value)
     with open(sample().logfile) as file:
-        assert file.read() == log  # nothing was touched
-    assert Model_msc(sample(valid_num_steps=2)).test()['pixel_accuracy'] >= 0  # single-scale weights, three scales
+        assert file.read() == log  # the log is unchanged
+    assert Model_msc(sample(valid_num_steps=2)).test()['pixel_accuracy'] >= 0  # weights of one scale, three scales
     capsys.readouterr()
     assert train(sample()) == log
     assert 'a finished training of 4 steps' in capsys.readouterr().out

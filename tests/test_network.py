@@ -1,4 +1,4 @@
-"""The networks against the golden arrays: names, shapes, trainability, logits and features."""
+"""Compares the networks with the golden arrays: names, shapes, trainability, logits and features."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def build(encoder_name, inputs, **keywords):
 
 
 def run(encoder_name, sizes=SIZES, **keywords):
-    """[(size, logits, encoding)] with the recipe's weights and images, by one graph, which does not know the sizes."""
+    """Returns [(size, logits, encoding)] for the recipe's weights and images, from one graph for all sizes."""
     with tf.Graph().as_default(), tf.Session() as sess:
         inputs = tf.placeholder(tf.float32, [None, None, None, 3])
         net = build(encoder_name, inputs, **keywords)
@@ -63,7 +63,7 @@ def test_dilated_types(dilated_type):
 
 
 def slipped_mix(groups, fix_w):
-    """The original's group interaction: its j = 0 term takes group_i for group_0."""
+    """Mixes groups like the original, whose term j = 0 uses group_i in place of group_0."""
     number = int(fix_w.shape[0])
     flat = tf.reshape(groups, [number, -1])
     mixed = tf.matmul(fix_w, flat, transpose_a=True) + fix_w[0][:, tf.newaxis] * (flat - flat[:1])
@@ -154,7 +154,7 @@ def test_groups_of_rates_and_their_variables(narrow):
 
 
 def test_a_decoder_with_batch_norm_needs_nothing_elsewhere(narrow, monkeypatch):
-    """Its variables are in the network's groups and statistics, and folding it changes nothing."""
+    """Its variables are in the network's groups and statistics, and folding does not change the output."""
     narrow({'res50': (0, 0, 0, 1)})
 
     class Normalized(decoders.ASPP):

@@ -1,4 +1,4 @@
-"""Folders whose names TensorFlow takes for patterns, `exp?` or `lr[3e-3]`: as good as any others."""
+"""Folders with names that TensorFlow takes for patterns, such as `exp?` or `lr[3e-3]`, work like any others."""
 
 import os
 import shutil
@@ -77,7 +77,7 @@ def test_a_temporary_folder_of_such_a_name_is_not_used(tmp_path, monkeypatch):
 
 
 def work(folder, name):
-    """Trains, resumes, tests, predicts and exports with all outputs in folder/name; what must not depend on it."""
+    """Trains, resumes, tests, predicts and exports with all outputs in folder/name; returns results to compare."""
     place = os.path.join(str(folder), name)
     flags = SMALL + [flag_file(os.path.join(str(folder), 'places.flags'), [
         '--%s=%s' % (flag, os.path.join(place, flag)) for flag in (

@@ -1,7 +1,7 @@
-"""A run that commit e6b5847 made and that was killed in step 4: this version resumes it and predicts with it.
+"""This version resumes and predicts with a run that commit e6b5847 made, which was killed in step 4.
 
-Its network is a ResNet of one unit with a 16th of the channels. tests/golden/run_e6b5847 has its files after step 2,
-the losses of the uninterrupted run of six steps and the norms of its last weights.
+The network is a ResNet of one unit with a 16th of the channels. tests/golden/run_e6b5847 has the files after step 2,
+the losses of the uninterrupted run of six steps and the norms of its final weights.
 """
 
 import csv
@@ -24,7 +24,7 @@ SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
 
 @pytest.fixture
 def conf(tmp_path, settings, monkeypatch):
-    """A function from changed flags to those of the run, whose folder is copied."""
+    """Copies the run's folder; returns a function that returns the run's flags with changes."""
     monkeypatch.setitem(BLOCKS, 'res50', resnet_blocks((0, 0, 0, 1), depth=16))
     modeldir = tmp_path / 'model'
     modeldir.mkdir()
@@ -67,7 +67,7 @@ def test_it_resumes_and_ends_as_it_would_have(conf, capsys):
 
 
 def test_it_is_scored_as_it_was(conf):
-    """The validation of step 2 is in metrics.csv."""
+    """The scores of step 2 are in metrics.csv."""
     with open(os.path.join(OLD, 'metrics.csv'), newline='') as file:
         row = list(csv.DictReader(file))[2]
     scores = Model(conf()).test()

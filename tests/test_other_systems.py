@@ -1,4 +1,4 @@
-"""What Windows or macOS lack is hidden, and every program works all the same; see other_system.py."""
+"""With everything hidden that Windows or macOS lack, each program still works; see other_system.py."""
 
 import csv
 import glob
@@ -26,7 +26,7 @@ def run(folder, *args):
 
 
 def run_hidden(folder, program, *args):
-    """stdout of a program that succeeds although much is hidden."""
+    """Runs a program, which must succeed although much is hidden, and returns its stdout."""
     code, stdout, stderr = run(folder, HIDING, os.path.join(ROOT, program), *args)
     assert code == 0 and 'Traceback' not in stderr, stderr
     return stdout
@@ -46,7 +46,7 @@ def test_every_option_and_program_works(tmp_path):
     main = ['tests/narrow_main.py', 'main', SMALL]
     assert 'problems 0' in run_hidden(tmp_path, *main + ['--option=check'])
     run_hidden(tmp_path, *train(tmp_path, '--num_steps=1', '--valid_interval=1'))
-    # another loss: metrics.csv gets another column, and is appended to
+    # another loss adds a column to metrics.csv, so that its old rows must be kept
     stdout = run_hidden(tmp_path, *train(tmp_path, '--num_steps=3', '--valid_interval=1', '--loss=ce+dice',
                                          '--resume=must'))
     assert 'step 2 of 3 is next' in stdout and 'other columns now' in stdout
@@ -59,7 +59,7 @@ def test_every_option_and_program_works(tmp_path):
                                                               '--loss=ce+dice'))
     assert 'mean IoU' in run_hidden(tmp_path, *main + ['--option=test', '--valid_num_steps=2', '--report'])
     crf = ['--crf'] if importlib.util.find_spec('pydensecrf') else []
-    for _ in range(2):  # the second time the masks are replaced
+    for _ in range(2):  # the second time, it replaces the masks
         run_hidden(tmp_path, *main + ['--option=predict', '--test_num_steps=2'] + crf)
     assert len(glob.glob(str(tmp_path / 'output' / 'prediction' / '*.png'))) == 2
     for _ in range(2):
@@ -112,7 +112,7 @@ def test_lines_have_their_bytes_and_files_are_synced(tmp_path):
 
 
 def test_ctrl_c_ends_no_process_of_the_crf(tmp_path):
-    """Where it cannot be blocked, the process ignores it."""
+    """If Ctrl-C cannot be blocked, the process ignores it."""
     code, stdout, stderr = run_code(tmp_path, (
         'import multiprocessing, os, signal\nfrom utils.prediction import crf\n'
         'assert not hasattr(signal, "pthread_sigmask")\n'

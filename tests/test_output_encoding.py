@@ -1,4 +1,4 @@
-"""Names in any alphabet on a terminal, in a file or in a pipe whose encoding lacks them."""
+"""Names in any alphabet on a terminal, in a file or in a pipe whose encoding lacks their characters."""
 
 import glob
 import io
@@ -16,7 +16,7 @@ from utils.system.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NARROW = ('tests/narrow_main.py', 'main')
-# Programs that print JSON in ASCII, or a page in UTF-8 whatever the terminal has.
+# Programs that print JSON in ASCII, or a page in UTF-8 whatever the terminal's encoding is.
 PRINT_BYTES = [os.path.join('benchmarks', 'measure.py'), os.path.join('tools', 'make_flags_page.py')]
 ASCII = {'PYTHONIOENCODING': 'ascii:strict'}
 WESTERN = {'PYTHONIOENCODING': 'cp1252:strict'}
@@ -24,7 +24,7 @@ C_LOCALE = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
 
 
 def run(folder, environment, program, *args):
-    """(exit code, stdout, stderr) of a program that runs in a folder; what is printed is of the encoding."""
+    """Runs a program in a folder; returns (exit code, stdout, stderr), decoded with the environment's encoding."""
     done = subprocess.run([sys.executable] + list(program) + list(args), cwd=str(folder), stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=ROOT, **environment))
     stdout, stderr = (text.decode('ascii' if environment != WESTERN else 'cp1252') for text in (
@@ -34,7 +34,7 @@ def run(folder, environment, program, *args):
 
 
 def make_data(folder):
-    """Three pictures and labels, a list and a palette whose names most encodings lack."""
+    """Writes three pictures, labels, a list and a palette whose names most encodings cannot represent."""
     draw, lines = np.random.RandomState(0), []
     os.makedirs(str(folder / '数据ö'))
     for number in range(3):
@@ -99,7 +99,7 @@ def test_a_locale_of_ascii_is_served_or_told(tmp_path):
     assert (tmp_path / 'output' / 'metrics.json').exists()
     assert len(list((tmp_path / 'output').glob('**/图像ü*.png'))) >= 3
     (tmp_path / 'flags.txt').write_bytes('--option=train\n--modeldir=模型ö\n'.encode('utf-8'))
-    for args in (['--option=train', '--modeldir=模型ö'], ['--flagfile=flags.txt'],  # of TensorFlow's UTF-8
+    for args in (['--option=train', '--modeldir=模型ö'], ['--flagfile=flags.txt'],  # TensorFlow wants UTF-8
                  ['--option=predict', '--test_data_list=没有.txt']):
         code, _, stderr = run(tmp_path, C_LOCALE, program, *args)
         assert code == 1 and 'PYTHONUTF8=1' in stderr and len(stderr) <= 400, stderr

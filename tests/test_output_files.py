@@ -1,4 +1,4 @@
-"""Output files: what may be written to, what is kept, and what is left when a disk is full."""
+"""Output files: what may be overwritten, what is kept, and what is left when the disk is full."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def make(kind, path):
-    """Makes what is no regular file at path."""
+    """Makes something that is not a regular file at the path."""
     if kind == 'a named pipe':
         os.mkfifo(path)
     elif kind == 'a folder':
@@ -53,7 +53,7 @@ def test_only_a_regular_file_is_written_to(tmp_path, kind, monkeypatch):
 
 
 def test_a_device_is_refused():
-    assert output_files.kind_of('/dev/null') == 'a device'  # looked at, never written to
+    assert output_files.kind_of('/dev/null') == 'a device'  # it is examined, never written to
 
 
 def test_a_link_is_replaced_and_not_followed(tmp_path):
@@ -101,9 +101,9 @@ def test_folders(tmp_path):
             output_files.make_dir(str(tmp_path / name), 'modeldir')
     with pytest.raises(UserError, match='Not a directory.*--modeldir'):
         output_files.make_dir(str(tmp_path / 'file' / 'model'), 'modeldir')
-    with pytest.raises(UserError, match='cannot write to .*--modeldir'):  # found by the stress suite: a RecursionError
+    with pytest.raises(UserError, match='cannot write to .*--modeldir'):  # it was a RecursionError
         output_files.make_dir(str(tmp_path) + '/y' * 2500, 'modeldir')
-    os.symlink(str(tmp_path), str(tmp_path / 'link'))  # a folder that the user names may be a link to one
+    os.symlink(str(tmp_path), str(tmp_path / 'link'))  # the folder that the user names may be a link
     assert os.path.isdir(output_files.make_dir(str(tmp_path / 'link' / 'a' / 'b'), 'modeldir'))
 
 
@@ -138,7 +138,7 @@ def events(path):
 def test_events_are_what_tensorboard_reads(tmp_path):
     with tf.Graph().as_default() as graph:
         tf.constant(1.0, name='one')
-        writers = [write_to_log.SummaryWriter(str(tmp_path), graph) for _ in range(2)]  # in the same second
+        writers = [write_to_log.SummaryWriter(str(tmp_path), graph) for _ in range(2)]  # both in the same second
     assert writers[0].path != writers[1].path
     for step in range(3):
         writers[0].add_summary(write_to_log.scalar_summary({'loss': step / 2}), step)
@@ -179,7 +179,7 @@ def test_a_full_disk_is_reported_and_leaves_whole_events(tmp_path, full_disk):
             if step % 10 == 0:
                 writer.flush()
     assert 'File too large' in str(error.value) and '--logdir' in str(error.value)
-    writer.close()  # as a finally does: no second report
+    writer.close()  # in a finally block: no second report
     steps = [event.step for event in events(writer.path)[1:]]
     assert steps == list(range(len(steps))) and len(steps) > 100
     with pytest.raises(UserError, match='--logdir'), full_disk(10):

@@ -18,7 +18,7 @@ from utils.data.palette import (
 )
 from utils.system.errors import UserError, quoted
 
-# The table of VOC 2012's development kit: the 21 classes and void, entry 255.
+# The table in VOC 2012's development kit: the 21 classes, and void as entry 255.
 VOC_TABLE = [
     (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128),
     (128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128),

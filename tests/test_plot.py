@@ -1,4 +1,4 @@
-"""plot_training_curve.py, through its command line."""
+"""Runs plot_training_curve.py as a command."""
 
 import csv
 import os
@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def plot(folder, *arguments):
-    """Runs the script in the folder: its exit code, stdout and stderr."""
+    """Runs the script in the folder; returns (exit code, stdout, stderr)."""
     script = os.path.join(ROOT, 'plot_training_curve.py')
     process = subprocess.Popen([sys.executable, script] + list(arguments), cwd=str(folder),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
@@ -29,7 +29,7 @@ def write_log(folder, lines, name='log.txt'):
 
 
 def write_metrics(path, steps, valid_every=0, iou=lambda step: step / 100, **columns):
-    """A metrics.csv as training writes it, of losses that fall from 3; the named columns replace those of every row."""
+    """Writes a metrics.csv as training does, with losses that fall from 3; the named columns have the given values."""
     path.parent.mkdir(exist_ok=True)
     with open(str(path), 'w', newline='') as file:
         rows = csv.writer(file)
@@ -42,7 +42,7 @@ def write_metrics(path, steps, valid_every=0, iou=lambda step: step / 100, **col
 
 
 def panels_of(figure):
-    """The y labels of a figure's panels."""
+    """Returns the y labels of a figure's panels."""
     return [axes.get_ylabel() for axes in figure.axes]
 
 
@@ -150,7 +150,7 @@ def test_bad_flag(tmp_path, argument):
 
 
 def test_metrics_are_read_by_column(tmp_path):
-    path = tmp_path / 'a.txt'  # the header says what it is, not the name
+    path = tmp_path / 'a.txt'  # the file is recognised by its header, not its name
     write_metrics(path, range(101), 50)
     run = read_run(str(path))
     assert list(run['step']) == list(range(101))

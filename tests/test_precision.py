@@ -1,4 +1,4 @@
-"""16 bits: what is chosen where, what sessions are configured for, and that bfloat16 differs by rounding alone."""
+"""16-bit precision: when it is chosen, how sessions are configured, and that bfloat16 differs by rounding only."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_what_mixed_precision_means(monkeypatch, capsys, gpu, bfloat16, wanted):
 def test_a_session_is_asked_for_it():
     for name, field in runtime.PRECISION_REWRITES.items():
         if name == 'bfloat16' and tf.__version__.startswith('1.'):
-            continue  # never chosen there
+            continue  # it is never chosen there
         options = runtime.set_precision(tf.ConfigProto(), name).graph_options.rewrite_options
         assert getattr(options, field) == runtime.REWRITER_ON
     assert runtime.set_precision(tf.ConfigProto(), None) == tf.ConfigProto()
@@ -65,7 +65,7 @@ def test_bfloat16_rounds_and_no_more(settings, narrow):
 
 
 def gradients_of(model):
-    """Returns (graph, {name: gradient of the loss} of all trained variables)."""
+    """Returns (graph, {name: gradient of the loss}) for all trained variables."""
     with tf.Graph().as_default() as graph:
         tf.set_random_seed(1)
         images, labels = tf.constant(recipe.image(2, 65, 65)), tf.constant(recipe.label(2, 65, 65, 6))

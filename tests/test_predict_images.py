@@ -1,4 +1,4 @@
-"""--option=predict on photos: what it writes where, what it passes over, and what it says of images it cannot read."""
+"""--option=predict on photos: what it writes, skips, and says about images that it cannot read."""
 
 import os
 
@@ -22,7 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A modeldir of one step of a narrow network on the sample, by a command line that names no data."""
+    """Returns a modeldir of a narrow network after one step on the sample, trained without data flags."""
     folder, patch = tmp_path_factory.mktemp('trained'), pytest.MonkeyPatch()
     patch.setitem(BLOCKS, 'res50', resnet_blocks(UNITS, depth=16))
     patch.chdir(ROOT)
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def predict(trained, tmp_path):
-    """A function from flags to (exit code, stdout, stderr) of --option=predict into tmp_path/output."""
+    """Returns a function that runs --option=predict into tmp_path/output and returns (exit code, stdout, stderr)."""
     def with_flags(*flags, **changed):
         option = changed.get('option', 'predict')
         return run('--option=' + option, '--modeldir=' + trained, '--out_dir=%s' % (tmp_path / 'output'), *flags)
@@ -46,7 +46,7 @@ def predict(trained, tmp_path):
 
 
 def photo(path, seed=0, size=(30, 41)):
-    """Writes an image of smooth random colours."""
+    """Saves an image of smooth random colours and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.RandomState(seed).randint(0, 256, (5, 7, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize(size[::-1], Image.BILINEAR).save(str(path), quality=80)
@@ -54,7 +54,7 @@ def photo(path, seed=0, size=(30, 41)):
 
 
 def written(folder):
-    """Sorted paths of all files below tmp_path/output."""
+    """Returns the sorted paths of all files below tmp_path/output."""
     top = str(folder / 'output')
     return sorted(os.path.relpath(os.path.join(place, name), top) for place, _, names in os.walk(top) for name in names)
 
@@ -65,7 +65,7 @@ def truncated(path):
 
 
 def fill(folder):
-    """Four good images, three of them in sub-folders, and five that cannot be read; the names of these."""
+    """Saves four good images, three of them in subfolders, and five unreadable ones; returns the latter's names."""
     photo(folder / 'a.jpg', 1)
     photo(folder / 'sub' / 'a.png', 2, (25, 33))
     photo(folder / 'sub' / 'deep' / 'b.bmp', 3)
@@ -105,7 +105,7 @@ def test_a_folder_of_good_and_broken_images(predict, tmp_path):
 
 
 def test_lists_and_folders_give_the_same_masks(predict, tmp_path):
-    """The same names in two folders, too, and a missing image in the list."""
+    """There are equal names in two folders, and the list has a missing image."""
     fill(tmp_path / 'photos')
     (tmp_path / 'list.txt').write_text('a.jpg\nabsent.jpg\nsub/a.png\nsub/deep/z.jpg\n')
     code, _, stderr = predict('--flagfile=dataset/sample.flags', '--test_data_list=%s' % (tmp_path / 'list.txt'),
@@ -120,7 +120,7 @@ def test_lists_and_folders_give_the_same_masks(predict, tmp_path):
 
 
 def test_skip_existing_goes_on(predict, tmp_path):
-    """An image is done when all outputs that the flags ask for are there; an empty folder of masks is no output."""
+    """An image is done if all outputs that the flags ask for exist; an empty folder of masks does not count."""
     folder, grey = tmp_path / 'photos', tmp_path / 'output' / 'prediction'
     for i, name in enumerate(('a.jpg', 'sub/a.jpg', 'sub/b.jpg')):
         photo(folder / name, i)
@@ -139,17 +139,17 @@ def test_skip_existing_goes_on(predict, tmp_path):
     assert code == 0 and '3 of 3 images' in stdout and 'predict with' not in stdout
     (tmp_path / 'output' / 'visual_prediction' / 'sub' / 'b_mask_visual.png').unlink()
     assert '2 of 3 images' in predict(*flags)[1]
-    assert '1 prediction in' in predict('--image_dir=%s' % folder, '--test_num_steps=1')[1]  # without the flag, again
+    assert '1 prediction in' in predict('--image_dir=%s' % folder, '--test_num_steps=1')[1]  # done again
 
 
 def test_an_output_folder_inside_the_images_is_not_predicted_again(predict, tmp_path):
-    """Nor is one that is the folder of the images itself."""
+    """This also holds if out_dir is the folder of the images itself."""
     photo(tmp_path / 'a.jpg')
     for out_dir in (tmp_path / 'output', tmp_path / 'output', tmp_path / 'more', tmp_path / 'more'):
         code, stdout, stderr = predict('--image_dir=%s' % (tmp_path / 'a.jpg').parent, '--out_dir=%s' % out_dir,
                                        '--test_num_steps=9')
         assert code == 0, stderr
-        wanted = 1 if out_dir.name == 'output' else 3  # with the two masks of the other output folder
+        wanted = 1 if out_dir.name == 'output' else 3  # also the two masks in the other output folder
         assert '%d prediction%s' % (wanted, '' if wanted == 1 else 's') in stdout
     photo(tmp_path / 'alone' / 'a.jpg')
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_an_output_folder_inside_the_images_is_not_predicted_again(predict, tmp_
 
 
 def test_cityscapes_names_stay_in_their_folders(settings, tmp_path):
-    """With labelIds; two images of one frame would get one mask."""
+    """With labelIds, two images of the same frame would get the same mask."""
     conf = settings(out_dir=str(tmp_path / 'out'), visual=False, id_format='labelIds')
     frames = ['ulm/ulm_000001_000019_leftImg8bit.png', 'bonn/bonn_000001_000019_leftImg8bit.png']
     classes = palette.load_classes(19)
@@ -171,7 +171,7 @@ def test_cityscapes_names_stay_in_their_folders(settings, tmp_path):
 
 
 def test_an_image_that_vanishes_before_its_overlay(settings, tmp_path, capsys):
-    """Its mask is there, it is told and counted; so is one that has another size by then."""
+    """Its mask is written, and the image is reported and counted, like one whose size has changed meanwhile."""
     conf = settings(out_dir=str(tmp_path / 'out'), visual=False, overlay=True)
     paths = [str(photo(tmp_path / name)) for name in ('a.jpg', 'b.jpg', 'c.jpg')]
     height, width = image_files.image_size(paths[0])
@@ -209,7 +209,7 @@ def test_bad_input(trained, tmp_path, flags, told):
 
 
 def test_a_list_in_a_flag_file_gives_way_to_an_image(predict, tmp_path):
-    """Another palette than that of the training is said."""
+    """A message says that the palette is not the training's."""
     photo(tmp_path / 'a.jpg')
     (tmp_path / 'mine.flags').write_text('--flagfile=dataset/sample.flags\n--palette=voc\n')
     code, stdout, stderr = predict('--flagfile=%s' % (tmp_path / 'mine.flags'), '--image=%s' % (tmp_path / 'a.jpg'))
@@ -231,7 +231,7 @@ def test_test_stops_at_the_first_broken_image(predict, tmp_path):
 
 @pytest.mark.parametrize('num_threads', [1, 3])
 def test_a_reader_with_faults_reads_the_same_pixels(tmp_path, num_threads):
-    """Bit for bit, in order, JPEGs and others; what cannot be read is noted by its index."""
+    """The pixels are equal bit for bit and in order; unreadable images are recorded by their index."""
     paths = [str(photo(tmp_path / name, i)) for i, name in enumerate(('a.jpg', 'b.png', 'c.jpg', 'd.webp'))]
     truncated(tmp_path / 'cut.jpg')
     Image.new('F', (5, 4)).save(str(tmp_path / 'float.tif'))

@@ -1,4 +1,4 @@
-"""Effective receptive fields and their gridding: of known stacks, of networks and from the command line."""
+"""Effective receptive fields and their gridding: of known stacks, of networks, and from the command line."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ SIDE = 65
 
 
 def stack_field(layer, count=3):
-    """The field of the centre of `count` layers in a row, 3x3 with all weights 1, on a map of ones [1, 65, 65, 1]."""
+    """Returns the field of the centre after `count` 3x3 layers with all weights 1, on ones [1, 65, 65, 1]."""
     with tf.Graph().as_default(), tf.Session() as sess:
         first = maps = tf.ones([1, SIDE, SIDE, 1])
         for _ in range(count):
@@ -55,7 +55,7 @@ def test_a_dilated_stack_is_a_grid_and_smoothed_ones_are_not(rate):
     start = {name: np.asarray(value, np.float32) for name, value in [
         ('GI', np.eye(groups)), ('SSC', np.zeros([side, side, 1, 1, 1]))]}
     mixed = {'GI': np.full([groups, groups], 1.0 / groups, np.float32), 'SSC': start['SSC'] + 1}
-    mixed['SSC'][rate - 1, rate - 1] = 0  # with the constant 1 there a box of ones
+    mixed['SSC'][rate - 1, rate - 1] = 0  # the layer adds 1 here, which makes a box of ones
     for name, function in (('GI', dilated.group_interaction), ('SSC', dilated.smooth_shared)):
         scores = [receptive_field.gridding(stack_field(
             lambda maps, kernel, w=fix_w, f=function: f(maps, kernel, rate, tf.constant(w))), rate)
@@ -65,7 +65,7 @@ def test_a_dilated_stack_is_a_grid_and_smoothed_ones_are_not(rate):
 
 
 def spectrum(values, u, v):
-    """|F(u, v)| / F(0, 0) by its definition."""
+    """Returns |F(u, v)| / F(0, 0), computed by the definition."""
     rows, columns = np.arange(values.shape[0]), np.arange(values.shape[1])
     waves = np.exp(-2j * np.pi * (u * rows[:, None] + v * columns[None]))
     return abs((values * waves).sum()) / values.sum()
@@ -91,8 +91,8 @@ def test_gridding_of_what_is_known():
     grid = np.zeros([64, 64])
     grid[::4, ::4] = 1
     assert receptive_field.gridding(grid, 4) == pytest.approx(1, abs=0.01)
-    assert receptive_field.gridding(np.roll(grid, 1, 0), 4) == pytest.approx(1, abs=0.01)  # wherever it begins
-    assert receptive_field.gridding(grid, 2) == pytest.approx(0, abs=0.01)  # a grid, but of another period
+    assert receptive_field.gridding(np.roll(grid, 1, 0), 4) == pytest.approx(1, abs=0.01)  # wherever the grid begins
+    assert receptive_field.gridding(grid, 2) == pytest.approx(0, abs=0.01)  # a grid with another period
     assert receptive_field.gridding(np.ones([64, 64]), 4) == pytest.approx(0, abs=0.01)
     line = np.exp(-0.5 * (np.arange(65) - 32.0) ** 2 / 8 ** 2)
     assert receptive_field.gridding(np.outer(line, line), 4) == pytest.approx(0, abs=0.01)
@@ -102,7 +102,7 @@ def test_gridding_of_what_is_known():
     point[30, 31] = 1
     assert receptive_field.gridding(point, 4) == pytest.approx(0, abs=1e-9)
     centred = grid.copy()
-    centred[32, 32] = 1e6  # the shortcuts' share
+    centred[32, 32] = 1e6  # the contribution of the shortcuts
     assert receptive_field.gridding(centred, 4) == pytest.approx(receptive_field.gridding(grid, 4))
 
 
@@ -115,7 +115,7 @@ def test_extent():
 
 @pytest.fixture
 def built(narrow):
-    """A function from a dilated_type and fix_w's value, or None for its start, to [(name, rate, field)]."""
+    """Returns a function from a dilated_type and fix_w's value (None: its initial one) to [(name, rate, field)]."""
     narrow({'res50': (1, 1, 1, 2)})
 
     def make(dilated_type, fix_w=None):
@@ -143,7 +143,7 @@ def test_fields_of_a_network(built):
         ('image', None, (129, 129)), ('block3, rate 2', 2, (17, 17)), ('block4, rate 4', 4, (17, 17))]
     for _, rate, values in fields[1:]:
         reached = np.zeros([17, 17], bool)
-        reached[8 % rate::rate, 8 % rate::rate] = True  # from the centre, (8, 8)
+        reached[8 % rate::rate, 8 % rate::rate] = True  # from the centre (8, 8)
         assert values[reached].max() > 0 and (values[~reached] == 0).all()
     assert np.count_nonzero(fields[1][2]) == 9 and np.count_nonzero(fields[2][2]) == 25
     assert fields[0][2][64, 64] > 0
@@ -160,7 +160,7 @@ def test_smoothing_lowers_the_gridding_of_a_network(built, dilated_type, fix_w):
 
 @pytest.fixture
 def conf(tmp_path, settings, narrow):
-    """A function from a dilated_type to the flags of a training of two steps on the sample."""
+    """Returns a function from a dilated_type to the flags of a training of two steps on the sample."""
     narrow({'res50': (0, 0, 1, 1)})
 
     def make(dilated_type):
@@ -174,7 +174,7 @@ def conf(tmp_path, settings, narrow):
 
 @pytest.fixture
 def flags(monkeypatch, tmp_path):
-    """A function that sets the command's flags."""
+    """Returns a function that sets the command's flags."""
     def make(**changed):
         values = {'labels': None, 'step': None, 'data_list': '', 'data_dir': '', 'num_images': 2, 'size': 65,
                   'output': str(tmp_path / 'field.png')}
@@ -210,7 +210,7 @@ def test_bad_input_is_refused(conf, flags, tmp_path, monkeypatch):
     conf_ = conf('regular')
     refused('there is no directory', modeldir=[str(tmp_path / 'none')])
     refused('number of --labels is 1, of folders in --modeldir 2', modeldir=['a', 'b'], labels=['a'])
-    refused('there is no directory', modeldir=[])  # model, which is not in this folder
+    refused('there is no directory', modeldir=[])  # the default, model, is not in this folder
     refused('no complete checkpoint', modeldir=[str(tmp_path)])
     Model(conf_).train()
     folder, path = [conf_.modeldir], os.path.join(conf_.modeldir, 'settings.json')

@@ -1,4 +1,4 @@
-"""report.html: what is on it, that it stands alone and is safe to open, and that little of a long list is kept."""
+"""report.html: its contents, that it needs no other file, is safe to open, and keeps little of a long list."""
 
 import base64
 import html.parser
@@ -31,14 +31,14 @@ def conf(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """A function from a number to the paths of as many images of 30x20 pixels, all of them one file."""
+    """Returns a function from a number to that many paths, all of the same image of 30x20 pixels."""
     path = str(tmp_path / 'image.png')
     Image.fromarray(np.random.RandomState(0).randint(0, 256, [20, 30, 3]).astype(np.uint8)).save(path)
     return lambda count: [path] * count
 
 
 class Page(html.parser.HTMLParser):
-    """The tags of a page, each with its attributes, and the text between them."""
+    """Parses a page: its tags, each with its attributes, and the text between them."""
 
     def __init__(self, path):
         super(Page, self).__init__()
@@ -46,7 +46,7 @@ class Page(html.parser.HTMLParser):
         with open(path, encoding='utf-8') as file:
             self.source = file.read()
         self.feed(self.source)
-        assert self.open == []  # every tag was closed
+        assert self.open == []  # all tags are closed
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -60,7 +60,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
     def pictures(self):
-        """(what it shows, pixels) of every picture of an image."""
+        """Returns (what it shows, pixels) of each picture that belongs to an image."""
         for tag, attributes in self.tags:
             if tag == 'img':
                 kind, content = re.match(r'data:image/(\w+);base64,(.*)$', attributes['src']).groups()
@@ -70,7 +70,7 @@ class Page(html.parser.HTMLParser):
 
 
 def predictions(wrong, ignored=()):
-    """Predictions of images 20x30 of class 1: of image i the first wrong[i] pixels are taken for class 0."""
+    """Yields predictions of 20x30 images of class 1; the first wrong[i] pixels of image i are predicted as class 0."""
     for index, count in enumerate(wrong):
         label = np.full([20, 30], 255 if index in ignored else 1)
         classes = np.ones([20, 30], np.int32)
@@ -87,12 +87,12 @@ def written(conf, classes, images, stream):
 
 
 def shown(page):
-    """The IoU in per cent of the images on the page, in its order."""
+    """Returns the IoU in percent of the images on the page, in the page's order."""
     return [float(number) for number in re.findall(r'IoU ([\d.]+) %', page.text)]
 
 
 def iou(count):
-    """Mean IoU in per cent of an image of `predictions` with so many wrong pixels, of class 1 and, if any, of 0."""
+    """Returns the mean IoU in percent of an image of `predictions` with `count` wrong pixels."""
     return 50 * (600 - count) / 600.0 if count else 100.0
 
 
@@ -147,7 +147,7 @@ def test_pictures_show_image_label_prediction_and_errors(conf, images):
     errors = pictures['errors'].astype(float)
     assert abs(errors[1:9, 1:9] - report.WRONG).max() < 60
     assert abs(errors[:, 24:] - report.NOT_COUNTED).max() < 25
-    assert np.ptp(errors[12:, :16], axis=2).mean() < 8 and errors[12:, :16].mean() > 150  # the pale photo
+    assert np.ptp(errors[12:, :16], axis=2).mean() < 8 and errors[12:, :16].mean() > 150  # the photo is faded there
 
 
 @pytest.mark.parametrize('size, small', [((1000, 500), (480, 240)), ((100, 2000), (36, 720)), ((480, 10), (480, 10)),
@@ -212,7 +212,7 @@ def test_nothing_is_loaded_and_hostile_names_do_no_harm(conf, tmp_path):
         assert attributes.get('src', 'data:').startswith('data:') and 'href' not in attributes, tag
     assert 'url(' not in page.source and '@import' not in page.source
     assert not re.search('[\u202e\x1b]', page.source)
-    assert page.text.count('<script>alert(1)</script>') >= 5  # as text, in bars, matrix, path and settings
+    assert page.text.count('<script>alert(1)</script>') >= 5  # as text: in bars, matrix, path and settings
     policies = [attributes['content'] for tag, attributes in page.tags
                 if attributes.get('http-equiv') == 'Content-Security-Policy']
     assert len(policies) == 1 and policies[0].startswith("default-src 'none'")
@@ -222,9 +222,9 @@ def test_nothing_is_loaded_and_hostile_names_do_no_harm(conf, tmp_path):
 def test_many_classes_make_a_picture_of_the_matrix(conf, images):
     page, _ = written(conf, load_classes(256), images(1), predictions([60]))
     pictures = dict(page.pictures())
-    pixels = pictures['confusion matrix']  # 3 pixels a cell
+    pixels = pictures['confusion matrix']  # 3 pixels per cell
     assert pixels.shape == (768, 768, 3) and (pixels[0, 0] == 255).all()
-    assert pixels[4, 4].tolist() == [32, 68, 121]  # 90% of class 1's pixels
+    assert pixels[4, 4].tolist() == [32, 68, 121]  # 90 % of the pixels of class 1
     assert len(page.source) < 300000
 
 

@@ -1,4 +1,4 @@
-"""Trainings that are stopped and resumed: they end with the weights, and leave the records, of one never stopped."""
+"""Trainings that are stopped and resumed end with the same weights and records as one that was never stopped."""
 
 import csv
 import glob
@@ -22,12 +22,12 @@ STEPS = 6
 
 
 class Killed(Exception):
-    """Ends a training as a kill would: nothing more is saved."""
+    """Ends a training like a kill: nothing more is saved."""
 
 
 @pytest.fixture
 def run(tmp_path, settings, narrow):
-    """A function from a name of a run and changed flags to the flags of a short training on the embedded sample."""
+    """Returns a function from a run's name and changed flags to the flags of a short training on the bundled sample."""
     narrow({'res50': UNITS})
 
     def make(name, **changed):
@@ -44,7 +44,7 @@ def run(tmp_path, settings, narrow):
 
 
 def kill_in(monkeypatch, name, count):
-    """Lets a method of the loop raise Killed instead of its count-th call."""
+    """Makes a method of the training loop raise Killed instead of doing its count-th call."""
     owner = Run if name == 'save' else Model
     function, calls = getattr(owner, name), []
 
@@ -69,7 +69,7 @@ def weights(conf, step=STEPS):
 
 
 def records(conf):
-    """log.txt's text, metrics.csv's rows without the speed, [(step, tag)] of the events in all event files."""
+    """Returns the text of log.txt, the rows of metrics.csv without the speed, and [(step, tag)] of all event files."""
     with open(conf.logfile) as file:
         log = file.read()
     with open(os.path.join(conf.modeldir, 'metrics.csv'), newline='') as file:
@@ -198,7 +198,7 @@ def test_without_the_records_of_a_step_its_validation_is_not_made_up_for(run, mo
     _, rows, _ = records(conf)
     assert rows[0][0] == 'step' and [row[0] for row in rows[1:]] == ['5', '6', '7', '8']
     os.remove(os.path.join(conf.modeldir, 'metrics.csv'))
-    Model(conf).train()  # is finished
+    Model(conf).train()  # it is finished
     assert not os.path.exists(os.path.join(conf.modeldir, 'metrics.csv'))
 
 
@@ -240,7 +240,7 @@ def test_a_file_that_goes_bad_is_named_after_the_weights_are_saved(run, tmp_path
 
 
 def test_a_file_that_goes_bad_in_the_middle_of_an_accumulation(run, monkeypatch):
-    """What the iterations of an unfinished step did is not in the checkpoint: batch norm's averages neither."""
+    """The iterations of an unfinished step do not change the checkpoint, not even batch norm's averages."""
     whole, stopped = (run(name, grad_update_every=3, batch_size=1) for name in ('whole', 'stopped'))
     Model(whole).train()
     step = Model.train_step
@@ -262,7 +262,7 @@ def test_a_file_that_goes_bad_in_the_middle_of_an_accumulation(run, monkeypatch)
 
 
 def test_the_best_checkpoint_has_the_highest_mean_iou(run, monkeypatch):
-    """By validations that share one graph: another for each would fill the memory."""
+    """All validations share one graph; a new one for each would fill the memory."""
     built, scores_of = [], Model.scores
     monkeypatch.setattr(Model, 'scores', lambda model, images: built.append(1) or scores_of(model, images))
     conf = run('best', valid_interval=2)

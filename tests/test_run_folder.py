@@ -1,4 +1,4 @@
-"""A training's folder: its lock, the settings that it refuses to mix, and checkpoints that are whole and counted."""
+"""A training's folder: its lock, settings that must not be mixed, and checkpoints, complete and limited in number."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def make_folder(path, **flags):
 
 
 def save_steps(folder, steps, max_to_keep=5, size=4):
-    """Begins or, from the newest checkpoint, resumes a run and saves these steps of one variable."""
+    """Starts a run, or resumes it from the newest checkpoint, and saves these steps of one variable."""
     with tf.Graph().as_default(), tf.Session() as sess:
         variable = tf.get_variable('v', [size], use_resource=True, initializer=tf.initializers.ones())
         saver = tf.train.Saver([variable], max_to_keep=max_to_keep)
@@ -38,7 +38,7 @@ def test_settings_are_kept_beside_the_checkpoints(tmp_path):
     assert run_settings.read(folder.path) == {'flags': {'num_steps': 20, 'img_mean': None}, 'input': BGR,
                                               'run': folder.run_id}
     path = tmp_path / 'model' / 'settings.json'
-    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())  # with the byte order mark that some editors add
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())  # some editors add a byte order mark
     assert run_settings.read(folder.path)['input'] == BGR
 
 
@@ -177,7 +177,7 @@ def test_a_folder_that_vanishes_is_reported(tmp_path):
         os.remove(str(tmp_path / 'model' / 'settings.json'))
         os.rmdir(str(tmp_path / 'model'))
         try:
-            path = folder.save(sess, saver, 1)  # TensorFlow 2 makes the folder anew
+            path = folder.save(sess, saver, 1)  # TensorFlow 2 creates the folder again
             assert os.path.exists(path + '.index')
         except UserError as error:
             assert '--modeldir' in str(error)

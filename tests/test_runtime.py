@@ -1,4 +1,4 @@
-"""How TensorFlow is started: quietly, with a line on the devices, on the cores that the process may use."""
+"""TensorFlow's start: without notices, with a line about the devices, on the cores that the process may use."""
 
 import os
 import subprocess
@@ -79,7 +79,7 @@ def test_deterministic_ops_are_asked_for(deterministic, monkeypatch):
     for name in variables:
         monkeypatch.setenv(name, '0')
     newer = not tf.__version__.startswith('1.')
-    if newer:  # 1.15 has no such switch
+    if newer:  # TensorFlow 1.15 has no such switch
         monkeypatch.setattr(tensorflow.config.experimental, 'enable_op_determinism', lambda: calls.append('on'))
     runtime.import_tensorflow(deterministic=deterministic)
     assert calls == ['on'] * (deterministic and newer)
@@ -99,7 +99,8 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda gpu: {'device_name': 'NVIDIA ' + gpu},
                         raising=False)
     assert runtime.describe_devices() == 'devices: 1 CPU core, GPU:0 NVIDIA one, GPU:1 NVIDIA two'
-    monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda gpu: gpu.none)  # as on TensorFlow 1.15
+    # An AttributeError, as on TensorFlow 1.15.
+    monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda gpu: gpu.none)
     assert runtime.describe_devices() == 'devices: 1 CPU core, GPU:0, GPU:1'
 
 
@@ -163,7 +164,7 @@ np.save(sys.argv[1], np.concatenate(found))
 
 
 def test_frozen_weights_change_no_mask(tmp_path):
-    """Of other images and sizes than the first, whose weights are kept, and with smooth_GI, whose matmul takes none."""
+    """Images and sizes differ from the first, and smooth_GI has a matmul, for which no weights are cached."""
     found = []
     for value in '10':
         path = str(tmp_path / (value + '.npy'))

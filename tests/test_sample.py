@@ -1,4 +1,4 @@
-"""dataset/sample and tools/make_sample.py, which paints it."""
+"""dataset/sample, and tools/make_sample.py, which paints it."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ NUM_CLASSES = 6
 
 
 def read_list(name):
-    """Pairs of absolute image and label paths."""
+    """Returns pairs of absolute paths of an image and its label."""
     with open(os.path.join(SAMPLE, name)) as file:
         return [[SAMPLE + part for part in line.split()] for line in file]
 
@@ -30,7 +30,7 @@ def start_script(*arguments):
 
 
 def run_script(*arguments):
-    """Runs make_sample.py: its exit code and stderr."""
+    """Runs make_sample.py; returns its exit code and stderr."""
     process = start_script(*arguments)
     _, err = process.communicate()
     return process.returncode, err
@@ -91,12 +91,12 @@ def test_border_lies_exactly_between_differing_instances():
 
 
 def test_the_seed_repaints_the_committed_sample():
-    """Floats may round differently on another machine, so a few pixels may differ by a little."""
+    """Floating-point rounding may depend on the machine, so a few pixels may differ slightly."""
     painted = zip(read_list('train.txt')[:3], make_sample.scenes(0))
     for (image_path, label_path), (name, image, labels) in painted:
         assert name in image_path
         assert (labels != np.asarray(Image.open(label_path))).mean() < 0.001
-        assert np.abs(image - np.asarray(Image.open(image_path)).astype(float)).mean() < 8  # JPEG's loss
+        assert np.abs(image - np.asarray(Image.open(image_path)).astype(float)).mean() < 8  # the loss of JPEG
 
 
 def test_other_seed_paints_other_scenes():

@@ -1,4 +1,4 @@
-"""Scores of an image: scales, mirroring and their merging against numpy, windows, and what the memory allows."""
+"""Scores of an image: scales, mirroring and merging against numpy, windows, and limits of memory."""
 
 import dataclasses
 import os
@@ -23,13 +23,13 @@ PLAIN = Scoring()
 
 @pytest.fixture
 def make(settings, narrow):
-    """A function from changed flags to a Model of a ResNet-50 of a 16th of the channels and one unit a block."""
+    """Returns a function from changed flags to a Model of a narrow ResNet-50 with one unit per block."""
     narrow({'res50': (1, 1, 1, 1)})
     return lambda model_class=Model, **changed: model_class(settings(encoder_name='res50', num_classes=5, **changed))
 
 
 def predictor_of(model, scoring=PLAIN, **changed):
-    """(Predictor, session) of a model with the recipe's weights."""
+    """Returns (Predictor, session) of a model with the recipe's weights."""
     predictor = model._predictor(dataclasses.replace(scoring, **dict({'keep_scores': True}, **changed)))
     predictor.build()
     with predictor.graph.as_default():
@@ -39,7 +39,7 @@ def predictor_of(model, scoring=PLAIN, **changed):
 
 
 def score(image, *args, **settings):
-    """(class map, scores) of an image [H, W, 3]."""
+    """Returns (class map, scores) of an image [H, W, 3]."""
     return score_all([image], *args, **settings)[0]
 
 
@@ -50,7 +50,7 @@ def score_all(images, *args, **settings):
 
 
 def plain_logits(model, images):
-    """The logits of images by the network as Model.scores builds it, without any pass around it."""
+    """Returns the logits that the network of Model.scores computes for the images, without any passes around it."""
     with tf.Graph().as_default(), tf.Session() as sess:
         fed = tf.placeholder(tf.float32, [1, None, None, 3])
         net, logits = model.scores(fed)
@@ -64,7 +64,7 @@ def resized(maps, size, align_corners):
 
 
 def reference(model, image, scoring):
-    """The scores by hand, the passes merged by numpy."""
+    """Computes the scores with passes that are merged by numpy."""
     align_corners, size = model.numerics.align_corners, np.array(image.shape[:2])
     offset = 1 if align_corners else 0
     steps = (1, -1) if scoring.flip else (1,)
@@ -85,7 +85,7 @@ MEAN, MAX = Scoring((0.5, 0.77, 1.0, 1.25), True, 'mean'), Scoring((0.6, 1.5), T
     (Model, 'original', MEAN), (Model, 'caffe', MEAN), (Model, 'original', MAX), (Model, 'caffe', MAX),
     (Model, 'original', Scoring((0.75,), False, 'mean')), (Model_msc, 'caffe', MEAN)])
 def test_scales_and_mirroring_against_numpy(make, model_class, compat, scoring):
-    """In Caffe's mode every scale is padded to a multiple plus 1 for the network, and cropped back."""
+    """With --compat=caffe, every scale is padded to a multiple plus 1 for the network, and cropped again."""
     model, image = make(model_class, compat=compat), recipe.image(1, *SIZE)[0]
     classes, found = score(image, model, scoring)
     wanted = reference(model, image, scoring)
@@ -100,7 +100,7 @@ def test_scales_and_mirroring_against_numpy(make, model_class, compat, scoring):
 
 @pytest.mark.parametrize('model_class, compat', [(Model, 'original'), (Model, 'caffe'), (Model_msc, 'original')])
 def test_one_pass_is_as_without_any(make, model_class, compat):
-    """Bit for bit: no flag, scale 1.0 by the maximum, and the maximum of twice the same scale."""
+    """Three cases are equal bit for bit: no flag, the maximum of scale 1.0, and the maximum of the same scale twice."""
     model, image = make(model_class, compat=compat), recipe.image(1, *SIZE)[0]
     logits, = plain_logits(model, [image])
     assert Scoring((1.0,), False, 'max').passes == PLAIN.passes
@@ -130,7 +130,7 @@ def test_a_mirrored_image_has_mirrored_scores(make, merge, compat):
 
 @pytest.mark.parametrize('scoring', [PLAIN, Scoring((0.5, 1.0), True, 'mean')])
 def test_a_window_that_covers_the_image_is_the_whole(make, scoring):
-    """Bit for bit."""
+    """The scores are equal bit for bit."""
     model, image = make(), recipe.image(1, *SIZE)[0]
     whole = score(image, model, scoring)
     for window in (SIZE, (1000, SIZE[1])):
@@ -139,7 +139,7 @@ def test_a_window_that_covers_the_image_is_the_whole(make, scoring):
 
 
 def stand_in(images):
-    """A network of single pixels, a 1x1 convolution: [1, H, W, 3] -> (it, [1, H, W, 4])."""
+    """Returns (images, scores [1, H, W, 4]) of a network of single pixels: a 1x1 convolution of [1, H, W, 3]."""
     kernel = tf.constant(np.random.RandomState(3).uniform(-0.01, 0.01, [1, 1, 3, 4]), tf.float32)
     return types.SimpleNamespace(), tf.nn.conv2d(images, kernel, [1, 1, 1, 1], 'SAME')
 
@@ -186,8 +186,8 @@ def test_what_the_free_memory_allows(monkeypatch):
     window = windows.FreeMemory(21).window(photo)
     assert window == (1025, 1025) and windows.FreeMemory(21).needed(photo) > 8 * GB
     assert windows.FreeMemory(21, (2.0 ** 0.5,)).needed(small) > 1.5 * windows.FreeMemory(21).needed(small)
-    assert windows.FreeMemory(256).window(photo) < window  # as the scores take more
-    assert windows.FreeMemory(21).window((20, 40000)) == (20, 40000)  # it is pixels that count, not sides
+    assert windows.FreeMemory(256).window(photo) < window  # the scores take more memory
+    assert windows.FreeMemory(21).window((20, 40000)) == (20, 40000)  # the number of pixels counts, not the sides
     assert windows.FreeMemory(21).window((700, 40000)) == (700, 1025)
     set_free(monkeypatch, 0)
     assert windows.FreeMemory(21).window(photo) == (321, 321) and windows.FreeMemory(21).window((99, 400)) == (99, 321)
@@ -204,7 +204,7 @@ def test_an_image_that_is_too_large_is_cut_and_a_line_says_so(make, monkeypatch,
     with sess:
         _, found = predictor.score(sess, image)
         again = predictor.score(sess, image)[1]
-    told, = capsys.readouterr().out.splitlines()  # once
+    told, = capsys.readouterr().out.splitlines()  # printed once
     assert 'image of 50x400 pixels' in told and 'windows of 50x321 (--window=321,50' in told
     np.testing.assert_array_equal(found, again)
     _, wanted = score(image, model, window=(321, 321), overlap=0.33)
@@ -213,7 +213,7 @@ def test_an_image_that_is_too_large_is_cut_and_a_line_says_so(make, monkeypatch,
 
 
 class Exhausted(object):
-    """A session in which what has more pixels than `most` exhausts the memory."""
+    """A session whose memory is exhausted by images with more than `most` pixels."""
 
     def __init__(self, sess, most):
         self.sess, self.most, self.asked = sess, most, []
@@ -239,7 +239,7 @@ def test_an_image_that_exhausts_a_gpu_is_cut(monkeypatch, capsys):
         np.testing.assert_allclose(found, whole, atol=1e-6)
         del limited.asked[:]
         predictor.score(limited, image)
-        assert set(limited.asked) == {(513, 513)}  # what failed is not tried again
+        assert set(limited.asked) == {(513, 513)}  # a size that failed is not tried again
         with pytest.raises(tf.errors.ResourceExhaustedError):
             predictor.score(Exhausted(sess, 9), image)
     assert '--window' in capsys.readouterr().out

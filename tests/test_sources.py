@@ -1,4 +1,4 @@
-"""utils/data/sources.py: what the flags let a run read, and the report on their three lists."""
+"""utils/data/sources.py: which data the flags give a run, and the report on the three lists."""
 
 import os
 import pathlib
@@ -28,7 +28,7 @@ def conf(folder, **changed):
 
 
 def make(folder, lists):
-    """Makes images, labels and lists from {name of the list: {name of the image: label, or None for no label}}."""
+    """Saves images, labels and lists from {name of the list: {name of the image: label or None}}."""
     for list_name, labels in lists.items():
         with open(str(folder / (list_name + '.txt')), 'w') as file:
             for name, label in labels.items():
@@ -42,13 +42,13 @@ def make(folder, lists):
 
 
 def reported(folder, capsys, num_classes=21, ignore_label=255, palette='voc', **changed):
-    """What check_lists prints for these flags."""
+    """Returns what check_lists prints for these flags."""
     sources.check_lists(conf(folder, **changed), load_classes(num_classes, ignore_label, palette))
     return capsys.readouterr().out
 
 
 def refused(folder, capsys, *words, **options):
-    """What check_lists prints before it ends with a UserError that says the words."""
+    """Returns what check_lists prints before it ends with a UserError that contains the words."""
     with pytest.raises(UserError) as caught:
         reported(folder, capsys, **options)
     for word in words:
@@ -73,14 +73,14 @@ def test_open_source(tmp_path, capsys):
 
 
 def predicted(folder, **changed):
-    """(paths below the folder, names of the outputs) of what is predicted with these flags."""
+    """Returns (paths below the folder, names of the outputs) of the images to predict with these flags."""
     flags = {'image': None, 'image_dir': '', 'out_dir': str(folder / 'output'), 'test_num_steps': None}
     images = sources.images_to_predict(conf(folder, **dict(flags, **changed)))
     return [os.path.relpath(path, str(folder)) for path in images.paths], images.names
 
 
 def test_images_to_predict(tmp_path, capsys):
-    """A flag for images goes before the list, whose labels and broken files do not matter."""
+    """A flag that names images takes precedence over the list, whose labels and broken files do not matter."""
     make(tmp_path, {'test': {'a': BALANCED, 'b': None, 'c': None}})
     (tmp_path / 'a.png').rename(tmp_path / 'other.png')
     (tmp_path / 'c.jpg').unlink()
@@ -145,7 +145,7 @@ def test_warnings_before_the_work_are_few(tmp_path, capsys):
     assert len(warnings) == 4
     assert '20 of 21 classes have no pixel' in warnings[0]
     assert '... and 3 more warnings' in warnings[3]
-    sources.labelled_list(conf(tmp_path), classes, 'valid_data_list')  # of a few images, say
+    sources.labelled_list(conf(tmp_path), classes, 'valid_data_list')  # a validation list may have a few images only
     assert 'have no pixel' not in capsys.readouterr().err
 
 
@@ -214,7 +214,7 @@ def test_camvid_with_the_default_flags(tmp_path, capsys):
 
 
 def test_every_absent_class_is_named(tmp_path, capsys):
-    """A class that is missing in between is named, and the last one is not taken for void."""
+    """A class missing in the middle is named, and the last one is not assumed to be void."""
     label = [[0, 1, 2, 4]]
     make(tmp_path, {'train': {'a': label}, 'val': {'b': label}, 'test': {'c': label}})
     out = reported(tmp_path, capsys, palette='', num_classes=5)
@@ -231,7 +231,7 @@ def test_every_absent_class_is_named(tmp_path, capsys):
 
 
 def masks(folder, value, kind):
-    """Lists of two labels with 0 and `value`, as grey, palette or RGB PNG, or of one colour only."""
+    """Saves lists of two labels with 0 and `value`, as grey, palette or RGB PNGs, or with one colour only."""
     label = np.full([4, 4], value, np.uint8)
     label[:2] = 0
     make(folder, {'train': {'a': label}, 'val': {'b': label}})
@@ -248,11 +248,11 @@ def masks(folder, value, kind):
 @pytest.mark.parametrize('kind', ['grey', 'palette', 'rgb'])
 @pytest.mark.parametrize('named', [True, False])
 def test_black_and_white_masks_are_recognised(tmp_path, capsys, kind, named):
-    """255 is the ignore_label: training would see the background alone and test score 100 %."""
+    """255 is the ignore_label: training would see only background, and test would score 100 %."""
     masks(tmp_path, 255, kind)
     (tmp_path / 'p.txt').write_text('ground 0 0 0\nroof 255 255 255\n')
     palette = str(tmp_path / 'p.txt') if named else ''
-    if kind == 'rgb' and named:  # then these are colours
+    if kind == 'rgb' and named:  # the values are colours
         assert reported(tmp_path, capsys, palette=palette, num_classes=2).count('warnings 0') == 2
         return
     out = reported(tmp_path, capsys, palette=palette, num_classes=2)
@@ -305,7 +305,7 @@ def test_label_ids_of_cityscapes_are_named(tmp_path, capsys, monkeypatch):
     label_ids(tmp_path, [7, 8, 11])
     out = reported(tmp_path, capsys, palette='cityscapes', num_classes=19)
     assert out.count('convert_cityscapes.py') == 2 and 'is --num_classes' not in out
-    for most in (2000, 0):  # a list that is too long to be read is judged by its names
+    for most in (2000, 0):  # if a list is too long to be read, the names decide
         monkeypatch.setattr(sources, 'MAX_CHECKED', most)
         for flag in ('data_list', 'valid_data_list'):
             sources.labelled_list(conf(tmp_path), load_classes(19), flag)
@@ -335,7 +335,7 @@ def test_last_class_of_a_palette_that_is_called_void(tmp_path, capsys):
 
 
 def difficult(folder, colours):
-    """Lists with a line of class 1, few pixels of class 2, 16-bit images and labels with a palette."""
+    """Saves lists with a line of class 1, few pixels of class 2, 16-bit images and labels with palettes."""
     label = np.zeros([100, 500], np.uint8)
     label[:, 50:53], label[:12, :12] = 1, 2
     make(folder, {'train': dict.fromkeys('abc', label), 'val': dict.fromkeys('def', label)})
@@ -367,14 +367,14 @@ def test_what_is_difficult_to_train(tmp_path, capsys, monkeypatch):
     source = sources.labelled_list(conf_, classes, 'data_list')
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith(('warning', '...'))]
     assert len(warnings) == 4 and told in warnings[0] and '1 wire' in warnings[1] and '100x66' in warnings[2]
-    assert warnings[3].startswith('... and 3 more warnings')  # of few levels, which the reader does not repeat
+    assert warnings[3].startswith('... and 3 more warnings')  # about few levels, which the reader does not repeat
     image_files.load_image(source.images[0])
     assert capsys.readouterr().err == ''
     sources.labelled_list(conf_, classes, 'valid_data_list')
     err = capsys.readouterr().err
     assert told in err and '1 wire' not in err and '100x66' not in err
 
-    monkeypatch.setattr(sources, 'LARGE', 60000)  # more than an image has
+    monkeypatch.setattr(sources, 'LARGE', 60000)  # more pixels than an image has
     out = reported(tmp_path, capsys, 3, palette=palette, random_scale_range=[2, 3], **flags)
     assert '1 wire; ' not in out and 'tiles' not in out
     out = reported(tmp_path, capsys, 3, palette=palette, random_scale_range=[2, 3], random_scale=False, **flags)
@@ -389,7 +389,7 @@ def test_the_check_warns_of_large_balanced_weights(tmp_path, capsys):
     make(tmp_path, {'train': {'a': label}, 'val': {'b': label}})
     out = reported(tmp_path, capsys, 4, palette='')
     assert out.count('--class_weights=balanced gives 1 class a weight above 100: 3 (202);') == 1
-    sources.labelled_list(conf(tmp_path), load_classes(4), 'data_list')  # which may not use them
+    sources.labelled_list(conf(tmp_path), load_classes(4), 'data_list')  # training need not use these weights
     assert 'class_weights' not in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The stress suite's harness: how a case's end is told, what is kept of it, and that a case repeats."""
+"""The stress suite's harness: how the end of a case is reported, what is kept, and that a case can be repeated."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.stress import damages, harness, kill
 
 
 def ends(tmp_path, run, **limits):
-    """The Outcome of a part whose cases are run(case), and the names of what is kept of it."""
+    """Runs a case and returns its Outcome and the names of the files that are kept."""
     part = types.SimpleNamespace(run=run, **limits)
     outcome = harness.run_case(part, 'part', 7, harness.Run(1, str(tmp_path), 60, 1))
     return outcome, sorted(os.listdir(str(tmp_path)))
@@ -36,7 +36,7 @@ def fails(case):
 
 
 def never_ends(case):
-    if os.fork():  # its children end with it
+    if os.fork():  # the child process must end too
         time.sleep(10 ** 4)
     time.sleep(10 ** 4)
 

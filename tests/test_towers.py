@@ -1,4 +1,4 @@
-"""Several towers: they equal one on the same batch, variables are shared and spread, bad splits are refused."""
+"""Several towers equal one on the same batch, variables are shared and spread, and invalid splits are refused."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,9 @@ THREE = Cluster(['a:1', 'b:2', 'c:3'])
 
 
 def updates(model_class, conf, steps=5):
-    """Losses of some steps on one batch, a part of which is void, and all variables after them."""
+    """Returns the losses of some steps on one batch, with some void pixels, and all variables after them."""
     labels = recipe.label(BATCH, 33, 33, 6)
-    labels[0], labels[2, :20] = 255, 255  # parts of a batch with few and with many valid pixels
+    labels[0], labels[2, :20] = 255, 255  # so that towers get parts with few and with many valid pixels
     with tf.Graph().as_default():
         model = model_class(conf)
         graph = model.training_graph(tf.constant(recipe.image(BATCH, 33, 33)), tf.constant(labels))
@@ -49,11 +49,11 @@ def test_towers_equal_one(model_class, counts, flags, settings, narrow):
         assert sorted(variables) == sorted(wanted)
         for name, value in wanted.items():
             assert recipe.relative_error(variables[name], value) <= 1e-5, name
-    assert abs(one[-1] - one[0]) > 0.01 * one[0] and np.isfinite(one[-1])  # the updates matter
+    assert abs(one[-1] - one[0]) > 0.01 * one[0] and np.isfinite(one[-1])  # the updates have an effect
 
 
 def terms(op):
-    """What an op adds up, as TensorFlow's graph optimizer would see it: [tensors]."""
+    """Returns the tensors that an op adds, as TensorFlow's graph optimizer would see it."""
     if op.type not in ('Add', 'AddV2', 'AddN'):
         return [op.outputs[0]]
     return [term for tensor in op.inputs for term in terms(tensor.op)]
@@ -61,7 +61,7 @@ def terms(op):
 
 @pytest.mark.parametrize('model_class', [Model, Model_msc])
 def test_no_sum_of_three_begins_with_what_came_first(model_class, settings, narrow):
-    """AddN begins with what it can overwrite, which by chance is what another machine sent or a view of another sum."""
+    """AddN starts with an operand that it can overwrite; which one, and so the rounding, would depend on timing."""
     narrow({'res50': UNITS})
     conf = settings(encoder_name='res50', num_classes=16, train_bn=False)
     with tf.Graph().as_default() as graph:
@@ -69,7 +69,7 @@ def test_no_sum_of_three_begins_with_what_came_first(model_class, settings, narr
         model_class(conf, THREE).training_graph(images, labels)
         sums = [(op, terms(op)) for op in graph.get_operations() if op.type in ('Add', 'AddV2', 'AddN')]
     sums = [(op, added) for op, added in sums if len(added) > 2]
-    assert len(sums) >= 3  # of the ASPP, on each device
+    assert len(sums) >= 3  # the ASPP has them on each device
     for op, added in sums:
         assert {term.op.device for term in added} == {op.device}, op.name
         views = [term.op.type for term in added if term.op.type in ('Unpack', 'Identity')]
@@ -77,7 +77,7 @@ def test_no_sum_of_three_begins_with_what_came_first(model_class, settings, narr
 
 
 def test_each_tower_normalizes_its_part_and_the_averages_are_of_all(settings, narrow):
-    """Trained batch norm: with both parts of a batch equal, two towers equal one on one of the parts."""
+    """With trained batch norm and two equal parts of a batch, two towers equal one on one of the parts."""
     narrow({'res50': UNITS})
     found = []
     for count in (1, 2):
@@ -97,7 +97,7 @@ def test_each_tower_normalizes_its_part_and_the_averages_are_of_all(settings, na
 
 
 def test_where_things_are(settings, narrow):
-    """Gradients are computed on their tower's device; variables, their momentum and what adds up lie together."""
+    """Gradients are on their tower's device; a variable is with its momentum and the sums of its gradients."""
     narrow({'res50': (1, 1, 1, 1)})
     model = Model(settings(encoder_name='res50', train_bn=True, grad_update_every=2, num_gpus=2))
     with tf.Graph().as_default() as graph:
@@ -112,7 +112,7 @@ def test_where_things_are(settings, narrow):
 
 
 def device_of(op):
-    """An op's device, or that of the op that it is colocated with."""
+    """Returns the device of an op, or of the op that it is colocated with."""
     if op.device:
         return op.device
     (group,) = set(op.colocation_groups())

@@ -1,4 +1,4 @@
-"""Five updates against the original's, single and multi-scale, and the parts of the loss and the update."""
+"""Compares five updates with the original's, single and multi-scale, and checks the parts of loss and update."""
 
 import os
 import threading
@@ -41,7 +41,7 @@ def test_five_updates(model_class, name, batch, every, settings):
         start = before[key]
         if array.shape != reference[key].shape:
             array, start = array.ravel()[::37], start.ravel()[::37]
-        moved = np.linalg.norm(reference[key] - start)  # the update alone: the weights hardly change
+        moved = np.linalg.norm(reference[key] - start)  # the distance, because the weights hardly change
         rounding = 2e-7 * np.linalg.norm(reference[key])  # of five updates in float32
         assert moved > 2 * rounding
         assert np.linalg.norm(array - reference[key]) <= 0.01 * moved + rounding, key
@@ -50,7 +50,7 @@ def test_five_updates(model_class, name, batch, every, settings):
 def test_msc_prediction(settings):
     model = Model_msc(settings())
     with tf.Graph().as_default(), tf.Session() as sess:
-        images = tf.constant(recipe.image(2, 65, 65)[:1])  # the golden's image, though its name says batch 1
+        images = tf.constant(recipe.image(2, 65, 65)[:1])  # the golden array's image, despite its name
         net, image_scores = model.scores(images)
         recipe.load(sess, net)
         found = sess.run(predictor.class_map(image_scores)).ravel()
@@ -105,7 +105,7 @@ def test_poly_starts_at_the_rate_and_ends_at_zero(settings):
 
 @pytest.mark.parametrize('loss_scale', [1.0, 128.0])
 def test_accumulated_update_equals_one_on_the_mean_gradient(settings, loss_scale):
-    """Momentum, multipliers of the rate and three iterations a update, against the formulas in numpy."""
+    """Momentum, multipliers of the rate and three iterations per update, against the formulas in numpy."""
     with tf.Graph().as_default(), tf.Session() as sess:
         x = tf.placeholder(tf.float32, [])
         one, two = [tf.get_variable(n, [], initializer=tf.initializers.ones(), use_resource=True) for n in 'ab']
@@ -137,9 +137,9 @@ def test_rates_of_the_groups(settings):
 
 
 def test_gradients_read_the_weights_of_before_the_update(settings):
-    """The decoder's update comes before the encoder's gradient is computed, which must still read the old decoder.
+    """The decoder is updated before the encoder's gradient is computed, which must still read the old decoder.
 
-    With reference variables (use_resource=False in layers.variable), as in the original, it reads the new one.
+    With reference variables, as in the original (use_resource=False in layers.variable), it would read the new one.
     """
     updated = threading.Event()
 
@@ -153,7 +153,7 @@ def test_gradients_read_the_weights_of_before_the_update(settings):
 
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(inter_op_parallelism_threads=4)) as sess:
         encoder, decoder = [layers.variable(name, [3, 3], tf.initializers.ones()) for name in ('encoder', 'decoder')]
-        loss = tf.nn.l2_loss(decode(tf.matmul(tf.ones([1, 3]), encoder), decoder))  # gradients begin after all reads
+        loss = tf.nn.l2_loss(decode(tf.matmul(tf.ones([1, 3]), encoder), decoder))  # gradients come after all reads
         rate, conf = tf.constant(1.0), settings(momentum=0.0)
         first = optimizer.build_update([([decoder], 10.0)], tf.gradients(loss, [decoder]), rate, conf).apply
         with tf.control_dependencies([first]):
@@ -167,7 +167,7 @@ def test_gradients_read_the_weights_of_before_the_update(settings):
 
 @pytest.mark.parametrize('every', [1, 2])
 def test_an_overflow_skips_the_update(settings, every):
-    """With a loss scale, as for float16: weights and momentum are those of before, and the next update works."""
+    """With a loss scale, as for float16, weights and momentum stay as they were, and the next update works."""
     with tf.Graph().as_default(), tf.Session() as sess:
         x = tf.placeholder(tf.float32, [])
         one = tf.get_variable('one', [], initializer=tf.initializers.ones(), use_resource=True)

@@ -1,4 +1,4 @@
-"""Windows: that they cover an image, their weights, and that blended scores are those of the whole image."""
+"""Windows: they cover an image, their weights are right, and blended scores equal those of the whole image."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_a_side_is_covered_and_its_weights_add_up_to_one(size, length, overlap):
     places, weights = windows.side(size, length, overlap)
     assert places[0] == 0 and places[-1] == size - length and len(places) == len(weights)
     for one, following in zip(places, places[1:]):
-        assert 0 < following - one <= max(1, int(length * (1 - overlap)))  # no gap, and enough is shared
+        assert 0 < following - one <= max(1, int(length * (1 - overlap)))  # no gap, and enough overlap
     total = np.zeros(size)
     for place, weight in zip(places, weights):
         assert weight.shape == (length,) and weight.dtype == np.float32 and (weight > 0).all()
@@ -36,7 +36,7 @@ def test_weights_are_smooth_and_depend_on_the_place_in_the_window_alone():
     places, weights = windows.side(1000, 100, 0.5)
     inner = weights[3:-3]
     assert len(inner) > 5 and all(np.allclose(one, inner[0], atol=0.05) for one in inner)
-    bell = np.sin(np.pi * (np.arange(100) + 0.5) / 100) ** 2  # formula of the module's
+    bell = np.sin(np.pi * (np.arange(100) + 0.5) / 100) ** 2  # the formula of windows.py
     last, before = bell[:50], bell[50:]
     np.testing.assert_allclose(windows.side(150, 100, 0.5)[1][1][:50], last / (last + before), rtol=1e-5)
     assert max(np.abs(np.diff(weight)).max() for weight in inner) < 0.05
@@ -64,7 +64,7 @@ def test_of_a_network_of_single_pixels_windows_are_the_whole(case):
 
 @pytest.mark.parametrize('overlap', [0, 0.4, 0.9])
 def test_blended_scores_are_the_weighted_mean_of_the_windows(overlap):
-    """Of scores that differ from window to window, against a sum over the whole image in float64."""
+    """The scores differ from window to window; a float64 sum over the whole image is the reference."""
     random = np.random.RandomState(1)
     size, window = (23, 31), (9, 12)
     image = np.zeros(size + (3,), np.float32)

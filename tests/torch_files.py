@@ -1,4 +1,4 @@
-"""Writes PyTorch's files without PyTorch, in both of its formats."""
+"""Writes PyTorch's files, in both of its formats, without PyTorch."""
 
 import dataclasses
 import io
@@ -12,7 +12,7 @@ KINDS = {'f8': 'DoubleStorage', 'f4': 'FloatStorage', 'f2': 'HalfStorage', 'i8':
 
 
 class Named:
-    """A class or function that the pickle names; it can be called because Python's pickler insists on that."""
+    """A class or function that the pickle names. It can be called because Python's pickler insists on that."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -22,7 +22,7 @@ class Named:
 
 
 class Storage:
-    """Elements, an array of one dimension."""
+    """The elements of a tensor, a one-dimensional array."""
 
     def __init__(self, elements, kind=None):
         self.elements, self.kind = elements, kind or KINDS[elements.dtype.str[1:]]
@@ -30,7 +30,7 @@ class Storage:
 
 @dataclasses.dataclass
 class Tensor:
-    """A tensor over a Storage."""
+    """A tensor that is a view of a Storage."""
 
     storage: Storage
     shape: tuple
@@ -46,7 +46,7 @@ class Tensor:
 
 
 class Called:
-    """The result of a call that the pickle names, with items or a state of the object that it returns."""
+    """The result of a call that the pickle names; `items` or a state may be added to it."""
 
     def __init__(self, function, *arguments, state=None, items=()):
         self.reduced = (function, arguments, state, None, iter(items) if items else None)
@@ -56,14 +56,14 @@ class Called:
 
 
 def tensor(array, **keywords):
-    """A Tensor with a storage of its own."""
+    """Returns a Tensor with its own storage."""
     array = np.array(array, order='C')
     strides = tuple(stride // array.itemsize for stride in array.strides)
     return Tensor(Storage(array.ravel()), array.shape, strides, **keywords)
 
 
 class Pickler(pickle._Pickler):
-    """Writes Named as names and Storages as references; `storages` lists those."""
+    """Pickles Named as names and Storages as references; `storages` lists the Storages."""
 
     def __init__(self, file, old):
         super().__init__(file, 2)
@@ -86,7 +86,7 @@ class Pickler(pickle._Pickler):
 
 
 def pickled(content, old):
-    """(bytes of the pickle, list of its Storages)."""
+    """Returns (bytes of the pickle, list of its Storages)."""
     file = io.BytesIO()
     pickler = Pickler(file, old)
     pickler.dump(content)
@@ -94,7 +94,7 @@ def pickled(content, old):
 
 
 def zip_bytes(content, folder='archive/', order=None, compression=zipfile.ZIP_STORED, pickle_bytes=None):
-    """The bytes of a file of PyTorch 1.6 and later."""
+    """Returns the bytes of a file of PyTorch 1.6 or later."""
     data, storages = pickled(content, False)
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w', compression) as archive:
@@ -111,7 +111,7 @@ def zip_bytes(content, folder='archive/', order=None, compression=zipfile.ZIP_ST
 
 
 def old_bytes(content, pickle_bytes=None, little=True):
-    """The bytes of a file of earlier versions."""
+    """Returns the bytes of a file of an earlier version."""
     data, storages = pickled(content, True)
     parts = [pickle.dumps(part, 2) for part in (
         0x1950a86a20f9469cfc6c, 1001,

@@ -39,12 +39,12 @@ def flags():
 
 
 def parts():
-    """Names of the parts whose modules are there."""
+    """Returns the names of the parts whose modules exist."""
     return [name for name in stress.PARTS if importlib.util.find_spec('tests.stress.' + name)]
 
 
 def run_part(name, conf, folder, seconds):
-    """[Outcome] of a part's cases, as many as begin within so many seconds; failures are printed at once."""
+    """Runs the cases of a part that can start within `seconds` and returns [Outcome]; prints failures at once."""
     part, outcomes = importlib.import_module('tests.stress.' + name), []
     run = harness.Run(conf.seed, folder, seconds, conf.patience)
     os.makedirs(folder)
@@ -92,7 +92,7 @@ def main():
     conf = flags()
     from utils.system import runtime
     print('TensorFlow %s, seed %d' % (runtime.import_tensorflow().__version__, conf.seed))
-    for module in ('model', 'model_msc', 'main'):  # before the forks
+    for module in ('model', 'model_msc', 'main'):  # imported before the forks, so that each case need not import them
         importlib.import_module(module)
     folder = os.path.abspath(conf.folder or tempfile.mkdtemp(prefix='stress-'))
     end, outcomes = time.time() + 60 * conf.minutes, collections.OrderedDict()

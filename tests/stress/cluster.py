@@ -1,4 +1,4 @@
-"""Helpers of a cluster on loopback that are slow, die, come back, join late or run something else."""
+"""Helpers of a cluster on loopback that are slow, die and return, join late, or run other code."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from tests.stress import runs
 
 SECONDS, MEMORY = 400.0, 16 << 30
 STEPS, TASKS = 24, 3
-OTHER_PYTHON = 'STRESS_OTHER_PYTHON'  # in the environment: the python of another TensorFlow
+OTHER_PYTHON = 'STRESS_OTHER_PYTHON'  # environment variable with the path of the Python of another TensorFlow
 OTHERS = [os.path.expanduser('~/.cache/deeplab-v2-ci/tensorflow%d/bin/python' % version) for version in (1, 2)]
 
 
@@ -22,13 +22,13 @@ def training(folder, tasks=TASKS):
 
 
 def other_python():
-    """The python of another TensorFlow; '' if there is none."""
+    """Returns the path of the Python of another TensorFlow; '' if there is none."""
     path = os.environ.get(OTHER_PYTHON, OTHERS[tf.__version__.startswith('1.')])
     return path if os.path.exists(path) else ''
 
 
 def summary(shared):
-    """Which other TensorFlow was tried."""
+    """Returns a line about which other TensorFlow was tried."""
     return 'another TensorFlow: ' + (other_python() or 'not tried, %s names no python of one' % OTHER_PYTHON)
 
 
@@ -51,7 +51,7 @@ def run(case):
 
 
 def slow(case, one):
-    """A helper does nothing for five seconds; all the while, no machine talks to another address than loopback."""
+    """Stops a helper for five seconds, and checks that the machines connect only to loopback addresses."""
     one.start_all()
     task, step = 1 + case.rng.randint(TASKS - 1), case.rng.randint(STEPS - 4)
     one.until(lambda: one.steps() >= step + 1)
@@ -62,7 +62,7 @@ def slow(case, one):
 
 
 def dying(case, one):
-    """A helper is killed, once or twice, and comes back after a while."""
+    """Kills a helper once or twice; it returns after a while."""
     for _ in range(1 + case.rng.randint(2)):
         one.start_all()
         task, step = 1 + case.rng.randint(TASKS - 1), min(STEPS - 2, one.steps() + 1 + case.rng.randint(10))
@@ -74,7 +74,7 @@ def dying(case, one):
 
 
 def late(case, one):
-    """Task 0 is there first, a helper long before the other."""
+    """Starts task 0 first, then one helper, and the other one later."""
     one.start(0)
     one.until_told('waiting for task 1')
     one.start(1)
@@ -83,7 +83,7 @@ def late(case, one):
 
 
 def other_code(case, one):
-    """A helper runs other files of the project: one byte more."""
+    """Runs a helper with other code of the project: one byte more."""
     folder = os.path.join(case.folder, 'project')
     for name in ('utils', 'tests'):
         shutil.copytree(os.path.join(runs.ROOT, name), os.path.join(folder, name), ignore=shutil.ignore_patterns(
@@ -98,13 +98,13 @@ def other_code(case, one):
 
 
 def other_tensorflow(case, one):
-    """A helper runs another TensorFlow."""
+    """Runs a helper with another TensorFlow."""
     one.start(1, python=other_python())
     assert_named(one, ['runs TensorFlow', 'runs a TensorFlow'])
 
 
 def assert_named(one, words):
-    """That task 0 ends with a sentence that names task 1, which ends with one too."""
+    """Checks that task 0 ends with a sentence that names task 1, and task 1 with one that names task 0."""
     one.start(0)
     codes = [one.processes[task].wait() for task in (0, 1)]
     runs.assert_refused(one.output(0), codes[0], ['task 1 (%s) %s' % (one.addresses[1], some) for some in words])
@@ -112,13 +112,13 @@ def assert_named(one, words):
 
 
 def assert_loopback(one):
-    """That all connections of the processes are to this machine's loopback address."""
+    """Checks that all connections of the processes are to this machine's loopback address."""
     inodes = set()
     for process in one.processes.values():
         for descriptor in os.listdir('/proc/%d/fd' % process.pid):
             try:
                 inodes.add(os.readlink('/proc/%d/fd/%s' % (process.pid, descriptor)))
-            except OSError:  # closed meanwhile
+            except OSError:  # it has been closed
                 continue
     seen = 0
     for name in ('tcp', 'tcp6'):

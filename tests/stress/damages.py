@@ -1,4 +1,4 @@
-"""Bytes of files made worse: cut, flipped, overwritten, with lengths inflated, or of no such kind at all."""
+"""Damages the bytes of files: cuts, flips, overwrites, inflates lengths, or replaces everything."""
 
 import os
 
@@ -8,7 +8,7 @@ HUGE = (0xffffffff, 0x7fffffff, 0x80000000, 1 << 40, (1 << 63) - 1, (1 << 64) - 
 
 
 def cut(rng, data):
-    """The first tenths of it."""
+    """Keeps between none and nine tenths of the data."""
     return data[:len(data) * rng.randint(10) // 10]
 
 
@@ -20,14 +20,14 @@ def flip_bits(rng, data):
 
 
 def flip_region(rng, data):
-    """All bits of up to 64 bytes in a row."""
+    """Flips all bits of up to 64 consecutive bytes."""
     start = rng.randint(len(data))
     end = start + rng.randint(1, 65)
     return data[:start] + bytes(255 - byte for byte in data[start:end]) + data[end:]
 
 
 def flip_structure(rng, data):
-    """Some bytes at or near lower-case letters, which are names, not numbers."""
+    """Changes bytes at or near lower-case letters, which are parts of names, not numbers."""
     changed = np.frombuffer(data, np.uint8).copy()
     letters = np.flatnonzero((changed > 96) & (changed < 123))
     if not len(letters):
@@ -38,7 +38,7 @@ def flip_structure(rng, data):
 
 
 def inflate(rng, data):
-    """4 or 8 bytes become a huge number, near a small number, as a length is, more often than not."""
+    """Replaces 4 or 8 bytes by a huge number, often beside a small number, which may be a length."""
     size = int(rng.choice([4, 8]))
     start = rng.randint(max(1, len(data) - size))
     if rng.randint(2):
@@ -49,25 +49,25 @@ def inflate(rng, data):
 
 
 def inflate_varint(rng, data):
-    """A byte becomes a varint of 5 to 10 bytes, as protocol buffers write lengths."""
+    """Replaces a byte by a varint of 5 to 10 bytes; protocol buffers write lengths in this way."""
     start = rng.randint(len(data))
     return data[:start] + b'\xff' * rng.randint(4, 10) + b'\x7f' + data[start + 1:]
 
 
 def repeat(rng, data):
-    """A part of it comes twice."""
+    """Repeats a part of the data."""
     start, end = sorted(rng.randint(0, len(data) + 1, 2))
     return data[:end] + data[start:end] + data[end:]
 
 
 def drop(rng, data):
-    """A part of it is missing."""
+    """Removes a part of the data."""
     start = rng.randint(len(data))
     return data[:start] + data[start + rng.randint(1, 200):]
 
 
 def replace(rng, data):
-    """Something else altogether."""
+    """Returns other data altogether."""
     return [b'', b'\0' * len(data), rng.bytes(len(data)), b'a text\n' * 5, b'\xff\xfe' + b'a\0b\0', b'PK\x03\x04',
             b'\x89HDF\r\n\x1a\n', b'\xff\xd8\xff\xe0', b'\x89PNG\r\n\x1a\n', b'\n' * 10 ** 5][rng.randint(10)]
 
@@ -76,14 +76,14 @@ ALL = (cut, flip_bits, flip_region, flip_structure, inflate, inflate_varint, rep
 
 
 def spoil(rng, data):
-    """Some bytes changed by one of ALL, whose name is printed."""
+    """Returns data changed by a random one of ALL, whose name is printed."""
     change = ALL[rng.randint(len(ALL))] if data else replace
     print('damage: %s of %d bytes' % (change.__name__, len(data)))
     return change(rng, data)
 
 
 def spoil_file(rng, path):
-    """Writes a file anew, spoiled."""
+    """Damages a file."""
     with open(path, 'rb') as file:
         data = file.read()
     write(path, spoil(rng, data))
@@ -95,7 +95,7 @@ def write(path, data):
 
 
 def not_a_file(rng, path):
-    """Puts a folder, a pipe, a link to nothing or to itself, or nothing at a path."""
+    """Puts a folder, a pipe, a link to nothing, to itself or to a device, or nothing at a path."""
     if os.path.lexists(path):
         os.remove(path)
     kind = rng.randint(6)

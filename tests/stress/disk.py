@@ -1,4 +1,4 @@
-"""Disks that fill up or turn read-only, folders that vanish: nothing half written, no loss that is not told."""
+"""Disks that fill up or become read-only, and folders that vanish: files must be complete, and losses reported."""
 
 import contextlib
 import ctypes
@@ -16,11 +16,11 @@ SECONDS, MEMORY = 300.0, 16 << 30
 FAULTS = ('full', 'read-only', 'vanishing')
 PLACES = ('all', 'logdir', 'modeldir', 'out_dir', 'logfile')
 STEPS = 40
-NEW_MOUNTS = 0x20000  # CLONE_NEWNS: what this process mounts is gone with it, however it ends
+NEW_MOUNTS = 0x20000  # CLONE_NEWNS: the mounts of this process end with it, however it ends
 
 
 def prepare(folder):
-    """A finished training, for predictions."""
+    """Trains a network for the predictions."""
     runs.Run(folder, num_steps=2, save_interval=2, valid_interval=0).finish()
 
 
@@ -36,7 +36,7 @@ def run(case):
         one = predicting(case, flags) if place == 'out_dir' else runs.Run(
             case.folder, num_steps=STEPS, save_interval=2, valid_interval=3, valid_num_steps=1, **flags)
         print('%s: %s of %s' % (fault, place, 'a tmpfs' if limit is None else 'RLIMIT_FSIZE=%d' % limit), flush=True)
-        early = fault == 'read-only' and place not in ('out_dir', 'logfile')  # open files hold it up later
+        early = fault == 'read-only' and place not in ('out_dir', 'logfile')  # open files prevent it later
         if early and limit is None:
             make_read_only(disk)
         with contextlib.ExitStack() as stack:
@@ -66,7 +66,7 @@ def predicting(case, flags):
 
 
 def broken(one, disk, flags, fault, rng):
-    """Waits for a random moment of the work, then breaks the disk."""
+    """Waits for a random moment of the run, then breaks the disk."""
     first = flags.get('out_dir') if one.flags.get('option') == 'predict' else None
     step = rng.randint(1, STEPS - 5)
     if first:
@@ -76,20 +76,20 @@ def broken(one, disk, flags, fault, rng):
     if fault == 'vanishing':
         for path in flags.values():
             with contextlib.suppress(FileNotFoundError):
-                os.rename(path, path + '.gone')  # at once, unlike a removal of file by file
+                os.rename(path, path + '.gone')  # at once, unlike removing one file after another
             shutil.rmtree(path + '.gone', ignore_errors=True)
     else:
-        while one.running(0) and not make_read_only(disk):  # a file that is open for writing holds it up
+        while one.running(0) and not make_read_only(disk):  # a file that is open for writing prevents it
             time.sleep(0.002)
 
 
 def make_read_only(disk):
-    """Whether a mounted disk could be made read-only."""
+    """Makes a mounted disk read-only; returns whether that was possible."""
     return not subprocess.call(['mount', '-o', 'remount,ro', disk], stderr=subprocess.DEVNULL)
 
 
 def assert_complete(one, place):
-    """That a run which ended with 0 lost nothing that it was asked for."""
+    """Checks that a run that ended with exit code 0 has written all its output."""
     if one.flags.get('option') == 'predict':
         assert os.path.isdir(one.flags['out_dir']), 'it ended with 0 and its out_dir is gone'
         with open(os.path.join(runs.ROOT, 'dataset', 'sample', 'val.txt')) as file:
@@ -104,7 +104,7 @@ def assert_complete(one, place):
 
 @contextlib.contextmanager
 def mounted(path, fault, rng):
-    """A small disk at path: yields None for a tmpfs, or the largest size of a file where none can be mounted."""
+    """Mounts a small disk at a path; yields None, or the largest file size if nothing can be mounted."""
     size = int(rng.uniform(0.05, 3.0) * (1 << 20)) if fault == 'full' else 64 << 20
     own = not os.getuid() and not ctypes.CDLL(None).unshare(NEW_MOUNTS) and not subprocess.call(
         ['mount', '--make-rprivate', '/'], stderr=subprocess.DEVNULL)

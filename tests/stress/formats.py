@@ -1,4 +1,4 @@
-"""Images and labels as people store them, of every depth, layout and convention, and what plain NumPy makes of them."""
+"""Images and labels as people store them, in all depths, layouts and conventions, and what they become."""
 
 import collections
 import os
@@ -16,27 +16,27 @@ try:
 except ImportError:
     tifffile = None
 
-# {EXIF orientation: what turns an array [h, w, C] upright}
+# {EXIF orientation: function that turns an array [h, w, C] upright}
 UPRIGHT = {1: np.asarray, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: np.rot90(np.fliplr(a)),
            6: lambda a: np.rot90(a, 3), 7: lambda a: np.rot90(np.flipud(a)), 8: np.rot90}
 DEPTHS = (('u1', 255), ('u2', 255), ('u2', 4095), ('u2', 65535), ('i4', 255), ('i4', 65535), ('i4', 1 << 20), ('f4', 1),
           ('f4', 10000))
 RANGES = (None, (0.0, 255.0), (0.0, 4095.0), (0.0, 1.0), (-1000.0, 3000.0), (0.1, 0.1001), (1e5, 1e6))
 BANDS = (None, None, (3, 2, 1), (4, 3, 2), (1,), (2,), (6, 1, 4))
-FEW = 4096  # 16 bits below it keep at most 16 levels
+FEW = 4096  # 16-bit values below it keep at most 16 levels
 
-# path: of the file; values: as stored, [h, w, C]; orientation: 1 to 8; always_turned: whether without --apply_exif too;
-# by_tifffile: whether Pillow may not know it, without --image_bands; first: how many bands the first page has.
+# path: of the file; values: as stored, [h, w, C]; orientation: 1 to 8; always_turned: whether it is turned even without
+# --apply_exif; by_tifffile: whether Pillow may not read it, but --image_bands does; first: bands of the first page.
 Stored = collections.namedtuple('Stored', 'path values orientation always_turned by_tifffile first')
 
 
 def image(choose, rng, path, size):
-    """A Stored image of a random kind.
+    """Writes an image of a random kind and returns its Stored.
 
     Args:
-      choose: a function from a tuple to one of its items.
-      rng: of the values.
-      path: without a suffix.
+      choose: a function that returns one of the items of a tuple.
+      rng: the generator of the values.
+      path: the path without a suffix.
       size: (h, w).
     """
     kind = choose((a_png, a_jpeg, a_pillow_tiff, a_tiff) if tifffile else (a_png, a_jpeg, a_pillow_tiff))
@@ -70,7 +70,7 @@ def a_png(choose, rng, path, size):
 
 
 def a_jpeg(choose, rng, path, size):
-    """Its values are what TensorFlow decodes."""
+    """Writes a JPEG; its Stored has the values that TensorFlow decodes."""
     exif = Image.Exif()
     exif[274] = choose(tuple(UPRIGHT))
     shape = size + choose(((), (3,)))
@@ -82,7 +82,7 @@ def a_jpeg(choose, rng, path, size):
 
 
 def a_pillow_tiff(choose, rng, path, size):
-    """Grey of any depth or colours of 8 bits, with compressions of libtiff."""
+    """Writes a TIFF with Pillow: grey of any depth, or 8-bit colours, with libtiff's compressions."""
     stored = values(choose, rng, size, DEPTHS) if choose((True, True, False)) else values(
         choose, rng, size + (3,), DEPTHS[:1])
     compression, orientation = choose((None, 'tiff_lzw', 'tiff_adobe_deflate', 'packbits')), choose(tuple(UPRIGHT))
@@ -92,7 +92,7 @@ def a_pillow_tiff(choose, rng, path, size):
 
 
 def a_tiff(choose, rng, path, size):
-    """Any number of bands in one page or several; a fourth one may be tagged as premultiplied alpha."""
+    """Writes a TIFF with any number of bands in one or more pages; a fourth band may be premultiplied alpha."""
     channels, layout = choose((1, 2, 3, 4, 6)), choose(('contig', 'separate', 'pages'))
     stored = values(choose, rng, size + (channels,), DEPTHS)
     options = {'photometric': 'minisblack', 'byteorder': choose(('<', '>')), 'bigtiff': choose((False, True)),
@@ -113,7 +113,7 @@ def a_tiff(choose, rng, path, size):
 
 
 def wanted(stored, image_format):
-    """What a Stored image becomes: uint8 [h, w, 3], or words of the only right refusal."""
+    """Returns what a Stored image becomes: uint8 [h, w, 3], or the words of the error if it must be refused."""
     pixels, bands = stored.values, image_format.bands
     if bands and max(bands) > pixels.shape[2]:
         return 'but --image_bands names %d' % max(bands)
@@ -136,14 +136,14 @@ def wanted(stored, image_format):
 
 
 def must_warn(stored, image_format):
-    """Whether so few levels are left that a run has to say so."""
+    """Returns whether so few levels are left that a run must warn."""
     if image_format.value_range or stored.values.dtype == np.uint8:
         return False
     return stored.values.min() < stored.values.max() < FEW
 
 
 def may_be_refused(stored, image_format):
-    """Whether Pillow may not know a kind of file, which --image_bands then reads."""
+    """Returns whether Pillow may not be able to read the file; with --image_bands, it must be read."""
     return stored.by_tifffile and not image_format.bands
 
 
@@ -157,13 +157,13 @@ MAP_LINES = '0 ignore\n1-3 0\n4 1  # one\n5-250: 2\n251-254, ignore\n'
 FILE_MAP = [255, 0, 0, 0, 1] + [2] * 246 + [255] * 5
 WORDS = ('', 'binary', 'reduce_zero', 'cityscapes', 'file')
 CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
-              27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # as on the data set's own page
+              27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # from the data set's own table
 MOST_CITYSCAPES = 33
 CLASSES = 20
 
 
 def label_values(choose, rng, size):
-    """A random label, integer [h, w], of what people store: classes, masks of 0 and 255, ids, anything."""
+    """Returns a random label, integer [h, w], as people store them: classes, masks of 0 and 255, ids, any value."""
     kind = choose(('classes', 'classes', 'mask', 'ones', 'ids', 'bytes'))
     most = {'classes': 4, 'ids': MOST_CITYSCAPES, 'bytes': 255}.get(kind, 1)
     label = rng.randint(0, most + 1, size)
@@ -173,7 +173,7 @@ def label_values(choose, rng, size):
 
 
 def a_label(choose, rng, path, size):
-    """A label's file of a random kind: (path, its values as stored; whether it may be anything but right)."""
+    """Writes a label file of a random kind; returns (path, the stored values, whether it may also be refused)."""
     label = label_values(choose, rng, size)
     kind = choose(('L', 'P', '1', 'equal', 'alpha', 'wide', 'tiff', 'i4', 'LA'))
     path += '.tif' if kind in ('tiff', 'i4') else '.png'
@@ -198,7 +198,7 @@ def a_label(choose, rng, path, size):
 
 
 def classes(word, folder):
-    """A Classes of CLASSES classes with a label map."""
+    """Returns a Classes of CLASSES classes with a label map."""
     if word == 'file':
         word = os.path.join(folder, 'map.txt')
         with open(word, 'w') as file:
@@ -207,7 +207,7 @@ def classes(word, folder):
 
 
 def mapped(label, word):
-    """A label after a map, value by value."""
+    """Returns a label after a map, value by value."""
     to = {'': lambda v: v, 'binary': lambda v: int(v != 0), 'reduce_zero': lambda v: 255 if v in (0, 255) else v - 1,
           'cityscapes': lambda v: CITYSCAPES.get(v, 255 if v <= MOST_CITYSCAPES or v == 255 else v),
           'file': FILE_MAP.__getitem__}[word]

@@ -1,4 +1,4 @@
-"""Runs one case of a part in a forked process with limits of time and memory, and says how it ended."""
+"""Runs one case of a part in a forked process with limits of time and memory, and returns how it ended."""
 
 import collections
 import contextlib
@@ -18,8 +18,8 @@ from tests import stress
 
 POLL_SECONDS = 0.005
 
-# What the cases of a part share. seed: --seed; folder: of the part, which holds `shared`; seconds: of the whole part;
-# patience: a factor on how long a case may take.
+# What the cases of a part share. seed: --seed; folder: of the part, which holds `shared`; seconds: for the whole part;
+# patience: factor of the time limit of a case.
 Run = collections.namedtuple('Run', 'seed folder seconds patience')
 
 # kind: RIGHT, REFUSED or '' for a failure; text: of the failure; seconds: taken; memory: bytes of the largest process.
@@ -27,11 +27,12 @@ Outcome = collections.namedtuple('Outcome', 'kind text seconds memory')
 
 
 def run_case(part, name, number, run):
-    """The Outcome of one case of a part, whose files are kept if it fails.
+    """Runs one case of a part and returns its Outcome; if the case fails, its files are kept.
 
     Args:
-      part: a module, see tests/stress/__init__.py; name: of the part.
-      number: of the case.
+      part: a module, see tests/stress/__init__.py.
+      name: the part's name.
+      number: the case's number.
       run: a Run.
     """
     own = os.path.join(run.folder, '%s-%d' % (name, number))
@@ -47,7 +48,7 @@ def run_case(part, name, number, run):
 
 
 def prepare(part, folder):
-    """The Outcome of the part's prepare, RIGHT if it has none."""
+    """Runs the part's prepare, if it has one, and returns its Outcome."""
     shared = os.path.join(folder, 'shared')
     os.makedirs(shared)
 
@@ -61,11 +62,11 @@ def prepare(part, folder):
 
 
 def in_fork(work, output, seconds, memory):
-    """The Outcome of work() in a forked process, the leader of a group that is killed as a whole at its end.
+    """Runs work() in a forked process, whose process group is killed at the end, and returns the Outcome.
 
     Args:
       work: a function that returns a kind.
-      output: file that gets what it prints.
+      output: path of the file for everything that it prints.
       seconds, memory: its limits.
     """
     sys.stdout.flush()
@@ -83,7 +84,7 @@ def in_fork(work, output, seconds, memory):
             ended, status, usage = _wait(pid, started + seconds)
             if not ended:
                 late = True
-        finally:  # after Ctrl-C too
+        finally:  # also after Ctrl-C
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
         if late:
@@ -99,7 +100,7 @@ def in_fork(work, output, seconds, memory):
 
 
 def _wait(pid, deadline):
-    """os.wait4's result; (0, 0, None) at the deadline."""
+    """Waits for a process and returns os.wait4's result; (0, 0, None) at the deadline."""
     while time.time() < deadline:
         result = os.wait4(pid, os.WNOHANG)
         if result[0]:
@@ -109,13 +110,14 @@ def _wait(pid, deadline):
 
 
 def _child(work, output, pipe, memory):
-    """What the forked process does; it never returns."""
+    """Runs work() in the forked process and never returns."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for standard in (1, 2):
         os.dup2(file, standard)
-    sys.stdout, sys.stderr = (os.fdopen(standard, 'w', closefd=False) for standard in (1, 2))  # whatever they were
+    # The parent may have replaced them.
+    sys.stdout, sys.stderr = (os.fdopen(standard, 'w', closefd=False) for standard in (1, 2))
     faulthandler.enable(sys.stderr)
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -124,7 +126,7 @@ def _child(work, output, pipe, memory):
         if kind not in (stress.RIGHT, stress.REFUSED):
             raise ValueError('a part returned %r' % (kind,))
         result = kind + '\n'
-    except BaseException as error:  # a SystemExit too
+    except BaseException as error:  # also SystemExit
         traceback.print_exc()
         result = '\n%s: %s' % (type(error).__name__, ' '.join(str(error).split())[:400])
     sys.stdout.flush()

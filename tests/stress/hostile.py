@@ -1,4 +1,4 @@
-"""Hostile input: every file and flag that a run reads, spoiled, met by its reader alone and by the whole program."""
+"""Damaged files and wrong flags, read by their own reader and by the whole program."""
 
 import os
 import resource
@@ -39,7 +39,7 @@ def run(case):
 
 
 def as_reader(read, names):
-    """RIGHT after read(), REFUSED after its UserError, whose sentence names one of some names."""
+    """Calls read() and returns RIGHT, or REFUSED after a UserError that contains one of `names`."""
     try:
         read()
     except UserError as error:
@@ -50,7 +50,7 @@ def as_reader(read, names):
 
 
 def as_program(case, option, names, *more):
-    """What program.verdict says of a run with an option, whose right result was looked at."""
+    """Runs main.py with an option and returns program.verdict; checks that a successful run left its output."""
     where = case.shared if option in ('test', 'predict', 'export') else case.folder
     args = ['--modeldir=' + os.path.join(where, 'model'), '--export_dir=' + os.path.join(case.folder, 'export')]
     args = [arg for arg in args + list(more) if reads(option, arg)]
@@ -67,10 +67,10 @@ def as_program(case, option, names, *more):
 
 
 def reads(option, argument):
-    """Whether an option reads the flag of an argument; it refuses what it does not read."""
+    """Returns whether an option reads the flag of an argument; other flags would be an error."""
     name = command_line.flag_name(argument)
     records = command_line.RECORDS
-    return option in (records[name] if name in records else records[name[2:]]).options  # --nooverlay
+    return option in (records[name] if name in records else records[name[2:]]).options  # name[2:] for --nooverlay
 
 
 def some(rng, items):
@@ -78,7 +78,7 @@ def some(rng, items):
 
 
 def option_of(rng):
-    """An option, '' most of the time, which stands for the reader alone."""
+    """Returns a random option, or most of the time '', which means the reader alone."""
     return some(rng, OPTIONS) if rng.randint(4) == 0 else ''
 
 
@@ -89,7 +89,7 @@ def checked(rng):
 # lists ---------------------------------------------------------------------------------------------------------------
 
 def a_list(case):
-    """The list of all three flags."""
+    """Damages the list that all three flags name."""
     rng, data = case.rng, world.copy(case.shared, case.folder)
     path = os.path.join(data, 'list.txt')
     if rng.randint(12) == 0:
@@ -98,7 +98,7 @@ def a_list(case):
         damages.spoil_file(rng, path)
     else:
         damages.write(path, list_bytes(rng, data))
-    names = ['list.txt', os.path.join(os.path.basename(data), '')] + os.listdir(data)  # or what a line makes up
+    names = ['list.txt', os.path.join(os.path.basename(data), '')] + os.listdir(data)  # or paths that a line makes up
     option = option_of(rng)
     if option:
         return as_program(case, option, names, checked(rng))
@@ -114,7 +114,7 @@ def a_list(case):
 
 
 def list_bytes(rng, data):
-    """Lines of names, with and without quotes, tabs, comments and what belongs in no list."""
+    """Returns lines of names, some of them with quotes, tabs, comments and words that do not belong in a list."""
     words = list(world.NAMES + values.LIST_WORDS) + [world.label_of(name) for name in world.NAMES] + [
         os.path.join(data, 'a.png')]
     os.mkfifo(os.path.join(data, 'pipe'))
@@ -130,7 +130,7 @@ def list_bytes(rng, data):
 # images and labels ---------------------------------------------------------------------------------------------------
 
 def an_image(case):
-    """One image of the list."""
+    """Damages one image of the list."""
     rng, data = case.rng, world.copy(case.shared, case.folder)
     name = 'hostile' + some(rng, pictures.SUFFIXES)
     path, size, pixels = os.path.join(data, name), None, None
@@ -145,18 +145,18 @@ def an_image(case):
 
 
 def check_image(path, size, pixels):
-    """Reads an image and compares it with what is sure of it."""
+    """Reads an image and compares it with what is known about it."""
     image = image_files.load_image(path)
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3, image.shape
     assert size is None or image.shape[:2] == size, '%s instead of %s' % (image.shape, size)
-    height, width = image_files.image_size(path)  # Pillow turns a TIFF when it decodes it
+    height, width = image_files.image_size(path)  # Pillow turns a TIFF only when it decodes it
     assert image.shape[:2] in ((height, width), (width, height)), '%s instead of %s' % (image.shape, (height, width))
     if pixels is not None and pixels.ndim == 3:
         np.testing.assert_array_equal(image, pixels)
 
 
 def a_label(case):
-    """One label of the list."""
+    """Damages one label of the list."""
     rng, data = case.rng, world.copy(case.shared, case.folder)
     name = 'hostile_label' + some(rng, pictures.SUFFIXES)
     path, size, pixels = os.path.join(data, name), None, None
@@ -180,7 +180,7 @@ def a_label(case):
 
 
 def met(case, place, image, read, label='hostile_label.png'):
-    """What a place says of a hostile pair among ordinary ones: a program's option, 'reader' or read() for ''."""
+    """Tries a damaged pair, beside a good one, in main.py (place: an option), in 'reader', or in read() (place: '')."""
     data, rng, names = os.path.join(case.folder, 'data'), case.rng, ['hostile']
     with open(os.path.join(data, 'list.txt'), 'w') as file:
         file.write('%s %s\n%s %s\n' % (image, label, world.NAMES[0], world.label_of(world.NAMES[0])))
@@ -201,7 +201,7 @@ def met(case, place, image, read, label='hostile_label.png'):
 
 
 def in_threads(rng, images, labels):
-    """Reads in the threads of a session: shuffled and augmented, or each once, as predict does."""
+    """Reads in the threads of a session: shuffled and augmented, or each file once, as predict does."""
     reader = ImageReader(images, labels, CLASSES, COMPAT['original'].input, num_threads=2, seed=rng.randint(100))
     shuffles, faults = rng.randint(2), {}
     with tf.Graph().as_default():
@@ -221,7 +221,7 @@ def write_label(path, rng, size):
 # small text files ----------------------------------------------------------------------------------------------------
 
 def a_palette(case):
-    """The palette's file."""
+    """Damages the palette file."""
     rng, data = case.rng, world.copy(case.shared, case.folder)
     path = os.path.join(data, 'palette.txt')
     rows = [('class %d' % n, '%d %d %d' % tuple(rng.randint(0, 256, 3))) for n in range(rng.randint(0, 9))]
@@ -237,7 +237,7 @@ def a_palette(case):
 
 
 def the_class_weights(case):
-    """The file of --class_weights."""
+    """Damages the file of --class_weights."""
     rng, data = case.rng, world.copy(case.shared, case.folder)
     path = os.path.join(data, 'weights.txt')
     spoil_text(rng, path, '\n'.join('%g' % number for number in rng.rand(rng.randint(1, 6))), values.NUMBER_LINES)
@@ -252,7 +252,7 @@ def the_class_weights(case):
 
 
 def spoil_text(rng, path, text, lines):
-    """Writes a text, spoiled as bytes or with some odd lines among its own."""
+    """Writes a text with damaged bytes, with some odd lines added, or unchanged."""
     kind = rng.randint(6)
     if kind == 0:
         damages.not_a_file(rng, path)
@@ -264,7 +264,7 @@ def spoil_text(rng, path, text, lines):
 
 
 def a_curve(case):
-    """A metrics.csv or a log.txt, which plot_training_curve.py reads."""
+    """Damages a metrics.csv or a log.txt and reads it with plot_training_curve.py."""
     import plot_training_curve
 
     rng, path = case.rng, os.path.join(case.folder, 'curve.txt')
@@ -282,7 +282,7 @@ def a_curve(case):
 # flags ---------------------------------------------------------------------------------------------------------------
 
 def some_flags(rng):
-    """Arguments of any values, good or bad."""
+    """Returns arguments with random values, valid or not."""
     own = sorted(flag.name for flag in absl_flags.FLAGS.flags_by_module_dict()['main'])
     args = []
     for _ in range(rng.randint(1, 5)):
@@ -299,12 +299,12 @@ def some_flags(rng):
 
 
 def flag_values(case):
-    """A command line, parsed and no more."""
+    """Parses a random command line."""
     return parsed(case, some_flags(case.rng), ['--', 'argument'])
 
 
 def a_flag_file(case):
-    """A flag file, parsed and no more."""
+    """Parses a random flag file."""
     rng, path = case.rng, os.path.join(case.folder, 'hostile.flags')
     lines = some_flags(rng) + ['# a comment', '', '--option=train'][:rng.randint(4)]
     if rng.randint(6) == 0:
@@ -318,14 +318,14 @@ def a_flag_file(case):
 
 
 def parsed(case, args, names):
-    """What program.verdict says of arguments that are parsed, after which main() does nothing."""
+    """Parses arguments for a main() that does nothing, and returns program.verdict."""
     if any(arg.lstrip('-').partition('=')[0] in ('help', 'helpfull', 'helpshort', 'helpxml', 'h', '?') for arg in args):
         return stress.RIGHT
     return program.verdict(program.run(case.folder, args, lambda: None), names)
 
 
 def extreme_flags(case):
-    """A whole run with values at their bounds."""
+    """Runs the program with flags at the bounds of their values."""
     rng = case.rng
     world.copy(case.shared, case.folder)
     option = some(rng, OPTIONS + ('export',))
@@ -347,7 +347,7 @@ def a_keras_file(case):
 
 
 def some_weights(case, name, encoder_name):
-    """A weights file, opened and read to its end, or given to a training."""
+    """Damages a weights file, and reads all of it or starts a training with it."""
     rng, path = case.rng, os.path.join(case.folder, name)
     shutil.copy(os.path.join(case.shared, name), path)
     spoil_or_replace(rng, path)
@@ -366,14 +366,14 @@ def spoil_or_replace(rng, path):
 
 
 def read_all(weights):
-    """{name: array} of a WeightsFile."""
+    """Returns {name: array} of a WeightsFile."""
     values = {name: weights.read(name) for name in weights.shapes}
     assert all(values[name].shape == tuple(shape) for name, shape in weights.shapes.items())
     return values
 
 
 def a_checkpoint(case):
-    """A file of modeldir: of the checkpoint, whose values are right or refused, or beside it."""
+    """Damages a file of modeldir; a checkpoint must then have the right values or be refused."""
     rng, model = case.rng, os.path.join(case.folder, 'model')
     shutil.copytree(os.path.join(case.shared, 'model'), model)
     name = some(rng, sorted(os.listdir(model)))
@@ -400,7 +400,7 @@ def a_checkpoint(case):
 # places to write to --------------------------------------------------------------------------------------------------
 
 def an_output(case):
-    """A flag that names an output names something odd."""
+    """Gives an output flag the name of something odd."""
     rng, folder = case.rng, os.path.join(case.folder, 'odd')
     world.copy(case.shared, case.folder)
     os.makedirs(os.path.join(folder, 'full', 'x'))
@@ -418,4 +418,4 @@ def an_output(case):
 KINDS = (a_list, an_image, a_label, a_palette, flag_values, a_flag_file, a_caffe_model, a_keras_file, a_checkpoint,
          an_image, a_label, the_class_weights, a_list, an_image, a_flag_file, a_checkpoint, a_caffe_model, a_keras_file,
          an_output, extreme_flags, a_curve)
-assert main  # which defines the flags
+assert main  # importing it defines the flags

@@ -1,4 +1,4 @@
-"""Kills at random moments: a training stopped by signals and resumed equals one that was never stopped."""
+"""Kills a training at random moments: after resuming, it must equal one that was never stopped."""
 
 import collections
 import os
@@ -11,7 +11,7 @@ from utils.weights import checkpoints
 
 SECONDS, MEMORY = 400.0, 16 << 30
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-KINDS = ('main', 'main_msc', 'cluster')  # whole runs to compare with
+KINDS = ('main', 'main_msc', 'cluster')  # kinds of trainings; one of each kind is never stopped
 MOMENTS = ('save', 'validation', 'start', 'end', 'step', 'save')
 STEPS, SAVE_INTERVAL, VALID_INTERVAL = 20, 3, 4
 CODES = {signal.SIGTERM: (143, -15, 0, None), signal.SIGINT: (130, -2, 0, None), signal.SIGKILL: (-9, None)}
@@ -40,22 +40,22 @@ def run(case):
 
 
 def summary(shared):
-    """How many processes of each kind of run each signal stopped."""
+    """Returns how many processes of each kind of run were stopped by each signal."""
     stopped = [line.split() for line in runs.told(shared) if not line.endswith('exit code None')]  # it had ended before
     counts = collections.Counter((words[0], signal.Signals(int(words[5])).name) for words in stopped)
     return '%d kills: %s' % (len(stopped), ', '.join('%s %s %d' % (key + (counts[key],)) for key in sorted(counts)))
 
 
 def stop(one, case, number, kind):
-    """Starts what does not run and stops one process by a signal at a random moment."""
+    """Starts all processes that are not running, and sends one of them a signal at a random moment."""
     rng = case.rng
     task = rng.randint(3) if kind == 'cluster' else 0
     moment = MOMENTS[rng.randint(len(MOMENTS))]
     one.start_all()
     wait(one, moment, rng)
-    assert one.processes[0].poll() in (None, 0), one.output(0)[-2000:]  # else it ended before by itself
+    assert one.processes[0].poll() in (None, 0), one.output(0)[-2000:]  # otherwise it failed by itself
     code, step = one.signal(task, number), one.steps()
-    text = '%s %s task %d signal %d at %s: step %d, exit code %s' % (  # which summary() reads
+    text = '%s %s task %d signal %d at %s: step %d, exit code %s' % (  # summary() parses this line
         kind, moment, task, number, time.strftime('%X'), step, code)
     runs.tell(case, text)
     assert code in CODES[number], one.output(task)[-2000:]
@@ -67,7 +67,7 @@ def stop(one, case, number, kind):
 
 
 def wait(one, moment, rng):
-    """Waits for a moment, and a random time so short that it is still that moment, perhaps."""
+    """Waits for a moment, and then for a short random time, so that the moment has probably not passed yet."""
     if moment == 'start':
         time.sleep(rng.uniform(0, 6))
     elif moment == 'end':

@@ -1,4 +1,4 @@
-"""Load: memory that stays flat over a long training and many predictions; lists of a million lines start soon."""
+"""Memory that must stay constant over a long training and many predictions, and lists of a million lines."""
 
 import collections
 import os
@@ -10,14 +10,14 @@ from tests import stress
 from tests.stress import runs
 
 SECONDS, MEMORY, CASES = 3600.0, 16 << 30, 3
-STEPS, IMAGES, A_SECOND = 5000, 2000, 10  # at most, and as many of each as the part's time has seconds
-# Images share some random sizes: with every new one, memory goes up by 12 KB until TensorFlow has oneDNN's code for the
-# last 1,024 shapes of each op in each thread, which took about 8,000 images and 40 MB.
+STEPS, IMAGES, A_SECOND = 5000, 2000, 10  # the most of both, and how many per second of the part's time
+# Images share some random sizes. Each new size adds 12 KB of memory until TensorFlow has oneDNN's code for the last
+# 1,024 shapes of each op in each thread, which took about 8,000 images and 40 MB.
 SIZES = 64
 LINES, START_SECONDS, START_BYTES = 10 ** 6, 10.0, 10 ** 9
-GROWTH, SHORT_GROWTH = 1.03, 1.10  # from a fifth to the end; the latter with fewer than all steps or images
+GROWTH, SHORT_GROWTH = 1.03, 1.10  # allowed from a fifth of the run to its end; the latter for shorter runs
 
-Amount = collections.namedtuple('Amount', 'count whole what')  # of things done; whole: whether that is all
+Amount = collections.namedtuple('Amount', 'count whole what')  # how many; whether that is the full number; of what
 
 
 def run(case):
@@ -26,7 +26,7 @@ def run(case):
 
 
 def summary(shared):
-    """What was measured."""
+    """Returns what was measured."""
     return '\n'.join(runs.told(shared))
 
 
@@ -53,7 +53,7 @@ def predictions(case):
 
 
 def assert_flat(case, one, done, amount):
-    """That memory after an Amount of things, of which done() says how many are done, is that after a fifth of them."""
+    """Checks that memory at the end is as after a fifth of the Amount; done() returns how many things are done."""
     process, (count, whole, what) = one.start(), amount
     fifth, last = [], []
     try:
@@ -102,7 +102,7 @@ def long_list(case):
 
 
 def cpu_seconds(pid):
-    """Processor time of a process so far: unlike the clock's, that of a busy machine too."""
+    """Returns the processor time of a process so far, which does not depend on the load of the machine."""
     with open('/proc/%d/stat' % pid) as file:
         fields = file.read().rsplit(')', 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / float(os.sysconf('SC_CLK_TCK'))

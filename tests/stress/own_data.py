@@ -1,7 +1,7 @@
-"""Data and names as people have them, through whole runs: folders, encodings, depths of images, kinds of labels.
+"""Data and names as people have them, in complete runs: folders, encodings, depths of images, kinds of labels.
 
-Each case trains, resumes, tests, predicts and exports on a few images, in one process with one environment; properties
-looks at the pixels and the classes.
+Each case trains, resumes, tests, predicts and exports with a few images, in one process with one environment;
+properties.py checks the pixels and the classes themselves.
 """
 
 import json
@@ -30,7 +30,7 @@ ENVIRONMENTS = ({'PYTHONIOENCODING': 'ascii:strict'}, {'PYTHONIOENCODING': 'cp12
 
 
 def prepare(folder):
-    """A run in a folder of an ordinary name, whose log those of all others must equal."""
+    """Runs everything in a folder with an ordinary name; the logs of all other runs must equal its log."""
     program.make_narrow()
     world.make_data(folder)
     work(folder, places(folder, os.path.join(folder, 'plain'), ()))
@@ -48,13 +48,13 @@ def chooser(rng):
 
 
 def ended(folder, *args):
-    """The program.Ended of one of several runs in this process."""
+    """Runs the program and returns its Ended; several such runs share this process."""
     with flagsaver.flagsaver():
         return program.run(folder, list(args))
 
 
 def places(folder, place, more):
-    """The flag file of runs on the data of a folder that write to another."""
+    """Writes a flag file for the data in one folder and outputs in another."""
     data = os.path.join(folder, 'data')
     lists = ['--%s=%s' % (flag, os.path.join(data, 'list.txt')) for flag in (
         'data_list', 'valid_data_list', 'test_data_list')]
@@ -65,7 +65,7 @@ def places(folder, place, more):
 
 
 def work(folder, flags, options=('test', 'predict', 'export')):
-    """Trains, resumes and does all else that must succeed with a flag file; {option: program.Ended}."""
+    """Trains, resumes and runs the other options, which must all succeed; returns {option: program.Ended}."""
     runs = {}
     for name, args in [('check', ()), ('train', ('--num_steps=%d' % (STEPS // 2),)), (
             'train', ('--num_steps=%d' % STEPS, '--resume=must'))] + [(option, ()) for option in options]:
@@ -75,7 +75,7 @@ def work(folder, flags, options=('test', 'predict', 'export')):
 
 
 def check_outputs(place, names):
-    """AssertionError unless a folder has all that work() leaves there, whole."""
+    """Checks that a folder has everything that work() writes, complete."""
     assert checkpoints.checkpoint_steps(os.path.join(place, 'modeldir')) == [STEPS]
     with open(os.path.join(place, 'out_dir', 'metrics.json'), encoding='utf-8') as file:
         metrics = json.load(file)
@@ -89,7 +89,7 @@ def check_outputs(place, names):
 # names ---------------------------------------------------------------------------------------------------------------
 
 def a_folder(case):
-    """Outputs in a folder of an odd name beside one that this name matches as a pattern."""
+    """Writes outputs to a folder with an odd name, beside one that the name matches if it is taken as a pattern."""
     rng = case.rng
     pieces = [chooser(rng)(PATTERNS)] + [chooser(rng)(PIECES) for _ in range(rng.randint(3))]
     name = ''.join(rng.permutation(pieces))
@@ -97,7 +97,7 @@ def a_folder(case):
     beside = beside.replace('?', '1').replace('*', 'a').replace('\\', '')
     print('folder %s beside %s' % (ascii(name), ascii(beside)))
     world.copy(case.shared, case.folder)
-    os.chdir(case.folder)  # a name that begins with a dash is one only if it is relative
+    os.chdir(case.folder)  # so that a relative path may start with a dash
     plain = os.path.join(case.shared, 'plain')
     shutil.copytree(plain, beside)
     work(case.folder, places(case.folder, name, ()))
@@ -114,7 +114,7 @@ def contents(path):
 
 
 def an_encoding(case):
-    """Names in any alphabet, in a process whose standard output lacks them."""
+    """Uses names in any alphabet in a process whose standard output cannot encode them."""
     rng, data = case.rng, os.path.join(case.folder, 'data')
     world.copy(case.shared, case.folder)
     environment = chooser(rng)(ENVIRONMENTS)
@@ -126,7 +126,7 @@ def an_encoding(case):
         file.writelines('%s %s\n' % pair for pair in zip(names, map(world.label_of, world.NAMES)))
     with open(os.path.join(data, 'palette.txt'), 'w', encoding='utf-8') as file:
         file.writelines('%s %d 0 0\n' % (name, number) for number, name in enumerate(odd))
-    in_ascii = 'LC_ALL' in environment  # where TensorFlow writes other names than Python reads
+    in_ascii = 'LC_ALL' in environment  # there, TensorFlow writes other names than Python reads
     place = os.path.join(case.folder, 'place' if in_ascii else chooser(rng)(('place', '模型ö', '\U0001f600')))
     flags = places(case.folder, place, ['--palette=' + os.path.join(data, 'palette.txt'), '--overlay', '--report'])
     done = subprocess.run([sys.executable, '-m', 'tests.stress.own_data', case.folder, flags], cwd=runs.ROOT,
@@ -140,11 +140,11 @@ def an_encoding(case):
 # pixels --------------------------------------------------------------------------------------------------------------
 
 def a_depth(case):
-    """Images of one random kind and format; the labels are drawn on the upright ones."""
+    """Uses images of one random kind and format, with labels drawn on the upright images."""
     rng = case.rng
     choose, data, names, refused, warned = chooser(rng), os.path.join(case.folder, 'data'), [], [], False
     os.mkdir(data)
-    image_format, seed = formats.image_format(choose), rng.randint(1 << 30)  # of the choices, for each image
+    image_format, seed = formats.image_format(choose), rng.randint(1 << 30)  # so that all images are of one kind
     for number, size in enumerate(SIZES):
         stored = formats.image(
             chooser(np.random.RandomState(seed)), rng, os.path.join(data, '%d' % number), size)
@@ -175,7 +175,7 @@ def write_list(data, names, suffix):
 
 
 def all_refuse(folder, flags, names, may_work=True):
-    """REFUSED if neither check nor training works and both name a file; RIGHT if both work, as they may."""
+    """Returns REFUSED if check and training both fail and name a file, RIGHT if both work and `may_work` is true."""
     kinds = {program.verdict(ended(folder, flags, '--option=' + option, *more), names) for option, more in (
         ('check', ()), ('train', ('--num_steps=1',)))}
     assert len(kinds) == 1 and (may_work or kinds == {stress.REFUSED}), kinds
@@ -183,7 +183,7 @@ def all_refuse(folder, flags, names, may_work=True):
 
 
 def a_label_map(case):
-    """Labels of random kinds, one map: metrics.json counts the pixels of the classes."""
+    """Uses labels of random kinds with one map, and compares metrics.json with the number of pixels of each class."""
     rng = case.rng
     choose, data, counts, refused = chooser(rng), os.path.join(case.folder, 'data'), 0, []
     os.mkdir(data)
@@ -199,7 +199,7 @@ def a_label_map(case):
         Image.fromarray(rng.randint(0, 256, size + (3,)).astype(np.uint8)).save(os.path.join(data, '%d.png' % number))
     names = ['%d.png' % number for number in range(len(SIZES))]
     write_list(data, names, os.path.splitext(path)[1])
-    formats.classes(word, case.folder)  # writes the file
+    formats.classes(word, case.folder)  # also writes the file of the map
     spec = os.path.join(case.folder, 'map.txt') if word == 'file' else word
     flags = places(case.folder, os.path.join(case.folder, 'place'), [
         '--num_classes=%d' % formats.CLASSES, '--label_map=' + spec])

@@ -1,4 +1,4 @@
-"""Images and labels of every format and mode that Pillow writes, whole or damaged, and decompression bombs."""
+"""Images and labels in every format and mode that Pillow writes, intact or damaged, and decompression bombs."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from tests.stress import damages
 
 Image.init()
 warnings.simplefilter('ignore')
-# Of what Pillow writes, formats that hold any picture; the others are for one purpose or need another program.
+# Formats that can hold any picture; the others have one special purpose or need another program.
 FORMATS = sorted(set(Image.SAVE) - {'PDF', 'PALM', 'BUFR', 'GRIB', 'HDF5', 'WMF', 'MPO', 'AVIF'})
 MODES = ('1', 'L', 'P', 'LA', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F', 'I;16')
 SIZES = ((1, 1), (1, 10000), (10000, 1), (2, 300), (17, 33), (33, 40), (64, 48))
@@ -21,7 +21,7 @@ SUFFIXES = ('.png', '.jpg', '.tif', '.gif', '.webp', '.bmp', '.ppm', '.tga', '.j
 
 
 def picture(rng, size, mode, most=255):
-    """A random PIL image of size (h, w), of values up to `most` where they are whole numbers."""
+    """Returns a random PIL image of size (h, w), with values up to `most` in modes of whole numbers."""
     height, width = size
     if mode in ('I', 'I;16', 'F'):
         high = [most, 65535][rng.randint(2)]
@@ -37,12 +37,12 @@ def picture(rng, size, mode, most=255):
     image = Image.fromarray(rng.randint(0, 256, (height, width, 3)).astype(np.uint8))
     try:
         return image.convert(mode)
-    except ValueError:  # PA of TensorFlow 1.15's Pillow, LAB...
+    except ValueError:  # PA with TensorFlow 1.15's Pillow, LAB...
         return image.convert('RGBA')
 
 
 def encoded(rng, image):
-    """The bytes of an image in a random format, and that format: PNG where another cannot hold it."""
+    """Returns the bytes of an image in a random format, and the format; PNG if the format cannot hold the image."""
     format, options = FORMATS[rng.randint(len(FORMATS))], {}
     if format in ANIMATED and rng.randint(3) == 0:
         options = {'save_all': True, 'append_images': [image.copy(), image.resize((9, 5))]}
@@ -59,19 +59,19 @@ def encoded(rng, image):
                 (image if mode == image.mode else image.convert(mode)).save(
                     file, candidate, **(options if candidate == format else {}))
                 return file.getvalue(), candidate
-            except Exception:  # whatever a format's writer says of what it cannot write
+            except Exception:  # the writers of some formats raise other errors for images that they cannot write
                 continue
     raise AssertionError('no format takes %s' % image)
 
 
 def bomb(rng):
-    """The bytes of a small PNG, BMP, GIF or PPM that says it is huge, or of a PNG that is."""
+    """Returns the bytes of a small PNG, BMP, GIF or PPM whose header gives a huge size, or of a huge PNG."""
     height = [1, 1 << 14, 1 << 16][rng.randint(3)]
     width = [1 << 15, (1 << 31) - 1, 65535, 20000][rng.randint(4)]
     kind = rng.randint(5)
     if kind == 0:
         return png_head(width, height) + b'\0' * 30
-    if kind == 1:  # every pixel is there
+    if kind == 1:  # a PNG that really has all its pixels
         side = [15000, 30000][rng.randint(2)]
         packer = zlib.compressobj()
         rows = b''.join(packer.compress(b'\0' * (1 + (side + 7) // 8)) for _ in range(side)) + packer.flush()
@@ -94,7 +94,7 @@ def png_head(width, height, depth=8, colour=2):
 
 
 def some_bytes(rng, most=255):
-    """(bytes, (h, w) or None, array or None) of an image file: the size and the pixels where they are sure."""
+    """Returns (bytes, (h, w), array) of an image file; size and array are None where they are not certain."""
     if rng.randint(25) == 0:
         print('a bomb')
         return bomb(rng), None, None
@@ -104,6 +104,6 @@ def some_bytes(rng, most=255):
     print('%s %s of %s, %d bytes' % (format, mode, size, len(data)))
     if rng.randint(5) < 3:
         return damages.spoil(rng, data), None, None
-    if format not in ('PNG', 'BMP', 'PPM', 'JPEG') or b'acTL' in data:  # an animated PNG is as large as any part of it
+    if format not in ('PNG', 'BMP', 'PPM', 'JPEG') or b'acTL' in data:  # any frame may give an animated PNG its size
         return data, None, None
     return data, size, np.asarray(image) if format != 'JPEG' and mode in ('L', 'P', 'RGB') else None

@@ -1,4 +1,4 @@
-"""main.py with a narrow network in this process: what it printed, and whether it ended as a program should."""
+"""Runs main.py with a narrow network in this process and checks what it prints and how it ends."""
 
 import collections
 import contextlib
@@ -14,25 +14,25 @@ from utils.system.errors import MOST_TOLD
 
 ERROR = 'error: '
 
-# code: of the exit; stdout, stderr: text; told: the sentence of code 1, without ERROR.
+# code: the exit code; stdout, stderr: text; told: the error's sentence, without ERROR.
 Ended = collections.namedtuple('Ended', 'code stdout stderr told')
 
 
 def make_narrow():
-    """A 16th of the channels and one unit a block, for all encoders, for the rest of this process."""
+    """Narrows all encoders to a 16th of the channels and one unit per block, for the rest of this process."""
     BLOCKS.update((name, resnet_blocks((1, 1, 1, 1), depth=16)) for name in BLOCKS)
 
 
 def run(folder, args, work=main.main):
-    """Runs main.py with arguments in this process, once.
+    """Runs main.py once with arguments in this process.
 
     Args:
-      folder: for stdout.txt and stderr.txt.
-      args: list of str.
-      work: what to call instead of its main().
+      folder: the folder for stdout.txt and stderr.txt.
+      args: a list of str.
+      work: the function that is called instead of main().
 
     Returns:
-      Ended.
+      an Ended.
 
     Raises:
       AssertionError: it ended neither with 0 nor with 1 and one sentence.
@@ -54,19 +54,19 @@ def run(folder, args, work=main.main):
 
 
 def sentences(text):
-    """The sentences about mistakes in what a program printed, without ERROR."""
+    """Returns the error sentences in a program's output, without ERROR."""
     return [line[len(ERROR):] for line in re.split('[\r\n]', text) if line.startswith(ERROR)]
 
 
 def check_sentence(sentence, names=()):
-    """AssertionError if it is too long, not printable or names not one of some names."""
+    """Checks that a sentence is short and printable and contains one of `names`."""
     assert len(sentence) <= MOST_TOLD, '%d characters: %s' % (len(sentence), sentence)
     assert sentence.isprintable(), ascii(sentence)
     assert not names or any(name in sentence for name in names), 'it names none of %s: %s' % (names, sentence)
 
 
 def verdict(ended, names):
-    """RIGHT of exit code 0, REFUSED of a sentence that names one of some names, alone or with what was printed."""
+    """Returns RIGHT for exit code 0, or REFUSED if the sentence, or the output it refers to, has one of `names`."""
     if not ended.code:
         return stress.RIGHT
     if 'listed above' in ended.told or 'could not be' in ended.told or 'named above' in ended.told:
@@ -84,7 +84,7 @@ def _text(path):
 
 @contextlib.contextmanager
 def _redirected(standard, path):
-    """Inside, what goes to file descriptor 1 or 2 goes to a file."""
+    """Redirects file descriptor 1 or 2 to a file."""
     stream = (sys.stdout, sys.stderr)[standard - 1]
     stream.flush()
     kept, file = os.dup(standard), os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

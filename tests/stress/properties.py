@@ -1,4 +1,4 @@
-"""Properties of random cases, drawn by hypothesis: windows, scores, pixels, labels, towers and resumed trainings."""
+"""Property-based tests with hypothesis: windows, scores, pixels, labels, towers and resumed trainings."""
 
 import os
 import tempfile
@@ -26,7 +26,7 @@ sizes = strategies.integers(1, 50)
 
 
 def run(case):
-    """A kind of property, with examples of the case's own seed; hypothesis says which example fails, made small."""
+    """Tests one property with examples from the case's seed; hypothesis simplifies an example that fails."""
     kind = KINDS[case.number % len(KINDS)]
     print('property: %s' % kind.__name__)
     if kind in EXAMPLES:
@@ -38,13 +38,13 @@ def run(case):
             kind(data.draw)
 
         holds()
-    else:  # hypothesis begins with the simplest example, and one is all that there is time for
+    else:  # there is time for one example, and hypothesis would begin with the simplest
         kind(case)
     return stress.RIGHT
 
 
 def windows_are_the_whole(draw):
-    """Blended windows of a score of single pixels are its whole image's; they cover it, evenly and no more of them."""
+    """Checks that windows cover an image evenly and that blended scores equal those of the whole image."""
     size = draw(sizes), draw(sizes)
     window = tuple(draw(strategies.integers(1, side)) for side in size)
     overlap = draw(strategies.floats(0, 0.9))
@@ -67,7 +67,7 @@ def windows_are_the_whole(draw):
 
 
 def matrix_is_scikit_learns(draw):
-    """Of random labels, some ignored, and random predictions; so are the scores, as scikit-learn's Jaccard scores."""
+    """Checks the confusion matrix and the scores of random labels and predictions against scikit-learn."""
     num_classes, ignore_label = draw(strategies.integers(2, 256)), draw(strategies.sampled_from([255, 0, 1, -1, 70000]))
     rng = np.random.RandomState(draw(strategies.integers(0, 2 ** 32 - 1)))
     size = draw(sizes), draw(sizes)
@@ -93,7 +93,7 @@ def matrix_is_scikit_learns(draw):
 
 
 def pixels_are_the_formulas(draw):
-    """Images of any depth, layout, range, bands and orientation become what NumPy makes of them, or are refused."""
+    """Checks that images of any depth, layout, bands and orientation become what NumPy computes, or are refused."""
     def choose(items):
         return draw(strategies.sampled_from(items))
 
@@ -119,7 +119,7 @@ def pixels_are_the_formulas(draw):
 
 
 def labels_are_the_formulas(draw):
-    """Labels of any kind have the classes that --label_map gives their values, or there is one sentence on them."""
+    """Checks that labels of any kind get the classes of --label_map, or that there is one sentence about them."""
     def choose(items):
         return draw(strategies.sampled_from(items))
 
@@ -144,9 +144,10 @@ def labels_are_the_formulas(draw):
 
 
 def towers_are_one(case):
-    """Losses of three updates of 2 to 4 towers are one's to 1e-5, of batches with random void pixels; so are weights.
+    """Checks that 2 to 4 towers give one tower's losses (to 1e-5) in three updates of batches with random void pixels.
 
-    How far these have moved is the same to 1e-4. The updates are small: where losses jump, rounding grows.
+    The weights must agree too, and the distance that they have moved to 1e-4. The updates are small, because rounding
+    errors grow where the loss changes quickly.
     """
     import recipe
 
@@ -182,11 +183,11 @@ def towers_are_one(case):
 
 
 class Killed(Exception):
-    """Ends a training as a kill would: nothing more is saved."""
+    """Ends a training like a kill: nothing more is saved."""
 
 
 def resumed_is_never_stopped(case):
-    """A training killed before a random step and begun again ends with the weights and losses of one never stopped."""
+    """Checks that a training that is killed before a random step and resumed ends like one that was never stopped."""
     program.make_narrow()
     world.make_data(case.folder)
     rng = case.rng
@@ -220,7 +221,7 @@ def resumed_is_never_stopped(case):
 
 
 def training(folder, data_folder, values):
-    """All flags as attributes, for a training on the world's data that writes to a folder."""
+    """Returns all flags as attributes, for a training on the world's data that writes to a folder."""
     data = os.path.join(data_folder, 'data')
     places = {'modeldir': 'model', 'logdir': 'log', 'logfile': 'log.txt', 'out_dir': 'out'}
     return settings(
@@ -231,7 +232,7 @@ def training(folder, data_folder, values):
 
 
 def settings(**changed):
-    """All flags of main.py at their defaults but those changed, as attributes."""
+    """Returns all flags of main.py as attributes: the given ones, others at their defaults."""
     values = {flag.name: flag.default for flag in flags.FLAGS.flags_by_module_dict()['main']}
     return types.SimpleNamespace(**dict(values, **changed))
 

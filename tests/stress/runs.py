@@ -1,4 +1,4 @@
-"""Processes of a narrow network, one or a cluster on loopback, which the parts disturb; what they leave behind."""
+"""Runs processes with a narrow network, one or a cluster on loopback, and checks what they write."""
 
 import csv
 import glob
@@ -24,18 +24,19 @@ OUTPUTS = ('modeldir', 'logdir', 'logfile', 'out_dir')
 SMALL = {'input_height': 33, 'input_width': 33, 'check_labels': 'false', 'num_threads': 1, 'learning_rate': 1e-4,
          'batch_size': 2}
 TOLD = 'told.txt'
-LARGE = 1 << 16  # bytes that nothing may leave behind under a temporary name
+LARGE = 1 << 16  # bytes; a temporary file that is left behind must be smaller
 
 
 class Run(object):
-    """The processes of one command line, a task each; what task 0 prints stays over its restarts."""
+    """The processes of one command line, one per task. Task 0's output is appended to when it is restarted."""
 
     def __init__(self, folder, program='main', tasks=1, python=sys.executable, **flags):
         """
         Args:
-          folder: that exists, for what is written; program: main or main_msc.
-          tasks: processes, a cluster on loopback if more than one.
-          flags: for its flag file; by default outputs go to the folder.
+          folder: an existing folder for the outputs.
+          program: 'main' or 'main_msc'.
+          tasks: the number of processes; more than one form a cluster on loopback.
+          flags: for its flag file; by default, outputs go to the folder.
         """
         self.folder, self.tasks, self.processes = folder, tasks, {}
         self.flags = dict(SMALL, **{name: os.path.join(folder, name) for name in OUTPUTS})
@@ -44,7 +45,7 @@ class Run(object):
         self._program, self._python = program, python
 
     def start(self, task=0, python=None, script=None):
-        """Starts the process of a task that is not running."""
+        """Starts the process of a task, which must not be running."""
         script = script or os.path.join(ROOT, 'tests', 'narrow_main.py')
         flags = ['--%s=%s' % item for item in sorted(self.flags.items())]
         command = [python or self._python, script, self._program, '--flagfile=' + SAMPLE,
@@ -76,7 +77,7 @@ class Run(object):
             return file.read()
 
     def steps(self):
-        """Lines of the log."""
+        """Returns the number of lines in the log."""
         try:
             with open(self.flags['logfile']) as file:
                 return len(file.read().splitlines())
@@ -84,7 +85,7 @@ class Run(object):
             return 0
 
     def until(self, is_so, revive=False):
-        """Waits until is_so() or task 0 has ended; whether it became so. revive: starts helpers that have ended."""
+        """Waits until is_so() or task 0 has ended; returns is_so(). revive: restarts helpers that have ended."""
         while not is_so():
             if not self.running(0):
                 return bool(is_so())
@@ -97,18 +98,18 @@ class Run(object):
         assert self.until(lambda: words in self.output(task)), self.output(task)[-2000:]
 
     def signal(self, task, number):
-        """Sends a signal and returns the exit code, or None if the process had ended before."""
+        """Sends a signal and returns the exit code; None if the process had already ended."""
         if not self.running(task):
             return None
         self.processes[task].send_signal(number)
         return self.processes[task].wait()
 
     def finish(self):
-        """Starts what does not run, until task 0 ends with 0 and then the others; AssertionError otherwise."""
+        """Starts all tasks that are not running, waits for task 0, which must end with 0, and ends the others."""
         self.start_all()
         self.until(lambda: False, revive=True)
         assert self.processes[0].returncode == 0, self.output(0)[-2000:]
-        for task in range(1, self.tasks):  # one may have been started when task 0 had ended
+        for task in range(1, self.tasks):  # one may have been restarted just when task 0 ended
             self.signal(task, signal.SIGKILL)
 
     def end(self):
@@ -117,14 +118,14 @@ class Run(object):
             process.wait()
 
     def no_traceback(self):
-        """AssertionError if a process showed one, but Python's own of Ctrl-C before the program begins."""
+        """Checks that no process printed a traceback, except for Python's own at Ctrl-C before the program begins."""
         for task in self.processes:
             for part in self.output(task).split('Traceback (most recent')[1:]:
                 assert 'KeyboardInterrupt' in part and 'in run\n' not in part, part[:3000]
 
 
 def never_stopped(one):
-    """A Run that has trained to its end without a fault; its folder is made, and kept for later cases."""
+    """Returns a Run that has trained to its end; its folder is kept for later cases, which need not train again."""
     if not os.path.exists(os.path.join(one.flags['modeldir'], 'model.ckpt-%d.index' % one.flags['num_steps'])):
         os.makedirs(one.folder, exist_ok=True)
         try:
@@ -135,14 +136,14 @@ def never_stopped(one):
 
 
 def tell(case, text):
-    """Prints a line, and keeps it over the cases of a part, for its summary."""
+    """Prints a line and saves it for the part's summary."""
     print(text, flush=True)
     with open(os.path.join(case.shared, TOLD), 'a') as file:
         file.write(text + '\n')
 
 
 def told(shared):
-    """The lines that all cases told, in the folder that they share."""
+    """Returns the lines that all cases saved with tell() in their shared folder."""
     with open(os.path.join(shared, TOLD)) as file:
         return file.read().splitlines()
 
@@ -155,13 +156,13 @@ def log_lines(run):
 
 
 def metrics_rows(run):
-    """metrics.csv without the speed."""
+    """Returns the rows of metrics.csv without the speed."""
     with open(os.path.join(run.flags['modeldir'], 'metrics.csv'), newline='') as file:
         return [row[:5] + row[6:] for row in csv.reader(file)]
 
 
 def assert_equal(run, whole):
-    """That a run left the weights, momentum, best weights, log and metrics.csv of another, to the last bit."""
+    """Checks that two runs have the same weights, momentum, best weights, log and metrics.csv, to the last bit."""
     for kind in (checkpoints.NEWEST, checkpoints.BEST):
         found, wanted = (checkpoints.checkpoint_steps(one.flags['modeldir'], kind) for one in (run, whole))
         assert found[-1:] == wanted[-1:], '%s: %s instead of %s' % (kind, found, wanted)
@@ -176,7 +177,7 @@ def assert_equal(run, whole):
 
 
 def assert_refused(text, code, names):
-    """That a process ended with 1 and one sentence in what it printed, which names one of some names."""
+    """Checks that a process ended with exit code 1 and one sentence that contains one of `names`."""
     assert code == 1, 'exit code %s: %s' % (code, text[-1000:])
     told = program.sentences(text)
     assert len(told) == 1, '%d sentences: %s' % (len(told), text[-1000:])
@@ -184,13 +185,13 @@ def assert_refused(text, code, names):
 
 
 def assert_whole(folder):
-    """That every file below a folder which has its final name is whole, and no large temporary one is left."""
+    """Checks that every file below a folder is complete, except for small ones with a temporary name."""
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), '**'), recursive=True)):
         name = os.path.basename(path)
         if not os.path.isfile(path):
             continue
         if '.tfevents.' in name:
-            list(tf.train.summary_iterator(path))  # DataLossError if its end is torn
+            list(tf.train.summary_iterator(path))  # raises DataLossError if the file is cut off
         elif name.endswith('.index'):
             assert checkpoints.read_values(path[:-len('.index')])
         elif name.endswith('.png'):
@@ -206,7 +207,7 @@ def assert_whole(folder):
 
 
 def resident(pid):
-    """Bytes of a process in memory: (now, at most so far)."""
+    """Returns the memory of a process in bytes: (now, maximum so far)."""
     with open('/proc/%d/status' % pid) as file:
         fields = dict(line.split(':', 1) for line in file)
     return tuple(1024 * int(fields[name].split()[0]) for name in ('VmRSS', 'VmHWM'))

@@ -1,4 +1,4 @@
-"""Values of flags and names of files: wrong ones, extreme ones that keep a run short, odd names."""
+"""Values of flags and names of files: invalid ones, extreme ones that keep a run short, odd names."""
 
 from utils.net.compat import COMPAT
 
@@ -9,7 +9,7 @@ FLAG_VALUES = (
     '~nobody', '/proc/self/mem', 'x' * 300, 'x' * 10 ** 5, '9' * 5000, '\x1b[31m', 'a\nb', '\udc80', '\u202e', "'", '"',
     '%s', '%d%n', '{}', '$HOME', '`id`', '--option=train', '=', '==', '\U0001f600')
 
-# flag: values at and near its bounds, with which a run is still short
+# {flag: values at and near its bounds with which a run is still short}
 EXTREMES = {
     'input_height': ('17', '18', '33', '65'),
     'input_width': ('17', '64'),
@@ -70,12 +70,12 @@ EXTREMES = {
     'frozen': ('true',),
 }
 
-# The last few are made by whoever uses them.
+# The code that uses the last few names creates these files.
 ODD_NAMES = (
     'new/\n', 'a\x1b[31m', '\udc80', '\U0001f600/x', 'x' * 255, 'x' * 256, 'y/' * 2500, ' ', "'", '%s', '-x', '#', '.',
     'a:b', 'link', 'loop', 'pipe', 'file', 'file/below', 'full')
 
-# Words of a list that are no ordinary file's name.
+# Words in a list that are not names of ordinary files.
 LIST_WORDS = (
     'list.txt', '.', '..', '/', '/dev/zero', '/dev/stdin', '/proc/self/mem', 'gone.png', 'x' * 300, 'x/' * 3000, '"',
     "'", '#', '"a.png"', "'a.png'", '"a.png', '\t', '\0', '\x1b[0m', '\u202e', '\ud7ff', 'a.png\r', '\ufeff', '\x85',

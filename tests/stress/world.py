@@ -1,4 +1,4 @@
-"""A small data set, a trained narrow network and weights files: the ordinary things that a hostile one stands among."""
+"""A small data set, a trained narrow network and weights files, which hostile cases start from."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.stress import program
 
-sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # as pytest does
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # pytest does this by itself
 NUM_CLASSES = 4
 NAMES = ('a.png', 'b.jpg', 'c.png', 'd.jpg')
 CAFFE, KERAS = 'deeplab.caffemodel', 'res50.h5'
@@ -30,7 +30,7 @@ def make(folder):
 
 
 def make_data(folder):
-    """Writes images, labels, list, palette and weights of the classes to the folder `data` of a folder."""
+    """Writes images, labels, a list, a palette and class weights to the subfolder `data`."""
     rng = np.random.RandomState(0)
     data = os.path.join(folder, 'data')
     os.mkdir(data)
@@ -46,7 +46,7 @@ def make_data(folder):
 
 
 def write_caffe(path):
-    """The layers of a narrow deeplab encoder as a Caffe model."""
+    """Writes a Caffe model with the layers of a narrow deeplab encoder."""
     import test_caffe_weights
 
     from utils.net.blocks import BLOCKS, convolutions
@@ -62,7 +62,7 @@ def write_caffe(path):
 
 
 def write_keras(path):
-    """A narrow ResNet-50 as Keras writes it."""
+    """Writes a narrow ResNet-50 in Keras' format."""
     import test_keras_weights
 
     test_keras_weights.write_legacy(path, (1, 1, 1, 1))
@@ -78,14 +78,14 @@ def write_list(data, names):
 
 
 def copy(shared, folder):
-    """A case's own copy of the data; its path."""
+    """Copies the data for a case; returns the path of the copy."""
     data = os.path.join(folder, 'data')
     shutil.copytree(os.path.join(shared, 'data'), data)
     return data
 
 
 def flags(folder):
-    """Flags of a short run on the data in a folder that writes beside them: a file, so that every option takes them."""
+    """Returns the flags of a short run with outputs in `folder`, in a flag file so that every option takes them."""
     data = os.path.join(folder, 'data')
     lists = ['--%s=%s' % (flag, os.path.join(data, 'list.txt')) for flag in (
         'data_list', 'valid_data_list', 'test_data_list')]
@@ -95,7 +95,7 @@ def flags(folder):
 
 
 def flag_file(path, flags):
-    """Writes flags to a file; returns the flag that names it."""
+    """Writes flags to a file; returns the --flagfile argument that names it."""
     with open(path, 'w') as file:
         file.write('\n'.join(flags) + '\n')
     return '--flagfile=' + path
