@@ -3,6 +3,7 @@
 import os
 import re
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.net.blocks import ENCODERS
@@ -76,15 +77,29 @@ def newest_in(path):
 
 
 def restore_checkpoint(sess, variables, prefix):
-    """Restores all the given variables by name from a TensorFlow checkpoint that fits them, see check_fit.
+    """Restores all the given variables by name from a checkpoint that fits them, see check_fit.
+
+    Args:
+      sess: a tf.Session.
+      variables: the network's variables.
+      prefix: the prefix of a TensorFlow checkpoint, or the path of a weights file of another kind.
 
     Raises:
-      UserError: it does not fit, or the file is damaged.
+      UserError: it does not fit, holds values that are not finite in a file of another kind, or is damaged.
     """
-    file = weight_files.open_checkpoint(prefix)
+    shapes = weight_names.variable_shapes(variables)
+    other_kind = os.path.isfile(prefix) and not os.path.isfile(prefix + '.index')
+    if other_kind:
+        file = weight_files.open_weights(prefix, weight_names.encoder_of(shapes))
+    else:
+        file = weight_files.open_checkpoint(prefix)
     check_fit(variables, file.shapes, prefix)
-    if not weight_files.is_literal(prefix):  # the op may run on another machine, which has no links to the file
-        load_values(sess, variables, {name: file.read(name) for name in weight_names.variable_shapes(variables)})
+    # The op below may run on another machine, which has no links to the file.
+    if other_kind or not weight_files.is_literal(prefix):
+        values = {name: file.read(name) for name in shapes}
+        if other_kind:
+            check_finite(values, prefix)
+        load_values(sess, variables, values)
         return
     try:
         saver = tf.train.Saver(variables).saver_def
@@ -105,6 +120,13 @@ def load_values(sess, variables, values):
     chosen = [variable for variable in variables if variable.op.name in values]
     sess.run([variable.initializer for variable in chosen],
              {variable.initializer.inputs[1]: values[variable.op.name] for variable in chosen})
+
+
+def check_finite(values, path):
+    """Raises UserError if any of {name: array} from the weights file at `path` is not finite."""
+    broken = [name for name in values if not np.isfinite(values[name]).all()]
+    if broken:
+        raise UserError('%s holds values that are not finite (%s): give another file.' % (quoted(path), some(broken)))
 
 
 # ---- does it fit? ----
