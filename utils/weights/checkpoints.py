@@ -90,7 +90,8 @@ def restore_checkpoint(sess, variables, prefix):
     shapes = weight_names.variable_shapes(variables)
     other_kind = os.path.isfile(prefix) and not os.path.isfile(prefix + '.index')
     if other_kind:
-        file = weight_files.open_weights(prefix, weight_names.encoder_of(shapes))
+        encoder_name = next((encoder for encoder in ENCODERS if weight_names.fits(shapes, encoder)), None)
+        file = weight_files.open_weights(prefix, encoder_name)
     else:
         file = weight_files.open_checkpoint(prefix)
     check_fit(variables, file.shapes, prefix)

@@ -105,22 +105,25 @@ def check_trained(modeldir, trained, conf, option=None):
       modeldir: the training's folder.
       trained: {name: value} of its flags from settings.json.
       conf: the flags of this run as attributes.
-      option: the value of --option. For test, the sample's num_classes counts as given: its labels have as many.
+      option: the value of --option.
 
     Raises:
-      UserError: a given flag that decides the network or how it computes has another value.
+      UserError: a given flag that decides the network or how it computes has another value, or the sample, whose labels
+        are to be tested because no data is named, has another number of classes.
     """
     now = settings_from_flags(conf, list(network_settings(conf)) + ['compat'])
     known = {name: _known(trained, name) for name in now}
-    unlike = [name for name in now if known[name] != now[name]
-              and (is_given(conf, name) or option == 'test' and name == 'num_classes' and (
-                  now[name] != RECORDS[name].default))
+    unlike = [name for name in now if known[name] != now[name] and is_given(conf, name)
               and not all(value in RECORDS[name].same_network for value in (known[name], now[name]))][:MOST_UNLIKE]
     if unlike:
         was, has = (' '.join('--%s=%s' % (name, quoted(flags[name], MOST_VALUE)) for name in unlike)
                     for flags in (known, now))
         raise UserError('%s was trained with %s, this run has %s: give the flags of that training or leave them '
                         'out.' % (quoted(modeldir, MOST_DIR), was, has))
+    if option == 'test' and now['num_classes'] not in (known['num_classes'], RECORDS['num_classes'].default):
+        raise UserError("%s was trained with --num_classes=%s, and the sample's labels have %d classes: name the data "
+                        'to test, such as --data_dir and --valid_data_list.' % (
+                            quoted(modeldir, MOST_DIR), quoted(known['num_classes'], MOST_VALUE), now['num_classes']))
 
 
 def note_palette(modeldir, trained, conf):
@@ -134,7 +137,7 @@ def note_palette(modeldir, trained, conf):
 def unchanged_palette(trained):
     """Returns the palette in {name: value} of a training's flags if it is still what it was; otherwise ''."""
     known = _known(trained, 'palette')
-    path = _CHECKSUM.sub('', known)
+    path = _CHECKSUM.sub('', str(known))
     return path if _comparable(RECORDS['palette'], path) == known else ''
 
 
