@@ -61,16 +61,15 @@ DEFINE_choice('option', 'train', ALL, 'what to do; check reads every file in the
               options=ALL, decides=NOTHING)
 
 topic('Network')
-# Test, predict and export take these from the weights: from --weights, or from the training in --modeldir.
+# Test, predict and export take these from --weights or from the training in --modeldir if they are not given.
 DEFINE_choice('encoder_name', 'deeplab', list(ENCODERS), "ResNet-101 with Caffe's variable names, or ResNet-152, "
-              "-101 or -50 with slim's", options=NETWORKS, decides=NETWORK, from_training=True)
+              "-101 or -50 with slim's", options=NETWORKS, decides=NETWORK)
 DEFINE_choice('decoder', 'aspp', ['aspp', 'aspp_pooling'], 'atrous spatial pyramid pooling, alone or with a branch '
-              'that pools the whole image', options=NETWORKS, decides=NETWORK, from_training=True)
-DEFINE_whole('num_classes', 21, 'number of classes', lower_bound=2, upper_bound=256, options=ALL, decides=NETWORK,
-             from_training=True)
+              'that pools the whole image', options=NETWORKS, decides=NETWORK)
+DEFINE_whole('num_classes', 21, 'number of classes', lower_bound=2, upper_bound=256, options=ALL, decides=NETWORK)
 DEFINE_choice('dilated_type', 'regular', ['regular', 'decompose', 'smooth_GI', 'smooth_SSC'],
               'kind of dilated convolution in the last two blocks', options=NETWORKS, decides=NETWORK,
-              same_network=('regular', 'decompose'), from_training=True)
+              same_network=('regular', 'decompose'))
 DEFINE_choice('compat', 'original', sorted(compat.COMPAT), 'implementation whose numerics are used: padding, epsilon, '
               'resizing, mean', options=NETWORKS, decides=RESULT, from_training=True)
 DEFINE_choice('channel_order', None, ['bgr', 'rgb'], "channel order of the network's input; by default that of "

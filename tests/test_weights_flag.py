@@ -15,6 +15,7 @@ from test_torch_weights import network_arrays, state_dict
 
 from utils import checkpoint
 from utils.data.palette import voc_colours
+from utils.system.errors import UserError
 from utils.weights import download, pretrained, run_settings, weight_files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -77,6 +78,20 @@ def test_a_photo_in_an_empty_folder(published, empty_folder, word):
     checkpoint.save_weights(weight_files.open_weights(pretrained.fetch_published(word)), 'model/model.ckpt-0')
     done('--num_classes=%d' % num_classes, '--compat=caffe', '--out_dir=other', *PREDICT)
     np.testing.assert_array_equal(mask('other'), mask())
+
+
+def test_training_and_utils_checkpoint_take_the_words(published, empty_folder, capsys, monkeypatch):
+    stdout = done('--option=train', '--pretrain_file=voc12', '--encoder_name=deeplab', '--num_steps=1',
+                  '--batch_size=1', '--input_height=33', '--input_width=33', '--valid_interval=0',
+                  '--check_labels=false')
+    assert 'encoder variables from' in stdout and 'these weights were made for --compat=caffe' in stdout
+    for word, told in (('cocostuff164k', '--num_classes:  182'), ('voc12', '--num_classes:  21')):
+        monkeypatch.setattr('sys.argv', ['checkpoint', word])
+        checkpoint.main()
+        assert told in capsys.readouterr().out
+    monkeypatch.setattr('sys.argv', ['checkpoint', 'imagenet'])
+    with pytest.raises(UserError, match='choose one with --encoder_name'):
+        checkpoint.main()
 
 
 def test_the_file_is_fetched_once(published, empty_folder, tmp_path):

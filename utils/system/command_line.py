@@ -52,7 +52,8 @@ class FlagRecord:
     needs: str = ''     # 'flag', which must be on, or 'flag=value' or 'flag=one|other', for this one to have an effect
     counterpart: str = ''         # the flag that does the same for other options
     excludes: tuple = ()          # flags that a command line must not give where this one has a value
-    from_training: bool = False   # whether test, predict and export take the training's value if the flag is not given
+    from_training: bool = False   # whether test, predict and export take the training's value if the flag is not given,
+    #                               as they do for every flag that decides the NETWORK
     same_network: tuple = ()      # values whose networks can exchange weights, of a flag that decides the NETWORK
     is_path: bool = False
     content_counts: bool = False  # of a path: whether two values are only equal if the contents of the files are

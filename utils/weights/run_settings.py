@@ -151,15 +151,15 @@ def with_trained(conf, modeldir, trained, option):
       option: the value of --option.
 
     Returns:
-      an object with the flags as attributes. A flag that `option` reads and whose record has `from_training` gets the
-      training's value if it is not given, or is None or empty.
+      an object with the flags as attributes. A flag that `option` reads, and that decides the network or whose record
+      has `from_training`, gets the training's value if it is not given, or is None or empty.
 
     Raises:
       UserError: a file that such a flag names is missing or has changed since the training.
     """
     completed = {}
     for name, record in RECORDS.items():
-        if not record.from_training or option not in record.options:
+        if not (record.from_training or record.decides == NETWORK) or option not in record.options:
             continue
         value, now = _known(trained, name), getattr(conf, name)
         if not value or value == now or now not in (None, '') and is_given(conf, name):
