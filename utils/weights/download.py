@@ -27,7 +27,8 @@ MOST_FOLDER, MOST_WHY = 60, 50  # characters in the sentence about a file that c
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP states that a later try may not find
 TROUBLE = (OSError, http.client.HTTPException, ValueError)
 NO_ANSWER = (urllib.error.URLError, http.client.InvalidURL, ValueError)  # ValueError: an address that is none
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of the file that is written.
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
 
 
 class Refused(Exception):
@@ -36,7 +37,7 @@ class Refused(Exception):
 
 def cache_folder():
     """Returns Keras' folder of weights, ~/.keras/models or models in the folder that KERAS_HOME names."""
-    return os.path.join(os.path.expanduser(os.environ.get('KERAS_HOME', os.path.join('~', '.keras'))), 'models')
+    return os.path.join(os.path.expanduser(os.environ.get('KERAS_HOME') or os.path.join('~', '.keras')), 'models')
 
 
 def address_of(url, name):
@@ -122,7 +123,7 @@ def receive_all(address, part):
                 raise Refused('the server answers %d %s' % (error.code, error.msg))
             trouble = error
         except TROUBLE as error:
-            if not number and isinstance(error, NO_ANSWER) or getattr(error, 'errno', None) in NO_SPACE:
+            if not number and isinstance(error, NO_ANSWER) or getattr(error, 'errno', None) in NO_PLACE:
                 raise
             trouble = error
         if number + 1 < TRIES:

@@ -174,7 +174,7 @@ def with_trained(conf, modeldir, trained, option):
         completed[name] = parsed
         print('--%s=%s, as in the training' % (name, ','.join('%g' % n for n in value) if isinstance(
             value, list) else quoted(value)))
-    return Completed(conf, completed)
+    return _Completed(conf, completed)
 
 
 def _parsed(modeldir, name, value):
@@ -187,7 +187,7 @@ def _parsed(modeldir, name, value):
             quoted(os.path.join(modeldir, FILE)), name, quoted(value, MOST_VALUE), name))
 
 
-class Completed(object):
+class _Completed(object):
     """Flags as attributes, of which some have other values."""
 
     def __init__(self, conf, values):

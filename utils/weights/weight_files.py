@@ -196,7 +196,7 @@ def open_weights(path, encoder_name=None):
     if os.path.isfile(prefix + '.index'):
         return open_checkpoint(prefix)
     if not os.path.isfile(prefix):
-        raise UserError('%s: no such weights file; give %s.' % (quoted(path), ACCEPTED))
+        raise UserError('%s: no such weights file; give %s, or a word such as voc12.' % (quoted(path), ACCEPTED))
     try:
         start, end = read_ends(prefix)
         if end == TABLE_MAGIC:
