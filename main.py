@@ -61,6 +61,7 @@ DEFINE_choice('option', 'train', ALL, 'what to do; check reads every file in the
               options=ALL, decides=NOTHING)
 
 topic('Network')
+# Test, predict and export take these from --weights or from the training in --modeldir if they are not given.
 DEFINE_choice('encoder_name', 'deeplab', list(ENCODERS), "ResNet-101 with Caffe's variable names, or ResNet-152, "
               "-101 or -50 with slim's", options=NETWORKS, decides=NETWORK)
 DEFINE_choice('decoder', 'aspp', ['aspp', 'aspp_pooling'], 'atrous spatial pyramid pooling, alone or with a branch '
@@ -70,7 +71,7 @@ DEFINE_choice('dilated_type', 'regular', ['regular', 'decompose', 'smooth_GI', '
               'kind of dilated convolution in the last two blocks', options=NETWORKS, decides=NETWORK,
               same_network=('regular', 'decompose'))
 DEFINE_choice('compat', 'original', sorted(compat.COMPAT), 'implementation whose numerics are used: padding, epsilon, '
-              'resizing, mean', options=NETWORKS, decides=RESULT)
+              'resizing, mean', options=NETWORKS, decides=RESULT, from_training=True)
 DEFINE_choice('channel_order', None, ['bgr', 'rgb'], "channel order of the network's input; by default that of "
               '--pretrain_file or of the training, otherwise that of --compat', options=NETWORKS, decides=RESULT)
 DEFINE_words('img_mean', "mean that is subtracted from the network's input, three numbers in its channel order; by "
@@ -88,8 +89,9 @@ DEFINE_list('test_data_list', './dataset/val.txt', 'prediction list; its labels 
             options=('predict', 'check'), decides=NOTHING, counterpart='valid_data_list')
 DEFINE_whole('ignore_label', IGNORE_LABEL, 'label value of pixels that are not counted', -command_line.MOST_WHOLE,
              options=ALL, decides=RESULT)
-DEFINE_path('palette', '', "class colours and names: voc, cityscapes or a file of `name r g b` lines, VOC's by "
-            'default; colour-coded labels are read with it too', content_counts=True, options=ALL, decides=RESULT)
+DEFINE_path('palette', '', 'class colours and names: voc, cityscapes, cocostuff or a file of `name r g b` lines, '
+            "VOC's by default; colour-coded labels are read with it too", content_counts=True, options=ALL,
+            decides=RESULT)
 DEFINE_range('image_range', None, 'values of the images that become 0 and 255, such as 0,4095 for 12 bits; what lies '
              'between is mapped linearly, what lies outside is clipped; by default 8 bits are unchanged and 16 bits '
              'reduced to the upper 8', options=ALL, decides=RESULT, from_training=True)
@@ -124,8 +126,9 @@ DEFINE_whole('save_interval', 1000, 'iterations between checkpoints, and between
              lower_bound=1, options=TRAIN, decides=NOTHING)
 DEFINE_whole('max_to_keep', 5, 'how many of the newest checkpoints to keep; 0 keeps all', options=TRAIN,
              decides=NOTHING)
-DEFINE_path('pretrain_file', '', 'weights to start from: a checkpoint, a caffemodel, a PyTorch pth, a Keras h5 or the '
-            'word imagenet; if empty, weights are random', options=TRAIN, decides=RESULT, counterpart='modeldir')
+DEFINE_path('pretrain_file', '', 'weights to start from: a checkpoint, a caffemodel, a PyTorch pth, a Keras h5 or one '
+            'of the words imagenet, voc12, cocostuff10k and cocostuff164k; if empty, weights are random', options=TRAIN,
+            decides=RESULT, counterpart='weights')
 DEFINE_switch('restore_decoder', False, 'also restore the decoder from --pretrain_file, where its shapes fit',
               options=TRAIN, decides=RESULT, needs='pretrain_file')
 DEFINE_switch('freeze_encoder', False, 'train only the decoder', options=TRAIN, decides=RESULT)
@@ -181,6 +184,12 @@ DEFINE_number('random_rotation', 0.0, 'rotate training images at random, by up t
 DEFINE_fractions('random_colour', None, 'change the brightness, contrast and saturation of training images at random, '
                  'by up to these fractions, such as 0.2,0.2,0.2; by default not at all', count=3, options=TRAIN,
                  decides=RESULT)
+
+topic('Weights of test, predict and export')
+DEFINE_path('weights', '', 'weights to use instead of a checkpoint in --modeldir: a checkpoint or its folder, a '
+            'caffemodel, a PyTorch pth or one of the words voc12, cocostuff10k and cocostuff164k; flags of the network '
+            'and its input follow the file', options=SCORES + EXPORT, decides=NOTHING, counterpart='pretrain_file',
+            excludes=('modeldir', 'valid_step', 'test_step'))
 
 topic('Validation and test')
 DEFINE_whole('valid_interval', 0, 'iterations between validations during training; 0 for none', options=TRAIN,
@@ -279,7 +288,8 @@ DEFINE_path('logdir', 'log', 'folder for TensorBoard', output=True, options=TRAI
 def sample_args(args, flag_files=(SAMPLE_FLAGS,)):
     """Returns the arguments to put before the user's: the sample's flag files, or none if the user's name any data.
 
-    An image to predict does not count as data here: a network trained on the sample can predict it.
+    An image to predict does not count as data here: a network trained on the sample can predict it. With --weights,
+    nothing of the sample is needed to predict it.
 
     Args:
       args: the user's arguments, without the program's name.
@@ -290,7 +300,8 @@ def sample_args(args, flag_files=(SAMPLE_FLAGS,)):
     """
     named = set(map(command_line.flag_name, args))
     check_images(['test_data_list'] if 'test_data_list' in named else [])
-    if DATA_FLAGS & named:
+    reads_list = FLAGS.option != 'export' and not any(getattr(FLAGS, name) for name in IMAGE_FLAGS)
+    if DATA_FLAGS & named or FLAGS.weights and not reads_list:
         return []
     print('no data named: using the embedded sample (%s)' % ', '.join(flag_files))
     return ['--flagfile=' + os.path.join(command_line.REPO, path) for path in flag_files]

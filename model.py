@@ -24,7 +24,8 @@ from utils.system import memory, output_files, runtime
 from utils.system.errors import UserError
 from utils.training import losses, optimizer
 from utils.training.run import Run, TrainingGraph, all_finite, trains_batch_norm
-from utils.weights import checkpoints, run_settings
+from utils.weights import run_settings
+from utils.weights import trained as trained_weights
 
 FLOAT16_LOSS_SCALE = 128.0
 # A session raises one of these when its reader's threads have stopped because a file cannot be read.
@@ -54,10 +55,17 @@ class Model(object):
 
     def _configure(self, conf):
         """Sets the flags and what follows from those that a training decides."""
-        self.conf = conf
+        self.conf, self._classes = conf, None
         self.numerics = compat.numerics(conf.compat)
-        self.classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette, conf.label_map)
         self.image_format = format_from_flags(conf)
+
+    @property
+    def classes(self):
+        """The Classes that the flags choose, read at the first use: the weights can decide their number before."""
+        if self._classes is None:
+            conf = self.conf
+            self._classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette, conf.label_map)
+        return self._classes
 
     def logits(self, net, images):
         """Returns a list of the logits that the loss is computed on; the first are the ones to predict with.
@@ -252,8 +260,8 @@ class Model(object):
         """
         conf, refinement = self.conf, crf.settings_from_flags(self.conf)
         output_files.make_dir(conf.out_dir, 'out_dir')
-        weights = checkpoints.find_checkpoint(conf.modeldir, conf.valid_step, 'valid_step')
-        net_input, trained = self._follow_training('test')
+        weights = trained_weights.find_weights(conf, 'valid_step')
+        net_input, trained = self._follow_training('test', weights)
         conf = self.conf
         reader = self._reader('valid_data_list', net_input, conf.valid_num_steps)
         page = report.Report(conf, self.classes, reader.images, self.image_format) if conf.report else None
@@ -276,9 +284,9 @@ class Model(object):
             written, that some images could not be read.
         """
         conf, refinement = self.conf, crf.settings_from_flags(self.conf)
-        scoring = dataclasses.replace(self._scoring(), unknown_below=conf.unknown_below)
-        weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
-        net_input, _ = self._follow_training('predict')
+        weights = trained_weights.find_weights(conf, 'test_step')
+        net_input, _ = self._follow_training('predict', weights)
+        conf, scoring = self.conf, dataclasses.replace(self._scoring(), unknown_below=conf.unknown_below)
         writer = masks.MaskWriter(conf, self.classes, sources.images_to_predict(conf), scoring.gives_probabilities,
                                   self.image_format)
         if not writer.paths:
@@ -296,9 +304,10 @@ class Model(object):
         """
         conf = self.conf
         export.check(conf)
-        weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
+        weights = trained_weights.find_weights(conf, 'test_step')
         print('export with %s' % weights)
-        net_input, _ = self._follow_training('export')
+        net_input, _ = self._follow_training('export', weights)
+        conf = self.conf
         export.write(conf, self.scores, weights, net_input, self.classes, self.image_format.value_range)
 
     def check(self):
@@ -351,17 +360,19 @@ class Model(object):
         conf = self.conf
         return compat.input_from_flags(known or self.numerics.input, conf.channel_order, conf.img_mean)
 
-    def _follow_training(self, option):
-        """Compares the flags with those of the training in modeldir and takes its values for flags that are not given.
+    def _follow_training(self, option, weights=None):
+        """Compares the flags with those that the weights decide and takes the values of flags that are not given.
+
+        Args:
+          option: the value of --option.
+          weights: what trained.find_weights returned; it matters only with --weights.
 
         Returns:
-          (the compat.Input of its checkpoints, {name: value} of its flags or None if they are not known).
+          (the compat.Input of the network, {name: value} of the training's flags or None if they are not known).
         """
-        modeldir, trained = self.conf.modeldir, run_settings.read(self.conf.modeldir)
-        if trained:
-            run_settings.check_trained(modeldir, trained['flags'], self.conf)
-            self._configure(run_settings.with_trained(self.conf, modeldir, trained['flags'], option))
-        return self._input(trained.get('input')), trained.get('flags')
+        trained = trained_weights.describe(self.conf, weights)
+        self._configure(trained_weights.follow(self.conf, trained, option))
+        return self._input(trained.input), trained.settings
 
     def _reader(self, flag, net_input, num_steps=None):
         """Checks the files of the list that a flag names and returns an ImageReader of them."""

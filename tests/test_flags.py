@@ -108,7 +108,7 @@ LEAVE = ', leave it out or put it into a flag file.\n'
     (['--option=export', '--valid_step', 'best'], 'does not read --valid_step: give --test_step' + LEAVE),
     (['--option=predict', '--valid_data_list=x'], 'does not read --valid_data_list: give --test_data_list' + LEAVE),
     (['--option=test', '--test_num_steps=1'], 'does not read --test_num_steps: give --valid_num_steps' + LEAVE),
-    (['--option=predict', '--pretrain_file=x'], 'does not read --pretrain_file: give --modeldir' + LEAVE),
+    (['--option=predict', '--pretrain_file=x'], 'does not read --pretrain_file: give --weights' + LEAVE),
     (['--test_step=3'], '--option=train does not read --test_step: leave it out or put it into a flag file.\n'),
     (['--option=check', '--norandom_mirror'], '--option=check does not read --random_mirror: leave it out'),
     (['--option=test', '--test_step=3', '--power=1', '--test_num_steps=3'], '--option=test does not read --power, '
@@ -216,15 +216,43 @@ def test_settings_need_the_records(monkeypatch, settings):
         run_settings.settings_from_flags(conf)
 
 
-@pytest.mark.parametrize('trained, flag', [('smooth_GI', 'regular'), ('regular', 'smooth_SSC')])
+@pytest.mark.parametrize('trained, flag', [('smooth_GI', 'smooth_SSC'), ('regular', 'smooth_SSC')])
 def test_the_network_must_be_that_of_the_training(settings, trained, flag, capsys):
     known = run_settings.settings_from_flags(settings(dilated_type=trained))
     with pytest.raises(UserError) as error:
         run_settings.check_trained('model', known, settings(dilated_type=flag))
     assert str(error.value) == ('model was trained with --dilated_type=%s, this run has --dilated_type=%s: give the '
-                                'flags of that training.' % (trained, flag))
+                                'flags of that training or leave them out.' % (trained, flag))
     run_settings.check_trained('model', known, settings(dilated_type=trained))
     assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('option', ['test', 'predict', 'export'])
+def test_what_is_not_given_is_as_in_the_training(settings, option, capsys):
+    network = {'encoder_name': 'res50', 'decoder': 'aspp_pooling', 'num_classes': 7, 'dilated_type': 'smooth_GI',
+               'compat': 'slim'}
+    known = run_settings.settings_from_flags(settings(**network))
+    run_settings.check_trained('model', known, settings(), option)
+    conf = run_settings.with_trained(settings(), 'model', known, option)
+    assert {name: getattr(conf, name) for name in network} == network
+    assert capsys.readouterr().out.count(', as in the training\n') == 5
+
+
+def test_the_mode_of_the_training_is_not_overruled(settings):
+    known = run_settings.settings_from_flags(settings(compat='caffe'))
+    with pytest.raises(UserError, match='trained with --compat=caffe, this run has --compat=slim: '):
+        run_settings.check_trained('model', known, settings(compat='slim'))
+
+
+def test_which_flags_are_given(tmp_path):
+    """Those of the command line and of a flag file, with their default's value too, but not the sample's."""
+    (tmp_path / 'mine.flags').write_text('--compat=original\n')
+    for args, given in ((['--dilated_type=regular'], {'dilated_type'}), ([], set()),
+                        (['--flagfile=%s' % (tmp_path / 'mine.flags')], {'compat'}),
+                        (['--encoder_name=res50', '--decoder=aspp'], {'encoder_name', 'decoder'})):
+        with flagsaver.flagsaver():
+            assert command_line.run(lambda: None, ['main.py'] + args, main.sample_args) == 0
+            assert {name for name in RECORDS if command_line.is_given(flags.FLAGS, name)} == given
 
 
 def test_regular_and_decompose_are_one_network(settings, capsys):
@@ -235,5 +263,12 @@ def test_regular_and_decompose_are_one_network(settings, capsys):
 def test_a_damaged_name_of_a_network_is_no_traceback(settings):
     hostile = {'encoder_name': ['x' * 500], 'num_classes': {'a': 1}, 'dilated_type': 'y' * 500}
     with pytest.raises(UserError) as error:
-        run_settings.check_trained('m' * 500, hostile, settings())
+        run_settings.check_trained('m' * 500, hostile, settings(
+            encoder_name='res50', num_classes=6, dilated_type='smooth_SSC', decoder='aspp_pooling', compat='slim'))
     assert len(str(error.value)) <= 300
+    for name, value in list(hostile.items()) + [('num_classes', 300), ('compat', None), ('compat', 'new')]:
+        try:
+            conf = run_settings.with_trained(settings(), 'm' * 500, {name: value}, 'test')
+            assert getattr(conf, name) == settings().compat and value is None
+        except UserError as error:
+            assert len(str(error)) <= 300 and 'is no value of --' + name in str(error)

@@ -82,8 +82,12 @@ def test_test_and_predict_take_the_input_of_the_training(sample, capsys):
     assert 'note' not in capsys.readouterr().out
     weights = pretrained.open_pretrained(sample().modeldir, 'res50')
     assert (weights.compat, weights.input) == ('caffe', Input('rgb', (1, 2, 3.5)))
-    Model(sample())._follow_training('test')
-    assert 'was trained with --compat=caffe, this run has --compat=original' in capsys.readouterr().out
+    model = Model(sample())
+    model._follow_training('test')
+    assert (model.conf.compat, model.numerics.epsilon) == ('caffe', 1e-5)
+    assert '--compat=caffe, as in the training' in capsys.readouterr().out
+    with pytest.raises(UserError, match='was trained with --compat=caffe, this run has --compat=slim'):
+        Model(sample(compat='slim'))._follow_training('test')
 
 
 def test_a_diverged_training_keeps_its_good_checkpoints(sample):

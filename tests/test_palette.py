@@ -66,6 +66,21 @@ def test_cityscapes_palette():
     assert not {tuple(colour) for colour in palette.colours[:19]} & set(palette.void)
 
 
+def test_cocostuff_palette():
+    """Class k has the official id k + 1: COCO's 91 things, then the stuff in alphabetic order."""
+    palette = load_palette('cocostuff', 182)
+    names = palette.names
+    assert len(names) == len(set(names)) == 182 and names[91:] == sorted(names[91:])
+    for official, name in {1: 'person', 12: 'street sign', 18: 'dog', 26: 'hat', 29: 'shoe', 44: 'bottle', 62: 'chair',
+                           66: 'mirror', 72: 'tv', 83: 'blender', 90: 'toothbrush', 91: 'hair brush', 92: 'banner',
+                           106: 'clouds', 124: 'grass', 149: 'road', 157: 'sky-other', 169: 'tree'}.items():
+        assert names[official - 1] == name
+    np.testing.assert_array_equal(palette.colours[:182], voc_colours()[1:183])
+    assert not {tuple(colour) for colour in palette.colours[:182]} & set(palette.void)
+    with pytest.raises(UserError, match='cocostuff has 182 classes, fewer than --num_classes=183'):
+        load_palette('cocostuff', 183)
+
+
 def test_file(tmp_path):
     path = write(tmp_path, '\ufeff# a comment\r\n\r\nroad 1 2 3\r\n  traffic light\t250 170  30\r\nsky 0 0 0\r\n')
     palette = load_palette(path, 3)

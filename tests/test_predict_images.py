@@ -197,7 +197,7 @@ def test_an_image_that_vanishes_before_its_overlay(settings, tmp_path, capsys):
     (['--image_dir={0}/a.jpg'], 'is no folder: give an image with --image'),
     (['--image_dir={0}/empty'], 'there is no image in it'),
     (['--image={0}/a.jpg', '--num_classes=11'],
-     'was trained with --encoder_name=res50 --num_classes=6, this run has --encoder_name=deeplab --num_classes=11'),
+     'was trained with --num_classes=6, this run has --num_classes=11: '),
 ])
 def test_bad_input(trained, tmp_path, flags, told):
     photo(tmp_path / 'a.jpg')

@@ -14,7 +14,7 @@ from utils.system.errors import UserError, quoted, reason
 
 tf = runtime.import_tensorflow()  # before the modules below import TensorFlow, because it suppresses TensorFlow's log
 
-from utils.weights import checkpoints, weight_files, weight_names  # noqa: E402
+from utils.weights import checkpoints, pretrained, weight_files, weight_names  # noqa: E402
 
 
 def in_order(names):
@@ -140,7 +140,7 @@ def main():
     parser.add_argument('--encoder_name', choices=list(blocks.ENCODERS),
                         help='encoder whose names to use if the file fits several')
     args = parser.parse_args()
-    weights = weight_files.open_weights(checkpoints.newest_in(args.file), args.encoder_name)
+    weights = weight_files.open_weights(pretrained.find_file(args.file, args.encoder_name), args.encoder_name)
     print(describe(weights))
     if args.save:
         save_weights(weights, os.path.expanduser(args.save), args.encoder_name)

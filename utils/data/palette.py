@@ -1,4 +1,4 @@
-"""Class names and colours from VOC, Cityscapes or a text file; label ids and file names for Cityscapes' benchmark."""
+"""Class names and colours: VOC's, Cityscapes', COCO-Stuff's or a text file's; what Cityscapes' benchmark expects."""
 
 import functools
 import os
@@ -51,6 +51,9 @@ CITYSCAPES_CLASSES = [
     ('motorcycle', 32, (0, 0, 230)),
     ('bicycle', 33, (119, 11, 32)),
 ]
+
+# COCO-Stuff's 182 classes, as a palette file.
+COCOSTUFF = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..', 'dataset', 'cocostuff.txt')
 
 NUM_LABEL_IDS = 34  # Cityscapes' label ids are 0..33; the license plate's, -1, is 255 in the files
 
@@ -114,8 +117,8 @@ def load_palette(spec, num_classes):
     """Returns the Palette for --palette.
 
     Args:
-      spec: '', 'voc', 'cityscapes', or the path of a text file with one class per line: `name r g b` (the name may
-        contain spaces; # starts a comment line). Lines after the first num_classes name void colours.
+      spec: '', 'voc', 'cityscapes', 'cocostuff', or the path of a text file with one class per line: `name r g b` (the
+        name may contain spaces; # starts a comment line). Lines after the first num_classes name void colours.
       num_classes: how many classes need a colour. VOC has 256 colours; its names are used for 21 classes only.
 
     Raises:
@@ -130,7 +133,7 @@ def load_palette(spec, num_classes):
         classes = [(name, colour) for name, _, colour in CITYSCAPES_CLASSES]
         void = tuple(CITYSCAPES_VOID_COLOURS)
     else:
-        classes = read_palette_file(spec)
+        classes = read_palette_file(COCOSTUFF if spec == 'cocostuff' else spec)
         void = tuple(colour for _, colour in classes[num_classes:])
     if len(classes) < num_classes:
         raise UserError('palette %s has %d classes, fewer than --num_classes=%d.' % (
@@ -145,7 +148,7 @@ def read_palette_file(path):
     try:
         lines = text_lines(read_file(path, MAX_PALETTE_BYTES))
     except OSError as error:
-        raise UserError("--palette=%s: neither 'voc' nor 'cityscapes' nor a readable file: %s." % (
+        raise UserError("--palette=%s: neither 'voc', 'cityscapes' nor 'cocostuff', nor a readable file: %s." % (
             quoted(path), error.strerror))
     except UnicodeDecodeError:
         raise UserError('palette %s is not UTF-8 text.' % quoted(path))

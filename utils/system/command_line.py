@@ -51,7 +51,9 @@ class FlagRecord:
     before: object      # the value that describes a training by an earlier version without the flag
     needs: str = ''     # 'flag', which must be on, or 'flag=value' or 'flag=one|other', for this one to have an effect
     counterpart: str = ''         # the flag that does the same for other options
-    from_training: bool = False   # whether test, predict and export take the training's value if the flag is not given
+    excludes: tuple = ()          # flags that a command line must not give where this one has a value
+    from_training: bool = False   # whether test, predict and export take the training's value if the flag is not given,
+    #                               as they do for every flag that decides the NETWORK
     same_network: tuple = ()      # values whose networks can exchange weights, of a flag that decides the NETWORK
     is_path: bool = False
     content_counts: bool = False  # of a path: whether two values are only equal if the contents of the files are
@@ -282,6 +284,19 @@ def is_picture(path):
     return os.path.splitext(path)[1].lower() in PICTURES
 
 
+def is_given(conf, name):
+    """Returns whether the user gives a flag, on the command line or in a flag file.
+
+    Args:
+      conf: absl's FLAGS; for any other object with the flags as attributes, a flag counts as given if its value is not
+        the default.
+      name: the flag's name.
+    """
+    if conf is flags.FLAGS:
+        return not flags.FLAGS[name].using_default_value
+    return getattr(conf, name, RECORDS[name].default) != RECORDS[name].default
+
+
 def own_flags():
     """Returns the sorted names of the flags that the project's own modules define."""
     by_module = flags.FLAGS.flags_by_module_dict()
@@ -483,7 +498,8 @@ def refuse_unread(args):
       args: the command line without the program's name, which has been parsed.
 
     Raises:
-      UserError: --option does not read some of the flags, or they require another flag to have another value.
+      UserError: --option does not read some of the flags, they require another flag to have another value, or two
+        exclude each other.
     """
     option = flags.FLAGS.option if RECORDS else None
     given = [record for record in RECORDS.values() if record.name in _named(args) and not _is_left_off(record)]
@@ -500,6 +516,10 @@ def refuse_unread(args):
         needed = ['--%s needs --%s' % (record.name, record.needs.replace('|', ' or ')) for record in idle]
         raise UserError('%s: %s.' % (some(needed, len(idle), MOST_UNREAD), 'give that too, or leave %s out' % (
             'it' if len(idle) == 1 else 'them')))
+    for record in RECORDS.values():
+        excluded = [name for name in record.excludes if name in _named(args)]
+        if excluded and option in record.options and flags.FLAGS[record.name].value:
+            raise UserError('--%s and --%s exclude each other: drop one.' % (record.name, excluded[0]))
 
 
 def _remedy(records, first):
@@ -553,7 +573,10 @@ def run(main, argv=None, default_args=lambda args: []):
         parse_flags(argv)
         defaults = default_args(argv[1:])
         if defaults:
+            not_given = [name for name in RECORDS if flags.FLAGS[name].using_default_value]
             parse_flags(argv[:1] + defaults + argv[1:])
+            for name in not_given:  # see is_given
+                flags.FLAGS[name].using_default_value = True
         refuse_unread(argv[1:])
         main()
         if sys.stdout is not None:

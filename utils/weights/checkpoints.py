@@ -3,6 +3,8 @@
 import os
 import re
 
+import numpy as np
+
 from utils.net.blocks import ENCODERS
 from utils.system.errors import UserError, quoted, some
 from utils.weights import weight_files, weight_names
@@ -73,15 +75,26 @@ def newest_in(path):
     return find_checkpoint(path)
 
 
-def read_fitting(prefix, wanted):
-    """Returns {name: array} of the weights {name: shape} that a network wants from a checkpoint; see check_fit.
+def read_fitting(path, wanted):
+    """Returns {name: array} of the weights {name: shape} that a network wants from a file that fits it, see check_fit.
+
+    Args:
+      path: the prefix of a TensorFlow checkpoint, or the path of a weights file of another kind.
+      wanted: {name: shape}.
 
     Raises:
-      UserError: it does not fit, or the file is damaged.
+      UserError: it does not fit, holds values that are not finite in a file of another kind, or is damaged.
     """
-    file = weight_files.open_checkpoint(prefix)
-    check_fit(wanted, file.shapes, prefix)
-    return {name: file.read(name) for name in wanted}
+    if not os.path.isfile(path) or os.path.isfile(path + '.index'):
+        file = weight_files.open_checkpoint(path)
+        check_fit(wanted, file.shapes, path)
+        return {name: file.read(name) for name in wanted}
+    encoder_name = next((encoder for encoder in ENCODERS if weight_names.fits(wanted, encoder)), None)
+    file = weight_files.open_weights(path, encoder_name)
+    check_fit(wanted, file.shapes, path)
+    values = {name: file.read(name) for name in wanted}
+    check_finite(values, path)
+    return values
 
 
 def read_values(prefix):
@@ -95,6 +108,13 @@ def load_values(sess, variables, values):
     chosen = [variable for variable in variables if variable.op.name in values]
     sess.run([variable.initializer for variable in chosen],
              {variable.initializer.inputs[1]: values[variable.op.name] for variable in chosen})
+
+
+def check_finite(values, path):
+    """Raises UserError if any of {name: array} from the weights file at `path` is not finite."""
+    broken = [name for name in values if not np.isfinite(values[name]).all()]
+    if broken:
+        raise UserError('%s holds values that are not finite (%s): give another file.' % (quoted(path), some(broken)))
 
 
 # ---- does it fit? ----

@@ -1,18 +1,15 @@
 """Reads and fetches the weights of Keras' ResNets (.h5) under the names of our encoders."""
 
 import importlib
-import os
 import re
-import socket
 from collections import OrderedDict
 
 import h5py
 import numpy as np
-import tensorflow.compat.v1 as tf
 
 from utils.net.blocks import ENCODERS
-from utils.system.errors import UserError, quoted, reason
-from utils.weights import weight_names
+from utils.system.errors import UserError, quoted
+from utils.weights import download, weight_names
 
 # {kind of layer: {Keras' name of a variable: the leaf of ours}}. Keras' first ResNet-50 of 2016 has W, b, running_mean
 # and running_std; the last of these holds the variance.
@@ -25,7 +22,6 @@ NUMBERED = {'conv': ('kernel', 'bias'), 'bn': weight_names.BATCH_NORM}  # in the
 LAYER = re.compile(r'(?:conv1|conv([2-5])_block([1-9][0-9]?)_([0-3]))_(conv|bn)')
 CONSTANTS = ('keras.src.applications.resnet', 'tf_keras.src.applications.resnet',
              'keras_applications.resnet_common')
-TIMEOUT = 60  # seconds without an answer
 
 
 def place_of(layer):
@@ -175,15 +171,4 @@ def fetch_imagenet(encoder_name):
       UserError: the file is not in the cache and cannot be fetched.
     """
     file_name, url, md5 = published(encoder_name)
-    cache = os.path.expanduser(os.environ.get('KERAS_HOME', os.path.join('~', '.keras')))
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        os.makedirs(cache, exist_ok=True)
-        return tf.keras.utils.get_file(file_name, url, cache_subdir='models', file_hash=md5, cache_dir=cache)
-    except Exception as error:  # get_file itself raises bare Exceptions
-        why = reason(Exception(str(error).replace('URL fetch failure on %s: ' % url, '')))
-        raise UserError('--pretrain_file=imagenet: %s could not be fetched (%s); put it into %s or name its path.' % (
-            url, why[:60], quoted(os.path.join(cache, 'models'))))
-    finally:
-        socket.setdefaulttimeout(timeout)
+    return download.fetch('imagenet', file_name, url, lambda path: download.check_md5(path, md5))

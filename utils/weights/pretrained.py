@@ -1,29 +1,82 @@
 """Starts a network from pre-trained weights: finds the file, decides what to restore, and reports what is not."""
 
-import numpy as np
+import os
+import typing
 
 from utils.system.errors import UserError, quoted, some
-from utils.weights import checkpoints, keras_weights, weight_files, weight_names
+from utils.weights import checkpoints, download, keras_weights, weight_files, weight_names
+
+
+class Published(typing.NamedTuple):
+    """Published weights that are downloaded if the user names them by a word."""
+
+    name: str         # of the file
+    num_classes: int
+    palette: str      # a value of --palette
+
+
+IMAGENET = 'imagenet'  # the word for Keras' weights, of which each encoder has its own
+# kazuto1011's DeepLab v2 in PyTorch, release v1.0 of his repository, by word.
+RELEASE = 'https://github.com/kazuto1011/deeplab-pytorch/releases/download/v1.0/'
+PUBLISHED = {
+    'voc12': Published('deeplabv2_resnet101_msc-vocaug-20000.pth', 21, 'voc'),
+    'cocostuff10k': Published('deeplabv2_resnet101_msc-cocostuff10k-20000.pth', 182, 'cocostuff'),
+    'cocostuff164k': Published('deeplabv2_resnet101_msc-cocostuff164k-100000.pth', 182, 'cocostuff'),
+}
+
+
+def find_file(path, encoder_name=None):
+    """Returns the path of a weights file that the user names, which is downloaded if need be.
+
+    Args:
+      path: a file, the prefix of a checkpoint, a directory (for its newest checkpoint), 'imagenet' or a word of
+        PUBLISHED.
+      encoder_name: the encoder whose ImageNet weights to take.
+
+    Raises:
+      UserError: the file cannot be downloaded, or the directory holds no checkpoint.
+    """
+    if path in PUBLISHED or path == IMAGENET:
+        if os.path.exists(path):
+            print('note: %s stands for published weights; write ./%s for what is here' % (path, path))
+        if path in PUBLISHED:
+            return fetch_published(path)
+        if not encoder_name:
+            raise UserError('imagenet has weights for each encoder: choose one with --encoder_name.')
+        return keras_weights.fetch_imagenet(encoder_name)
+    return checkpoints.newest_in(path)
+
+
+def fetch_published(word):
+    """Returns the path of the weights that a word of PUBLISHED names; downloads them to the cache if necessary.
+
+    Raises:
+      UserError: the file is not in the cache and cannot be fetched.
+    """
+    name, num_classes, _ = PUBLISHED[word]
+
+    def check(path):
+        shapes = weight_files.open_weights(path).shapes
+        if not weight_names.fits(shapes, 'deeplab') or weight_names.num_classes_of(shapes) != num_classes:
+            raise UserError('%s does not hold the weights %s.' % (quoted(path), word))
+
+    return download.fetch(word, name, RELEASE + name, check)
 
 
 def open_pretrained(pretrain_file, encoder_name):
     """Opens the weights that --pretrain_file names and checks that they fit the encoder.
 
     Args:
-      pretrain_file: a file, a directory (for its newest checkpoint) or 'imagenet'.
+      pretrain_file: as `path` in find_file.
       encoder_name: the network's encoder.
 
     Returns:
       A WeightsFile.
 
     Raises:
-      UserError: the file is missing or damaged, or is not of this encoder.
+      UserError: the file is missing or damaged, cannot be downloaded, or is not of this encoder.
     """
-    if pretrain_file == 'imagenet':
-        path = keras_weights.fetch_imagenet(encoder_name)
-    else:
-        path = checkpoints.newest_in(pretrain_file)
-    weights = weight_files.open_weights(path, encoder_name)
+    weights = weight_files.open_weights(find_file(pretrain_file, encoder_name), encoder_name)
     choose_pretrained(weight_names.encoder_shapes(encoder_name), weights, encoder_name)
     return weights
 
@@ -118,9 +171,6 @@ def restore_pretrained(sess, variables, weights, encoder_name, restore_decoder=F
     """
     taken, sentence = choose_pretrained(weight_names.variable_shapes(variables), weights, encoder_name, restore_decoder)
     values = {name: weights.read(name) for name in taken}
-    broken = [name for name in values if not np.isfinite(values[name]).all()]
-    if broken:
-        raise UserError('%s holds values that are not finite (%s): give another file.' % (
-            quoted(weights.path), some(broken)))
+    checkpoints.check_finite(values, weights.path)
     checkpoints.load_values(sess, variables, values)
     return sentence

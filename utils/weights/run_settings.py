@@ -15,7 +15,7 @@ from absl import flags
 from utils.data.image_files import read_file
 from utils.net import compat
 from utils.system import output_files
-from utils.system.command_line import NETWORK, NOTHING, RECORDS
+from utils.system.command_line import NETWORK, NOTHING, RECORDS, is_given
 from utils.system.errors import UserError, quoted, reason
 
 FILE = 'settings.json'
@@ -23,11 +23,9 @@ FILE = 'settings.json'
 # it: the number of parts of the batch that have batch norm statistics of their own, and the class that trains, which
 # is another one for several scales.
 NO_FLAGS = {'towers': 1, 'model': None}
-# Flags for which test, predict and export print a note if they differ from the training's, and the end of that note.
-NOTED = (('compat', ''), ('palette', '; the names and colours of this run are shown'))
 _CHECKSUM = re.compile(r' \(crc32 [0-9a-f]{8}\)$')
 UNKNOWN = 'unknown'  # the value now of a setting that only another version has
-MOST_DIR, MOST_VALUE, MOST_UNLIKE = 60, 12, 3  # characters and flags in the sentence about another network
+MOST_DIR, MOST_VALUE, MOST_UNLIKE = 50, 12, 3  # characters and flags in the sentence about another network
 
 
 class Change(typing.NamedTuple):
@@ -100,31 +98,47 @@ def _known(known, name):
     return json.loads(json.dumps(before))
 
 
-def check_trained(modeldir, trained, conf):
-    """Compares the network of this run with that of the training whose weights it uses, and prints notes.
+def check_trained(modeldir, trained, conf, option=None):
+    """Compares the given flags with those of the training whose weights the run uses.
 
     Args:
       modeldir: the training's folder.
       trained: {name: value} of its flags from settings.json.
       conf: the flags of this run as attributes.
+      option: the value of --option.
 
     Raises:
-      UserError: a flag that decides the network has another value.
+      UserError: a given flag that decides the network or how it computes has another value, or the sample, whose labels
+        are to be tested because no data is named, has another number of classes.
     """
-    network = list(network_settings(conf))
-    now = settings_from_flags(conf, network + [name for name, _ in NOTED])
+    now = settings_from_flags(conf, list(network_settings(conf)) + ['compat'])
     known = {name: _known(trained, name) for name in now}
-    unlike = [name for name in network if known[name] != now[name]
+    unlike = [name for name in now if known[name] != now[name] and is_given(conf, name)
               and not all(value in RECORDS[name].same_network for value in (known[name], now[name]))][:MOST_UNLIKE]
     if unlike:
         was, has = (' '.join('--%s=%s' % (name, quoted(flags[name], MOST_VALUE)) for name in unlike)
                     for flags in (known, now))
-        raise UserError('%s was trained with %s, this run has %s: give the flags of that training.' % (
-            quoted(modeldir, MOST_DIR), was, has))
-    for name, meaning in NOTED:
-        if _content(known[name]) != _content(now[name]):
-            print('note: %s was trained with --%s=%s, this run has --%s=%s%s' % (
-                modeldir, name, quoted(known[name]), name, quoted(now[name]), meaning))
+        raise UserError('%s was trained with %s, this run has %s: give the flags of that training or leave them '
+                        'out.' % (quoted(modeldir, MOST_DIR), was, has))
+    if option == 'test' and now['num_classes'] not in (known['num_classes'], RECORDS['num_classes'].default):
+        raise UserError("%s was trained with --num_classes=%s, and the sample's labels have %d classes: name the data "
+                        'to test, such as --data_dir and --valid_data_list.' % (
+                            quoted(modeldir, MOST_DIR), quoted(known['num_classes'], MOST_VALUE), now['num_classes']))
+
+
+def note_palette(modeldir, trained, conf):
+    """Prints a note if the palette of a run is not that of the training; the arguments are those of check_trained."""
+    known, now = _known(trained, 'palette'), settings_from_flags(conf, ['palette'])['palette']
+    if _content(known) != _content(now):
+        print('note: %s was trained with --palette=%s, this run has --palette=%s; the names and colours of this run '
+              'are shown' % (modeldir, quoted(known), quoted(now)))
+
+
+def unchanged_palette(trained):
+    """Returns the palette in {name: value} of a training's flags if it is still what it was; otherwise ''."""
+    known = _known(trained, 'palette')
+    path = _CHECKSUM.sub('', str(known))
+    return path if _comparable(RECORDS['palette'], path) == known else ''
 
 
 def with_trained(conf, modeldir, trained, option):
@@ -137,36 +151,37 @@ def with_trained(conf, modeldir, trained, option):
       option: the value of --option.
 
     Returns:
-      an object with the flags as attributes. A flag that `option` reads and whose record has `from_training` gets the
-      training's value if it is not given, which means that it is None or empty.
+      an object with the flags as attributes. A flag that `option` reads, and that decides the network or whose record
+      has `from_training`, gets the training's value if it is not given, or is None or empty.
 
     Raises:
       UserError: a file that such a flag names is missing or has changed since the training.
     """
     completed = {}
     for name, record in RECORDS.items():
-        value = _known(trained, name)
-        is_open = record.from_training and option in record.options and getattr(conf, name) in (None, '')
-        if not is_open or not value:
+        if not (record.from_training or record.decides == NETWORK) or option not in record.options:
             continue
-        _check_value(modeldir, name, value)
+        value, now = _known(trained, name), getattr(conf, name)
+        if not value or value == now or now not in (None, '') and is_given(conf, name):
+            continue
+        parsed = _parsed(modeldir, name, value)
         if record.is_path:
             path = _CHECKSUM.sub('', value)
             if _comparable(record, path) != value:
                 raise UserError('%s was trained with --%s=%s, which is missing or has changed: restore it or give '
                                 '--%s.' % (quoted(modeldir, MOST_DIR), name, quoted(path), name))
-            value = path
-        completed[name] = value
+            value = parsed = path
+        completed[name] = parsed
         print('--%s=%s, as in the training' % (name, ','.join('%g' % n for n in value) if isinstance(
             value, list) else quoted(value)))
     return _Completed(conf, completed)
 
 
-def _check_value(modeldir, name, value):
-    """Raises UserError if the flag does not accept a value from settings.json."""
+def _parsed(modeldir, name, value):
+    """Returns a value from settings.json as the flag parses it; raises UserError if the flag does not accept it."""
     parse = flags.FLAGS[name].parser.parse
     try:
-        parse(','.join('%r' % number for number in value) if isinstance(value, list) else value)
+        return parse(','.join('%r' % number for number in value) if isinstance(value, list) else value)
     except (ValueError, TypeError, AttributeError):
         raise UserError("%s: %s=%s is no value of --%s; restore the file or give the flag." % (
             quoted(os.path.join(modeldir, FILE)), name, quoted(value, MOST_VALUE), name))
@@ -186,6 +201,11 @@ class _Completed(object):
 def _content(value):
     """Returns the text by which values of a flag are compared: for a file its checksum, regardless of its path."""
     return str(value or 'voc').rpartition('(crc32')[2]
+
+
+def beside(prefix):
+    """Returns what `read` returns for the folder of a training's checkpoint; {} for any other weights file."""
+    return read(os.path.dirname(prefix)) if re.search(r'(model|best)\.ckpt-\d+$', prefix) else {}
 
 
 def write(modeldir, settings, net_input, run_id):

@@ -131,7 +131,7 @@ def origin_of(prefix, shapes, reader):
         return decode_origin(reader.get_tensor(MADE_FOR))
     if any(re.match(r'resnet_v1_\d+/logits/', name) for name in shapes):  # slim's own ImageNet checkpoints
         return 'slim', COMPAT['slim'].input
-    settings = run_settings.read(os.path.dirname(prefix)) if re.search(r'(model|best)\.ckpt-\d+$', prefix) else {}
+    settings = run_settings.beside(prefix)
     return (settings['flags'].get('compat'), settings['input']) if settings else (None, None)
 
 
@@ -196,7 +196,7 @@ def open_weights(path, encoder_name=None):
     if os.path.isfile(prefix + '.index'):
         return open_checkpoint(prefix)
     if not os.path.isfile(prefix):
-        raise UserError('%s: no such weights file; give %s.' % (quoted(path), ACCEPTED))
+        raise UserError('%s: no such weights file; give %s, or a word such as voc12.' % (quoted(path), ACCEPTED))
     try:
         start, end = read_ends(prefix)
         if end == TABLE_MAGIC:
