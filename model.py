@@ -294,7 +294,7 @@ class Model(object):
         weights = checkpoints.find_checkpoint(conf.modeldir, conf.test_step, 'test_step')
         print('export with %s' % weights)
         net_input, _ = self._follow_training('export')
-        export.write(conf, self.scores, weights, net_input, self.classes, self.image_format.value_range)
+        export.write(conf, self.scores, weights, net_input, self.classes, self.image_format)
 
     def check(self):
         """Reads every file of the three lists and prints what it finds.

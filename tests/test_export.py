@@ -154,7 +154,7 @@ def test_images_of_any_number_and_size(trained, tmp_path):
 @pytest.mark.skipif(not NEWER, reason="--tflite needs TensorFlow 2's converter")
 @pytest.mark.parametrize('flags', [{}, {'compat': 'caffe', 'dilated_type': 'smooth_SSC', 'decoder': 'aspp_pooling'}])
 def test_tensorflow_lite_gets_the_masks_of_predict(trained, tmp_path, flags):
-    conf = trained(tflite=True, **flags)
+    conf = trained(tflite='float32', **flags)
     Model(conf).predict()
     Model(conf).export()
     for outputs, mask in zip(loaded('tflite', conf, decoded(), tmp_path), predicted(conf)):
@@ -163,7 +163,7 @@ def test_tensorflow_lite_gets_the_masks_of_predict(trained, tmp_path, flags):
 
 @pytest.mark.skipif(NEWER, reason='TensorFlow 2 has the converter')
 def test_tensorflow_lite_is_refused_before_the_work(trained):
-    conf = trained(tflite=True)
+    conf = trained(tflite='float32')
     with pytest.raises(UserError, match='--tflite needs TensorFlow 2'):
         Model(conf).export()
     assert not os.path.exists(conf.export_dir)
