@@ -240,7 +240,7 @@ def compare(flag, graph, batches, outputs, tolerance):
             first, second = np.sort(expected['softmax'], axis=3)[..., :-3:-1].transpose(3, 0, 1, 2)
             same, pixels = same + agrees.sum(), pixels + agrees.size
             softmax = output['softmax'] / (np.float32(256) if output['softmax'].dtype == np.uint8 else 1)
-            largest = max(largest, float(np.abs(softmax - expected['softmax']).max()))
+            largest = np.maximum(largest, np.abs(softmax - expected['softmax']).max())  # NaN stays
             wrong += (~agrees & (first - second > 2 * tolerance)).sum() if tolerance else 0
     print('--%s: the classes equal those of the SavedModel in %.2f %% of %d pixels, the probabilities differ by up to '
           '%.2g' % (flag, 100.0 * same / pixels, pixels, largest))
