@@ -1,10 +1,13 @@
 """Exported models: loaded by plain TensorFlow in a fresh process they give predict's masks; whole or absent."""
 
+import base64
+import http.server
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -318,6 +321,46 @@ def test_files_give_the_masks_of_predict(trained, tmp_path, loader):
         np.testing.assert_array_equal(one['classes'][0], mask)
     assert sorted(os.listdir(str(tmp_path / 'serving'))) == ['deeplab']
     assert os.listdir(str(tmp_path / 'serving' / 'deeplab')) == ['1']
+
+
+def test_the_request_in_docs(trained, tmp_path):
+    """Sends it to a small server that answers as TensorFlow Serving's REST interface does."""
+    with open(os.path.join(ROOT, 'docs', 'export.md'), encoding='utf-8') as file:
+        section = file.read().split('## TensorFlow Serving\n')[1].split('\n## ')[0]
+    client = re.search(r'```python\n(.*?)```', section, re.S).group(1)
+    conf = trained(test_num_steps=1, export_dir=str(tmp_path / 'serving' / 'deeplab' / '1'))
+    Model(conf).predict()
+    Model(conf).export()
+    sess = tf.Session(graph=tf.Graph())
+    signatures = tf.saved_model.loader.load(sess, ['serve'], conf.export_dir).signature_def
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers['Content-Length'])).decode())
+            signature = signatures[request['signature_name']]
+            (key, data), = signature.inputs.items()
+            (name, classes), = signature.outputs.items()
+            files = [base64.b64decode(instance['b64']) for instance in request['instances']]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({'predictions': sess.run(classes.name, {data.name: files}).tolist()}).encode())
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.HTTPServer(('localhost', 0), Handler)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    with open(photos()[0], 'rb') as file:
+        (tmp_path / 'photo.jpg').write_bytes(file.read())
+    assert 'localhost:8501/' in client
+    printed = fresh(client.replace('localhost:8501/', 'localhost:%d/' % server.server_port) + 'print(json.dumps(mask))',
+                    cwd=str(tmp_path))
+    thread.join()
+    server.server_close()
+    name = os.path.splitext(os.path.basename(photos()[0]))[0] + '_mask.png'
+    np.testing.assert_array_equal(
+        json.loads(printed), np.asarray(Image.open(os.path.join(conf.out_dir, 'prediction', name))))
 
 
 def test_no_signature_for_files_whose_values_change(trained, tmp_path, capsys):

@@ -67,8 +67,8 @@ def check(conf):
             import onnxruntime  # noqa: F401
             import tf2onnx  # noqa: F401
         except ImportError as error:
-            raise UserError('--onnx needs tf2onnx, onnx and onnxruntime (%s): pip install -r requirements-onnx.txt.' % (
-                reason(error)))
+            raise UserError('--onnx needs tf2onnx, onnx and onnxruntime (%s): pip install -r requirements-onnx.txt, '
+                            'on Python 3.10 or newer.' % reason(error)[:100])
 
 
 def calibration_images(conf, image_format):
