@@ -213,8 +213,9 @@ def test_onnx_without_its_packages(trained, monkeypatch):
     ('classes', lambda classes: classes - np.eye(3, 4, dtype=np.uint8), 0.4, None),  # so much may change a class
     ('classes', lambda classes: classes - np.eye(3, 4, dtype=np.uint8), None, None),
     ('classes', lambda classes: 1 - classes, None, 'other classes in 12 of 12'),
-    ('softmax', lambda softmax: softmax + 0.01, 1e-4, 'differ by up to 0.01'),
-    ('softmax', lambda softmax: softmax * np.nan, 1e-4, 'differ by up to nan'),
+    ('softmax', lambda softmax: softmax + 0.01, 1e-4, 'probabilities .by up to 0.01'),
+    ('softmax', lambda softmax: softmax * np.nan, 1e-4, 'probabilities .by up to nan'),
+    ('colours', lambda colours: colours + np.eye(3, dtype=np.uint8)[0], None, 'other colours'),
     ('classes', lambda classes: classes[:, :1], 1e-4, 'another shape'),
 ])
 def test_a_converted_model_that_computes_something_else(name, change, tolerance, match):
