@@ -78,11 +78,10 @@ DEFINE_words('img_mean', "mean that is subtracted from the network's input, thre
              'default found in the same places as --channel_order', options=NETWORKS, decides=RESULT)
 
 topic('Data')
-DEFINE_path('data_dir', '', 'folder to which the paths in the lists are relative', options=RUNS + ('check',),
-            decides=RESULT)
+DEFINE_path('data_dir', '', 'folder to which the paths in the lists are relative', options=ALL, decides=RESULT)
 DEFINE_list('data_list', './dataset/train.txt', 'training list, with an image and its label on each line; a path in '
             "a flag file of this repo's dataset/ is looked up in the repo if it does not exist in the working folder",
-            content_counts=True, options=('train', 'check'), decides=RESULT)
+            content_counts=True, options=('train', 'check') + EXPORT, decides=RESULT)
 DEFINE_list('valid_data_list', './dataset/val.txt', 'validation list', options=LABELS + ('check',), decides=NOTHING,
             counterpart='test_data_list')
 DEFINE_list('test_data_list', './dataset/val.txt', 'prediction list; its labels are not read',
@@ -97,9 +96,9 @@ DEFINE_range('image_range', None, 'values of the images that become 0 and 255, s
              'reduced to the upper 8', options=ALL, decides=RESULT, from_training=True)
 DEFINE_bands('image_bands', None, 'bands of the images that become red, green and blue, counted from 1 through the '
              'pages of a TIFF, such as 4,3,2, or one band for grey; TIFFs need tifffile; by default the first ones',
-             options=RUNS + ('check',), decides=RESULT, from_training=True)
+             options=ALL, decides=RESULT, from_training=True)
 DEFINE_switch('apply_exif', None, 'turn images, never labels, as their EXIF orientation says; off by default',
-              options=RUNS + ('check',), decides=RESULT, from_training=True)
+              options=ALL, decides=RESULT, from_training=True)
 DEFINE_path('label_map', '', 'how the values of index labels become classes: binary (0 stays, all else is 1), '
             'reduce_zero (0 is ignored, k becomes k - 1), cityscapes (label ids to train ids) or a file of lines `FROM '
             'TO` or `FROM-FROM TO`, where TO is a class or `ignore`; none for no map', content_counts=True,
@@ -257,8 +256,11 @@ DEFINE_number('crf_bilateral_weight', 4.0, "weight of the CRF's appearance kerne
 topic('Export')
 DEFINE_path('export_dir', 'export', 'new folder for the exported model', output=True, options=EXPORT, decides=NOTHING)
 DEFINE_switch('frozen', False, 'also write a frozen GraphDef, frozen.pb', options=EXPORT, decides=NOTHING)
-DEFINE_switch('tflite', False, 'also write a TensorFlow Lite model, model.tflite (TensorFlow 2)', options=EXPORT,
-              decides=NOTHING)
+DEFINE_switch('onnx', False, 'also write an ONNX model, model.onnx (TensorFlow 2; needs requirements-onnx.txt)',
+              options=EXPORT, decides=NOTHING)
+DEFINE_choice('tflite', None, ['float32', 'float16', 'int8'], 'also write a TensorFlow Lite model, model.tflite '
+              '(TensorFlow 2), with numbers of this kind; --tflite alone means float32; int8 is calibrated with images '
+              'of --data_list; by default none', alone='float32', options=EXPORT, decides=NOTHING)
 
 topic('Speed')
 DEFINE_switch('xla', False, 'compile clusters of ops with XLA', options=RUNS, decides=NOTHING)

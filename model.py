@@ -308,7 +308,7 @@ class Model(object):
         print('export with %s' % weights)
         net_input, _ = self._follow_training('export', weights)
         conf = self.conf
-        export.write(conf, self.scores, weights, net_input, self.classes, self.image_format.value_range)
+        export.write(conf, self.scores, weights, net_input, self.classes, self.image_format)
 
     def check(self):
         """Reads every file of the three lists and prints what it finds.

@@ -8,6 +8,7 @@ import re
 import types
 
 import pytest
+import tensorflow.compat.v1 as tf
 from absl import flags
 from absl.testing import flagsaver
 from narrow_main import UNITS
@@ -22,6 +23,7 @@ from utils.weights import run_settings
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ALL = RECORDS['option'].options
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
+NEWER = not tf.__version__.startswith('1.')
 # main.py and Model.__init__ read these for every option, although they matter to fewer.
 READ_FOR_ALL = {'xla', 'deterministic', 'num_gpus', 'mixed_precision', 'compat', 'eval_scales', 'eval_flip',
                 'eval_merge', 'train_bn', 'freeze_encoder', 'pretrain_file', 'variables_on', 'label_map',
@@ -52,7 +54,7 @@ def read_by(tmp_path_factory):
     values.update({name: str(folder / name) for name in ('modeldir', 'logdir', 'logfile', 'out_dir', 'export_dir')})
     values.update(data_dir=SAMPLE, num_classes=6, encoder_name='res50', input_height=33, input_width=33, batch_size=2,
                   num_steps=1, learning_rate=1e-4, valid_interval=1, valid_num_steps=1, test_num_steps=1, loss='ohem',
-                  random_scale_range=[0.5, 1.0], num_threads=2, report=True)
+                  random_scale_range=[0.5, 1.0], num_threads=2, report=True, tflite='int8' if NEWER else None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command_line, 'own_flags', list)  # otherwise metrics.json would list, and read, all of them
         compared = run_settings.settings_from_flags  # reads all flags that decide something
@@ -65,6 +67,8 @@ def read_by(tmp_path_factory):
             main.main()
             idle = {name for name, record in RECORDS.items() if record.needs and not command_line.is_met(
                 record.needs, types.SimpleNamespace(**values))}
+            if option == 'export' and not NEWER:
+                idle |= {'data_dir', 'data_list'}  # only --tflite=int8 reads them
             found[option] = noted.read, idle
     return found
 

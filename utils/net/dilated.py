@@ -82,7 +82,7 @@ def padding_to_multiple(inputs, rate):
     Returns:
       int32 [2, 2]: the rows and the columns to add, each (before, after).
     """
-    after = tf.mod(-tf.shape(inputs)[1:3], rate)
+    after = tf.mod((rate - 1) * tf.shape(inputs)[1:3], rate)  # -size mod rate, of no negative number, as in layers.py
     return tf.stack([tf.stack([0, after[0]]), tf.stack([0, after[1]])])
 
 

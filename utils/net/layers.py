@@ -235,7 +235,8 @@ def pad_to_multiple(images, multiple):
     """
     if multiple is None:
         return images
-    pad = tf.mod(1 - tf.shape(images)[1:3], multiple)
+    # (1 - size) mod multiple, of a number that is not negative: tf2onnx converts mod for such numbers only.
+    pad = tf.mod((multiple - 1) * (tf.shape(images)[1:3] - 1), multiple)
     padded = tf.pad(images, tf.stack([[0, 0], [0, pad[0]], [0, pad[1]], [0, 0]]))
     return with_depth(padded, images)
 

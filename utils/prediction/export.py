@@ -1,51 +1,51 @@
 """Exports the network of a checkpoint, from images to masks, as a SavedModel that contains the weights."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from utils.data.pixels import AS_STORED
 from utils.label_utils import preprocess
+from utils.prediction import engines
 from utils.prediction.predictor import class_map, load_weights
 from utils.system import output_files, runtime
 from utils.system.errors import UserError, quoted, reason
 
-SAVED_MODEL, CLASSES, FROZEN, TFLITE = 'saved_model.pb', 'classes.json', 'frozen.pb', 'model.tflite'
+SAVED_MODEL, CLASSES, FROZEN, ONNX, TFLITE = 'saved_model.pb', 'classes.json', 'frozen.pb', 'model.onnx', 'model.tflite'
 # The files that must and that may be in an export's folder; `variables` is an empty folder of TensorFlow's.
-LEAST, MOST = {SAVED_MODEL, CLASSES}, {SAVED_MODEL, CLASSES, FROZEN, TFLITE, 'variables', 'fingerprint.pb'}
+LEAST = {SAVED_MODEL, CLASSES}
+MOST = LEAST | {FROZEN, ONNX, TFLITE, 'variables', 'fingerprint.pb'}
+ENCODED = 'encoded'  # the signature that takes files
 VARIABLE_OPS = ('VarHandleOp', 'ReadVariableOp')
-
-CONVERSION = '''
-import sys
-import tensorflow as tf
-converted = tf.lite.TFLiteConverter.from_saved_model(sys.argv[1]).convert()
-with open(sys.argv[2], 'wb') as file:
-    file.write(converted)
-'''
 
 
 def check(conf):
     """Raises UserError if the flags ask for something that write() cannot do."""
-    if conf.tflite and tf.__version__.startswith('1.'):
-        raise UserError('--tflite needs TensorFlow 2, whose converter knows the ops of this network: '
-                        'export there, or leave --tflite out.')
+    engines.check(conf)
     output_files.check_new_folder(conf.export_dir, 'export_dir', LEAST, MOST)
 
 
-def write(conf, network, weights, net_input, classes, value_range=None):
+def write(conf, network, weights, net_input, classes, image_format=AS_STORED):
     """Writes export_dir, complete or not at all, in place of an earlier export.
 
     Args:
       conf: the flags as attributes.
-      network, weights, net_input, classes, value_range: as in build(); weights must be the prefix of a checkpoint.
+      network, weights, net_input, classes: as in build(); weights must be the prefix of a checkpoint.
+      image_format: the ImageFormat of the training's images.
 
     Raises:
-      UserError: the checkpoint does not fit, or something cannot be written or converted.
+      UserError: the checkpoint does not fit, something cannot be written or converted, or a converted model computes
+        something else.
     """
+    value_range = image_format.value_range
+    photos = engines.calibration_images(conf, image_format) if conf.tflite == 'int8' else []
     with output_files.new_folder(conf.export_dir, 'export_dir', LEAST, MOST) as folder:
         graph = build(network, weights, net_input, classes, value_range)
+        pixels_only = frozen(graph) if conf.frozen or conf.onnx else None
+        with_files = image_format == AS_STORED
+        if with_files:
+            add_encoded(graph)
         try:
             save(graph, folder)
         except tf.errors.OpError as error:
@@ -53,13 +53,19 @@ def write(conf, network, weights, net_input, classes, value_range=None):
                 quoted(conf.export_dir), reason(error)))
         if conf.frozen:
             with output_files.new_file(os.path.join(folder, FROZEN)) as path, open(path, 'wb') as file:
-                file.write(graph.as_graph_def().SerializeToString())
+                file.write(pixels_only.SerializeToString())
+        if conf.onnx:
+            engines.save_onnx(graph, pixels_only, os.path.join(folder, ONNX), engines.noise(value_range))
         if conf.tflite:
-            save_tflite(folder)
+            engines.save_tflite(graph, folder, os.path.join(folder, TFLITE), conf.tflite, photos,
+                                photos[:engines.COMPARED] or engines.noise(value_range))
         output_files.save_json({'classes': class_table(classes), 'checkpoint': weights}, os.path.join(folder, CLASSES))
     print('export in %s' % conf.export_dir)
     if value_range:
         print('its input `images` is float32 RGB, in which %g becomes 0 and %g becomes 255' % tuple(value_range))
+    if not with_files:
+        print('it has no signature `%s`, as --image_range, --image_bands or --apply_exif changes what files hold' % (
+            ENCODED))
 
 
 def build(network, weights, net_input, classes, value_range=None):
@@ -124,34 +130,43 @@ def constant_graph(sess, fetches):
     return graph
 
 
+def frozen(graph):
+    """Returns a graph as a GraphDef without default attributes, of which older versions of TensorFlow lack some."""
+    return tf.train.export_meta_graph(graph=graph, clear_devices=True, strip_default_attrs=True).graph_def
+
+
+def add_encoded(graph):
+    """Adds a second network to a graph that build() returned, which decodes files; it shares the weights.
+
+    Its input is `encoded`, the bytes of N JPEGs or PNGs of one size, strings [N]; its output is `of_encoded/classes`.
+    """
+    ops = [op for op in graph.get_operations()
+           if op.type not in ('Placeholder', 'Const') and op.name not in ('softmax', 'colours')]
+    shared = {tensor.name: tensor for op in ops for tensor in op.inputs if tensor.op.type == 'Const'}
+    others = tf.GraphDef(versions=graph.graph_def_versions)
+    others.node.extend(op.node_def for op in ops)
+    with graph.as_default():
+        encoded = tf.placeholder(tf.string, [None], ENCODED)
+        # The op of image_files.decode_jpeg, which decodes a PNG as well.
+        images = tf.map_fn(lambda data: tf.image.decode_jpeg(data, channels=3), encoded, tf.uint8, name='decoded')
+        tf.import_graph_def(others, input_map=dict(shared, **{'images:0': images}), name='of_encoded')
+
+
 def save(graph, folder):
-    """Writes a graph that build() returned as a SavedModel into an empty folder."""
-    named = {name: graph.get_tensor_by_name(name + ':0') for name in ('images', 'classes', 'softmax', 'colours')}
-    signature = tf.saved_model.predict_signature_def({'images': named.pop('images')}, named)
+    """Writes a graph that build() returned as a SavedModel into an empty folder, with what add_encoded() added."""
+    tensors = {op.name: op.outputs[0] for op in graph.get_operations() if op.outputs}
+    signatures = {tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY:
+                  tf.saved_model.predict_signature_def({'images': tensors['images']},
+                                                       {name: tensors[name] for name in engines.OUTPUTS})}
+    if ENCODED in tensors:
+        signatures[ENCODED] = tf.saved_model.predict_signature_def(
+            {ENCODED: tensors[ENCODED]}, {'classes': tensors['of_encoded/classes']})
     builder = tf.saved_model.Builder(folder)
     with tf.Session(graph=graph) as sess:
         builder.add_meta_graph_and_variables(
             sess, [tf.saved_model.tag_constants.SERVING], clear_devices=True, strip_default_attrs=True,
-            signature_def_map={tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY: signature})
+            signature_def_map=signatures)
     builder.save()
-
-
-def save_tflite(folder):
-    """Converts the SavedModel in a folder to a TensorFlow Lite model in the same folder, float32 with built-in ops.
-
-    The converter runs in a process of its own, because it keeps the signature only in eager mode.
-
-    Raises:
-      UserError: the converter failed.
-    """
-    print('converting for TensorFlow Lite')
-    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_CPP_MIN_LOG_LEVEL='3')
-    with output_files.new_file(os.path.join(folder, TFLITE)) as path:
-        done = subprocess.run([sys.executable, '-c', CONVERSION, folder, path], env=environment,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding='utf-8', errors='replace')
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if 'Error: ' in line] or ['it failed']
-            raise UserError('TensorFlow Lite cannot convert this network (%s): leave --tflite out.' % reason(lines[-1]))
 
 
 def class_table(classes):

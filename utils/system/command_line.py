@@ -136,6 +136,19 @@ class StepParser(flags.IntegerParser):
         return value != 'best' and super(StepParser, self).is_outside_bounds(value)
 
 
+class ChoiceParser(flags.EnumParser):
+    """Parses one of several words, or what absl gives for --name and --noname, 'true' and 'false'."""
+
+    def __init__(self, choices, alone):
+        super(ChoiceParser, self).__init__(choices)
+        self._alone = alone
+
+    def parse(self, argument):
+        if argument == 'false':
+            return None
+        return self._alone if argument == 'true' else super(ChoiceParser, self).parse(argument)
+
+
 def topic(title):
     """Begins a topic of flags: each flag defined after this gets a FlagRecord in RECORDS with this topic.
 
@@ -179,9 +192,13 @@ def DEFINE_words(name, help, **record):
     _record(name, help, 'words with commas between them', **record)
 
 
-def DEFINE_choice(name, default, choices, help, **record):
-    """Defines a flag whose value is one of several words."""
-    flags.DEFINE_enum(name, default, choices, help)
+def DEFINE_choice(name, default, choices, help, alone=None, **record):
+    """Defines a flag whose value is one of several words; with `alone`, --name means that word, and --noname None."""
+    if alone:
+        flags.DEFINE_flag(flags.Flag(ChoiceParser(choices, alone), flags.ArgumentSerializer(), name, default, help,
+                                     boolean=True))
+    else:
+        flags.DEFINE_enum(name, default, choices, help)
     _record(name, help, ', '.join(choices), **record)
 
 
