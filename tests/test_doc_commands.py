@@ -46,6 +46,7 @@ SKIP = re.compile(r'skip(?: (?P<word>\S+?))?(?: if (?P<condition>[\w ]+))?: (?P<
 CONDITIONS = {
     'TensorFlow 1': tf.__version__.startswith('1.'),
     'pydensecrf is missing': importlib.util.find_spec('pydensecrf') is None,
+    'tf2onnx is missing': importlib.util.find_spec('tf2onnx') is None,
 }
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
 TIMEOUT = 300  # seconds of a block
@@ -240,7 +241,7 @@ def bash(folder, script, skipped_words=()):
     """Starts bash in a folder."""
     environment = dict(os.environ, PATH=os.pathsep.join([str(folder / 'bin'), os.environ['PATH']]),
                        TEST_FOLDER=str(folder), TEST_SKIP=json.dumps(skipped_words), CUDA_VISIBLE_DEVICES='-1',
-                       KERAS_HOME=str(folder / 'keras'))
+                       KERAS_HOME=str(folder / 'keras'), DEEPLAB_WEIGHTS=str(folder))
     return subprocess.Popen(['bash', '-euo', 'pipefail', '-c', script], cwd=str(folder), env=environment,
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             universal_newlines=True)
