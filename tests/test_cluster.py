@@ -32,8 +32,8 @@ def tf_config(tasks, kind, index):
     ({'cluster': ['127.0.0.1:1', '127.0.0.1:2']}, '--cluster needs --task_index'),
     ({'cluster': ['127.0.0.1:1', '127.0.0.1:2'], 'task_index': 2}, '--task_index=2 is outside 0..1'),
     ({'task_index': 1}, '--task_index=1 is outside 0..0'),
-    ({'cluster': ['127.0.0.1', '127.0.0.1:2'], 'task_index': 0}, "'127.0.0.1' is no host:port"),
-    ({'cluster': ['127.0.0.1:70000', '127.0.0.1:2'], 'task_index': 0}, 'is no host:port'),
+    ({'cluster': ['127.0.0.1', '127.0.0.1:2'], 'task_index': 0}, "'127.0.0.1' is not of the form host:port"),
+    ({'cluster': ['127.0.0.1:70000', '127.0.0.1:2'], 'task_index': 0}, 'is not of the form host:port'),
     ({'cluster': ['no-such-host.invalid:1', '127.0.0.1:2'], 'task_index': 1},
      "the host of 'no-such-host.invalid:1' cannot be resolved"),
     ({'cluster': ['127.0.0.1:1', '127.0.0.1:1'], 'task_index': 0}, 'contains a machine twice'),
@@ -50,7 +50,7 @@ def test_bad_flags(changed, words):
     ('{', 'the environment variable TF_CONFIG is invalid'),
     ('[]', 'the environment variable TF_CONFIG is invalid'),
     (tf_config({'worker': ['127.0.0.1:1']}, 'worker', 3), 'task index 3 of 1'),
-    (tf_config({'worker': [1, 2]}, 'worker', 1), 'not understood'),
+    (tf_config({'worker': [1, 2]}, 'worker', 1), 'is invalid'),
     (tf_config({'worker': ['127.0.0.1:1'], 'ps': ['127.0.0.1:2']}, 'worker', 0), "of type 'ps'"),
 ])
 def test_bad_tf_config(text, words, monkeypatch):
