@@ -87,7 +87,7 @@ def test_losses_in_quick_succession_end_the_run(monkeypatch, capsys):
     monkeypatch.setattr(cluster, 'POLL_SECONDS', 0)
     calls = []
 
-    with pytest.raises(UserError, match='task 1 .a:1. is gone: 5 times in a row'):
+    with pytest.raises(UserError, match='task 1 .a:1. is gone, 5 times in a row'):
         for attempt in cluster.Cluster().attempts():
             with attempt:
                 calls.append(len(calls))
