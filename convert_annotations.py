@@ -1,15 +1,15 @@
-"""Converts annotations to labels, and makes data lists from a folder of images and one of labels.
+"""Converts annotations to labels, and makes data lists from a folder of images and a folder of labels.
 
     python convert_annotations.py --annotations=FILE|FOLDER --label_dir=NEW_FOLDER [--image_dir=FOLDER]
     python convert_annotations.py --make_list IMAGES LABELS
     (both: [--val_fraction=0.2] [--seed=0] [--list_dir=FOLDER])
 
-The first paints the polygons, rectangles, circles and run-length masks of a folder of LabelMe's .json files, or of a
-COCO or Datumaro .json file (CVAT exports both), as index masks, and writes their names and colours as classes.txt.
-The second pairs an image with a label if they lie in the same subfolder and their names agree, without the extension
-and without a usual ending such as _mask.
+The first command reads a folder of LabelMe .json files, or a COCO or Datumaro .json file (CVAT exports both). It paints
+polygons, rectangles, circles and run-length masks as index masks, and writes the names and colours of the classes to
+classes.txt. The second command pairs images with labels in the same subfolder if their names are equal, apart from the
+extension and common endings such as _mask.
 
-Both write train.txt and val.txt, with paths relative to the folder that holds both.
+Both write train.txt and val.txt, with paths relative to the folder that contains both images and labels.
 """
 
 import collections
@@ -35,11 +35,11 @@ from utils.system.errors import UserError, printable, quoted, reason, some
 
 FLAGS = flags.FLAGS
 
-# MADE holds the checksum of each file of a conversion. It is hidden, so that it is not taken for annotations.
+# MADE contains the checksums of the files of a conversion. It is hidden so that it is not mistaken for annotations.
 CLASSES, MADE = 'classes.txt', '.conversion.json'
 BACKGROUND, IGNORED = 'background', ('ignore', 'ignored', 'void', 'unlabeled', 'unlabelled')
 MOST_CLASSES = IGNORE_LABEL  # 0..254; 255 is ignored
-MOST_READ = 5000  # labels whose values are read for the number of classes
+MOST_READ = 5000  # if there are more labels, they are not read to find the number of classes
 
 ENDINGS = re.compile(r'(?i)(?:[_-](?:gt(?:Fine|Coarse)_label(?:Train)?Ids|label(?:Train)?Ids|leftImg8bit|masks?|'
                      r'labels?|seg|segmentation|gt|annotations?|image|img|L))$')
@@ -54,16 +54,16 @@ def main():
 # ---- annotations to labels ----
 
 def convert():
-    """Writes label_dir, complete or not at all, in place of an earlier conversion; then the lists."""
+    """Writes label_dir, completely or not at all, replacing an earlier conversion; then writes the lists."""
     if not FLAGS.label_dir:
         raise UserError('give --label_dir, the name of a new folder for the labels.')
     if not os.path.exists(FLAGS.annotations):
-        raise UserError('--annotations=%s is not there; check the name.' % quoted(FLAGS.annotations))
+        raise UserError('--annotations=%s does not exist: check the name.' % quoted(FLAGS.annotations))
     if FLAGS.image_dir and not os.path.isdir(FLAGS.image_dir):
-        raise UserError('--image_dir=%s: there is no such folder; check the name.' % quoted(FLAGS.image_dir))
+        raise UserError('--image_dir=%s is not an existing folder: check the name.' % quoted(FLAGS.image_dir))
     label_dir = os.path.abspath(FLAGS.label_dir)
     if FLAGS.list_dir and (os.path.abspath(FLAGS.list_dir) + os.sep).startswith(label_dir + os.sep):
-        raise UserError('--list_dir=%s lies in --label_dir, which the next conversion replaces: give another folder.'
+        raise UserError('--list_dir=%s is inside --label_dir, which the next conversion replaces: give another folder.'
                         % quoted(FLAGS.list_dir))
     if FLAGS.list_dir:
         output_files.make_dir(FLAGS.list_dir, 'list_dir')
@@ -90,10 +90,13 @@ def convert():
 
 
 def check_own(label_dir):
-    """Returns the names in label_dir if an earlier conversion wrote all files in it; an empty set if there is none.
+    """Checks that label_dir does not exist, is empty, or contains only files of an earlier conversion.
+
+    Returns:
+      the set of names in label_dir.
 
     Raises:
-      UserError: it holds a file of another origin, or one that was changed.
+      UserError: label_dir contains a file that no conversion wrote, or that was changed since.
     """
     names = set(os.listdir(label_dir)) if os.path.isdir(label_dir) else set()
     found = [os.path.relpath(os.path.join(folder, name), label_dir).replace(os.sep, '/')
@@ -106,8 +109,8 @@ def check_own(label_dir):
         except (AttributeError, OSError, ValueError):
             other = [MADE]
         if other:
-            raise UserError('--label_dir=%s holds %s, which is not as a conversion wrote it, and is not replaced: give '
-                            'another folder.' % (quoted(label_dir), quoted(other[0], 60)))
+            raise UserError('--label_dir=%s contains %s, which was changed or added after the conversion, so it is not '
+                            'replaced: give another folder.' % (quoted(label_dir), quoted(other[0], 60)))
     output_files.check_new_folder(label_dir, 'label_dir', {MADE}, names if MADE in names else {MADE})
     return names
 
@@ -118,14 +121,15 @@ def checksum(path):
 
 
 def class_table(labels, path):
-    """Assigns the labels' values: 0 to the background, 255 to the names in IGNORED, 1, 2, ... to all others.
+    """Assigns values to labels: 0 to background, 255 to the names in IGNORED, and 1, 2, ... to all others.
 
     Args:
-      labels: list of labels, perhaps several times, in the order of their values.
-      path: a file of the classes in their order, one name or palette line a line; '' for the labels' own order.
+      labels: list of labels in the order of their values; may contain duplicates.
+      path: a file that lists the classes in their order, each line with a name or with `name r g b`; '' to use the
+        order of `labels`.
 
     Returns:
-      (classes, value_of): a list of (name, (r, g, b)), the background first, and {label: value}.
+      (classes, value_of): a list of (name, (r, g, b)), beginning with the background, and {label: value}.
 
     Raises:
       UserError: the file is missing or lacks a label, or there are more than MOST_CLASSES classes.
@@ -135,7 +139,7 @@ def class_table(labels, path):
     added = [label for label in dict.fromkeys(labels) if label not in known]
     unknown = [label for label in added if special_value(label) is None] if path else []
     if unknown:
-        raise UserError('--classes=%s lacks %s of the annotations: %s; add a line for each.' % (
+        raise UserError('--classes=%s lacks %s that the annotations use: %s; add a line for each.' % (
             quoted(path), counted(len(unknown), 'label'), some(unknown, 5, show=lambda name: quoted(name, 30))))
     classes, value_of = [(BACKGROUND, None)], {}
     for name, colour in listed + [(label, None) for label in added]:
@@ -147,26 +151,26 @@ def class_table(labels, path):
             classes[0] = (BACKGROUND, colour)
         value_of.setdefault(name, value)
     if len(classes) > MOST_CLASSES:
-        raise UserError('%s: %d classes with the background, but labels of 8 bits hold %d, as 255 is ignored; leave '
-                        'some out of the annotations.' % (
+        raise UserError('%s: there are %d classes, including background, but 8-bit labels can only have %d, as 255 is '
+                        'ignored: remove some from the annotations.' % (
                             quoted(path or FLAGS.annotations), len(classes), MOST_CLASSES))
     if len(classes) == 1:
-        raise UserError('%s: there is no label but background and ignored; check that it holds annotations.' % quoted(
-            path or FLAGS.annotations))
+        raise UserError('%s: there are no labels other than background and ignored: check that it contains '
+                        'annotations.' % quoted(path or FLAGS.annotations))
     cases = collections.Counter(name.lower() for name, _ in classes)
-    warn('labels that differ only in upper and lower case, and are different classes: %d', [
+    warn('labels that differ only in case are treated as different classes: %d', [
         name for name, _ in classes if cases[name.lower()] > 1])
     return coloured(classes), value_of
 
 
 def special_value(label):
-    """Returns the value of a label that says background or ignored, as _background_ and __ignore__ do; else None."""
+    """Returns the value of a label that means background or ignored, such as _background_ or __ignore__; else None."""
     word = label.strip('_').lower()
     return 0 if word == BACKGROUND else IGNORE_LABEL if word in IGNORED else None
 
 
 def read_classes(path):
-    """Returns the list of (name, colour) of --classes; the colour is None unless all lines have one."""
+    """Reads --classes as a list of (name, colour); the colours are None unless all lines have a colour."""
     try:
         lines = [' '.join(line.split()) for line in read_lines(path)
                  if line.strip() and not line.lstrip().startswith('#')]
@@ -178,7 +182,7 @@ def read_classes(path):
 
 
 def coloured(classes):
-    """Returns the classes with VOC's colours where they have none, or others where those are taken."""
+    """Returns the classes with missing colours filled in: VOC's colour of the class, or another if it is taken."""
     taken = {colour for _, colour in classes if colour}
     spare = [tuple(colour) for colour in voc_colours().tolist()]
     result = []
@@ -200,15 +204,19 @@ def mask_names(pictures):
             quoted(FLAGS.annotations), counted(len(twice), 'image is', 'images are'), some(twice, 2, show=lambda name: (
                 quoted(name, 40)))))
     if not pictures:
-        raise UserError('%s: it holds no image; check that it is the right file.' % quoted(FLAGS.annotations))
+        raise UserError('%s contains no images: check that it is the right file.' % quoted(FLAGS.annotations))
     return [name + '.png' for name in folder_names([picture.name for picture in pictures])]
 
 
 def check_sizes(pictures):
-    """Returns ([(height, width)] of the labels, paths of the images that their EXIF orientation turns to that size).
+    """Determines the sizes of the labels, and checks that images and annotations agree.
+
+    Returns:
+      (list of (height, width), list of the paths of images whose size agrees only after their EXIF orientation is
+      applied).
 
     Raises:
-      UserError: an image has another size, or neither image nor annotation tells the size.
+      UserError: an image has another size than its annotations, or the size is unknown.
     """
     turning = image_files.AS_STORED._replace(apply_exif=True)
 
@@ -216,27 +224,29 @@ def check_sizes(pictures):
         try:
             stored = image_files.image_size(picture.image) if picture.image else picture.size
             if stored is None:
-                raise UserError('%s: its image is missing and it has no size; give --image_dir.' % picture.where)
+                raise UserError('%s: the image is missing and the annotations do not give its size: give --image_dir.'
+                                % picture.where)
             if picture.size in (None, stored):
                 if stored[0] * stored[1] > annotation_files.MOST_PIXELS:
                     raise UserError('%s: %d x %d pixels are too many; cut it into tiles.' % ((picture.where,) + stored))
                 return stored, False, ''
             if image_files.image_size(picture.image, turning) == picture.size:
                 return picture.size, True, ''
-            raise UserError('%s: it is of %d x %d pixels (height, width), but %s has %d x %d; give the image that was '
-                            'annotated.' % ((picture.where,) + picture.size + (quoted(picture.image, 60),) + stored))
+            raise UserError('%s: annotations are for %d x %d pixels (height x width), but %s has %d x %d: give the '
+                            'image that was annotated.' % (
+                                (picture.where,) + picture.size + (quoted(picture.image, 60),) + stored))
         except UserError as error:
             return None, False, str(error)
 
     results = list(map_with_progress(check, pictures, runtime.usable_cores(), 'images', 'image'))
     raise_first([problem for _, _, problem in results if problem])
     turned = [picture.image for picture, (_, is_turned, _) in zip(pictures, results) if is_turned]
-    warn('images that were annotated as their EXIF orientation turns them, so that --apply_exif is needed: %d', turned)
+    warn('images that were annotated with their EXIF orientation applied, so --apply_exif is needed: %d', turned)
     return [size for size, _, _ in results], turned
 
 
 def raise_first(problems):
-    """Raises UserError with the first of the problems, if there are any, and their number."""
+    """Raises UserError with the first problem and the number of problems, if there are any."""
     if problems:
         raise UserError(problems[0] if len(problems) == 1 else '%s (%d such problems)' % (problems[0], len(problems)))
 
@@ -246,23 +256,23 @@ def report(annotations):
     regions = [region for picture in annotations.pictures for region in picture.regions]
     left_out = some(sorted(annotations.left_out.items()), 3, show=lambda item: '%s: %d' % item)
     if not regions:
-        raise UserError('%s: no polygon, rectangle, circle or mask is in it%s.' % (
+        raise UserError('%s contains no polygon, rectangle, circle or mask%s.' % (
             quoted(FLAGS.annotations), left_out and ' (%s)' % left_out))
     if left_out:
-        print('warning: annotations are left out (%s).' % left_out, file=sys.stderr)
+        print('warning: some annotations are skipped (%s).' % left_out, file=sys.stderr)
     crowds = sum(region.label is None for region in regions)
     if crowds == len(regions):
-        raise UserError('%s: all its regions are crowds (iscrowd), which are ignored; CVAT marks all brush masks so: '
-                        'give them their classes with --keep_crowds.' % quoted(FLAGS.annotations))
+        raise UserError('%s: all regions are crowds (iscrowd), which are ignored; CVAT marks all brush masks as '
+                        'crowds: to keep their classes, give --keep_crowds.' % quoted(FLAGS.annotations))
     if crowds:
-        print('warning: crowds (iscrowd) are painted as %d, ignored: %d; CVAT marks all brush masks so, which '
-              '--keep_crowds paints as their classes.' % (IGNORE_LABEL, crowds), file=sys.stderr)
-    warn('images without an annotation, which become background: %d', [
+        print('warning: crowds (iscrowd) that are ignored, with value %d: %d; CVAT marks all brush masks as crowds: to '
+              'keep their classes, give --keep_crowds.' % (IGNORE_LABEL, crowds), file=sys.stderr)
+    warn('images without annotations, which become background: %d', [
         picture.name for picture in annotations.pictures if not picture.regions])
     shared = collections.Counter(picture.image for picture in annotations.pictures if picture.image)
-    warn('images to which several annotations belong, so that they are listed several times: %d', [
+    warn('images with several annotation files, which are listed several times: %d', [
         image for image, count in shared.items() if count > 1])
-    warn('images that are not there, whose labels get the size in the annotations: %d', [
+    warn('images that do not exist, for which labels are written but not listed: %d', [
         picture.name for picture in annotations.pictures if not picture.image])
 
 
@@ -271,7 +281,7 @@ def write_labels(pictures, names, sizes, value_of, classes, label_dir):
 
     Args:
       pictures: list of annotation_files.Picture.
-      names, sizes: relative path and (height, width) of each picture's label.
+      names, sizes: lists of the relative path and the (height, width) of each label.
       value_of: {label: value}.
       classes: list of (name, (r, g, b)).
       label_dir: the folder, which check_own has accepted.
@@ -299,16 +309,16 @@ def write_labels(pictures, names, sizes, value_of, classes, label_dir):
 # ---- lists ----
 
 def make_list():
-    """Pairs the files of two folders and writes their lists."""
+    """Pairs the files in two folders and writes the lists."""
     if not FLAGS.image_dir or not FLAGS.label_dir:
         raise UserError('give two folders: --make_list IMAGES LABELS.')
     folders = {flag: os.path.abspath(FLAGS[flag].value) for flag in ('image_dir', 'label_dir')}
     for flag, folder in folders.items():
         if not os.path.isdir(folder):
-            raise UserError('--%s=%s: there is no such folder; check the name.' % (flag, quoted(folder)))
+            raise UserError('--%s=%s is not an existing folder: check the name.' % (flag, quoted(folder)))
     image_dir, label_dir = folders.values()
     if os.path.realpath(image_dir) == os.path.realpath(label_dir):
-        raise UserError('%s is named twice: give a folder of images and another one of labels.' % quoted(image_dir))
+        raise UserError('%s is given twice: give a folder of images and another folder of labels.' % quoted(image_dir))
     pairs = match(images_below(image_dir, [label_dir]), images_below(label_dir, [image_dir], 'label_dir'))
     data_dir = os.path.commonpath([image_dir, label_dir])
     pairs = [(os.path.join(image_dir, image), os.path.join(label_dir, label)) for image, label in pairs]
@@ -317,12 +327,12 @@ def make_list():
 
 
 def list_lines(pairs, data_dir):
-    """Returns the lines of a list for pairs of absolute paths, which become relative to data_dir."""
+    """Returns the lines of a list for pairs of absolute paths, made relative to data_dir."""
     return [list_line(*(os.path.relpath(path, data_dir).replace(os.sep, '/') for path in pair)) for pair in pairs]
 
 
 def class_flags(labels):
-    """Returns the flags, as (name, value), that say which classes the labels hold; N for a number that is not known."""
+    """Returns flags for the classes in the labels, as a list of (name, value); the value is N if it is unknown."""
     unknown = [('num_classes', 'N')]
     if len(labels) > MOST_READ:
         return unknown
@@ -347,7 +357,7 @@ def class_flags(labels):
 
 
 def match(images, labels):
-    """Pairs images with labels by equal names, and then by names that are equal without the usual ENDINGS.
+    """Pairs images and labels with equal names, and then those whose names are equal without the ENDINGS.
 
     Args:
       images, labels: lists of paths, each relative to its folder.
@@ -369,21 +379,21 @@ def match(images, labels):
             label_of[free[0]] = candidates[0]
             taken.add(candidates[0])
         elif by_key.get(key):
-            raise UserError('images %s and labels %s: it is not clear which belong together; move the files that are '
-                            'not meant out of the folders.' % (
+            raise UserError('images %s and labels %s: it is not clear which belong together: move the files that you '
+                            'do not need out of the folders.' % (
                                 some(by_key[key], 2, show=lambda path: quoted(path, 40)),
                                 some([label_of[image] for image in by_key[key] if image in label_of] + candidates, 2,
                                      show=lambda path: quoted(path, 40))))
     if not label_of:
-        raise UserError('no image has a label of its name: %s and %s, for example, do not agree; rename one of the two '
-                        'kinds.' % (quoted(images[0]), quoted(labels[0])))
+        raise UserError('no image has a label with a matching name (for example, %s and %s): rename the images or the '
+                        'labels.' % (quoted(images[0]), quoted(labels[0])))
     warn('images without a label: %d', [image for image in images if image not in label_of])
     warn('labels without an image: %d', [label for label in labels if label not in taken])
     return sorted(label_of.items())
 
 
 def group(paths, key):
-    """Returns {key(path without extension): list of such paths}."""
+    """Groups paths by key(path without extension); returns {key: list of paths}."""
     groups = collections.OrderedDict()
     for path in paths:
         groups.setdefault(key(os.path.splitext(path)[0]), []).append(path)
@@ -391,12 +401,15 @@ def group(paths, key):
 
 
 def strip(stem):
-    """Returns a path without a usual ending of an image's or label's name."""
+    """Returns a path without the common endings of names of images and labels (ENDINGS)."""
     return ENDINGS.sub('', stem)
 
 
 def split(lines, val_fraction, seed):
-    """Returns {'train': lines, 'val': lines}, drawn with a seed, each in the order given; both get one if possible."""
+    """Splits lines at random into {'train': lines, 'val': lines}, keeping their order.
+
+    Unless val_fraction is 0, each gets at least one line, if there are two or more.
+    """
     count = int(round(val_fraction * len(lines)))
     if val_fraction:
         count = min(max(count, 1), len(lines) - 1)
@@ -406,12 +419,13 @@ def split(lines, val_fraction, seed):
 
 
 def write_lists(lists, list_dir, data_dir, class_flags):
-    """Writes the lists that have lines, keeps earlier ones under another name, and prints the command to check them.
+    """Writes the lists that are not empty, renames earlier ones, and prints the command that checks them.
 
     Args:
       lists: {name: lines}.
-      list_dir, data_dir: the folder of the lists, and the one to which their paths are relative.
-      class_flags: list of (flag, value) for the command; the value N stands for a number that is not known.
+      list_dir: the folder of the lists.
+      data_dir: the folder to which the paths in the lists are relative.
+      class_flags: list of (flag, value) for the command; the value N stands for an unknown number.
     """
     output_files.make_dir(list_dir, 'list_dir')
     paths = {name: os.path.join(list_dir, name + '.txt') for name in lists}
@@ -432,12 +446,12 @@ def write_lists(lists, list_dir, data_dir, class_flags):
 
 
 def counted(number, noun, plural=''):
-    """Returns '1 image' or '2 images'."""
+    """Returns a number with a noun, such as '1 image' or '2 images'."""
     return '%d %s' % (number, noun if number == 1 else plural or noun + 's')
 
 
 def with_folders(argv):
-    """Returns the command line with the two words after --make_list as --image_dir and --label_dir."""
+    """Returns the command line with the two arguments after --make_list as --image_dir and --label_dir."""
     at = argv.index('--make_list') + 1 if '--make_list' in argv else len(argv)
     words = argv[at:at + 2]
     if len(words) < 2 or any(word.startswith('-') for word in words):
@@ -446,15 +460,17 @@ def with_folders(argv):
 
 
 if __name__ == '__main__':
-    command_line.DEFINE_path('annotations', '', 'a COCO or Datumaro .json file, or a folder of .json files of LabelMe')
+    command_line.DEFINE_path('annotations', '', 'a COCO or Datumaro .json file, or a folder of LabelMe .json files')
     command_line.DEFINE_switch('make_list', False, 'write lists of images and labels: --make_list IMAGES LABELS')
-    command_line.DEFINE_path('image_dir', '', 'folder of the images; looked for around the annotations if empty')
-    command_line.DEFINE_path('label_dir', '', 'folder of the labels; with --annotations, a new one', output=True)
-    command_line.DEFINE_path('classes', '', 'with --annotations, a file of the names of the classes in their order, '
-                             'one per line, or of lines `name r g b`; sorted, or as in the COCO file, if empty')
-    command_line.DEFINE_switch('keep_crowds', False, 'paint crowds of COCO (iscrowd), which are ignored by default, as '
-                               'their classes')
-    command_line.DEFINE_path('list_dir', '', 'folder for the lists; the one around both folders if empty', output=True)
-    command_line.DEFINE_number('val_fraction', 0.2, 'share of the pairs that go into val.txt', upper_bound=0.9)
-    command_line.DEFINE_whole('seed', 0, 'seed of the draw')
+    command_line.DEFINE_path('image_dir', '', 'folder of the images; if empty, they are searched near the annotations')
+    command_line.DEFINE_path('label_dir', '', 'folder of the labels; with --annotations, a new folder', output=True)
+    command_line.DEFINE_path('classes', '', 'with --annotations, a file that lists the classes in their order, with '
+                             '`name` or `name r g b` on each line; by default sorted, or in the order of the COCO or '
+                             'Datumaro file')
+    command_line.DEFINE_switch('keep_crowds', False, 'paint COCO crowds (iscrowd) as their classes; by default they '
+                               'are ignored')
+    command_line.DEFINE_path('list_dir', '', 'folder for the lists; by default the folder that contains images and '
+                             'labels', output=True)
+    command_line.DEFINE_number('val_fraction', 0.2, 'fraction of the pairs for val.txt', upper_bound=0.9)
+    command_line.DEFINE_whole('seed', 0, 'seed for choosing the pairs of val.txt')
     sys.exit(command_line.run(main, with_folders(sys.argv)))

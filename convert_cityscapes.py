@@ -1,9 +1,9 @@
-"""Prepares Cityscapes for training: makes missing labels with train ids, and the data lists.
+"""Prepares Cityscapes for training: writes missing labels with train ids, and the data lists.
 
     python convert_cityscapes.py --cityscapes_dir=ROOT
 
-ROOT holds leftImg8bit, and gtFine, gtCoarse or both, with any of their splits. Missing *_labelTrainIds.png are written
-beside their *_labelIds.png or *_polygons.json, and a list for each existing split is written to --list_dir.
+ROOT contains leftImg8bit, and gtFine, gtCoarse or both, with any of their splits. Missing *_labelTrainIds.png are
+written next to their *_labelIds.png or *_polygons.json, and a list for each existing split is written to --list_dir.
 """
 
 import glob
@@ -23,7 +23,7 @@ from utils.system.errors import UserError, quoted, reason
 
 FLAGS = flags.FLAGS
 
-# {list: (split, folder of the labels, number of images in the complete data set)}
+# {name of the list: (split, folder of the labels, number of images in the complete data set)}
 LISTS = {
     'train_fine': ('train', 'gtFine', 2975),
     'val_fine': ('val', 'gtFine', 500),
@@ -32,19 +32,18 @@ LISTS = {
     'train_extra': ('train_extra', 'gtCoarse', 19998),
     'test': ('test', None, 1525),
 }
-JOINED = ('train_fine', 'train_extra')  # the two lists that together form the list 'train'
+JOINED = ('train_fine', 'train_extra')  # the list 'train' combines these two
 
 
 def main():
     root = FLAGS.cityscapes_dir
     if not os.path.isdir(os.path.join(root, 'leftImg8bit')):
-        raise UserError('--cityscapes_dir=%s: there is no leftImg8bit in it; give the folder that has it.' % (
-            quoted(root)))
+        raise UserError('--cityscapes_dir=%s does not contain leftImg8bit: give the folder that does.' % quoted(root))
     output_files.make_dir(FLAGS.list_dir, 'list_dir')
     pairs = {name: pair_split(root, split, kind) for name, (split, kind, _) in LISTS.items()}
     if not any(pairs.values()):
-        raise UserError('--cityscapes_dir=%s: no split of leftImg8bit has images with labels in gtFine or gtCoarse.'
-                        % quoted(root))
+        raise UserError('--cityscapes_dir=%s: no image in leftImg8bit has a label in gtFine or gtCoarse: unpack these '
+                        'into the same folder.' % quoted(root))
     make_labels(root, [label for name in pairs for _, label in pairs[name] if label])
     write_lists(pairs)
 
@@ -53,13 +52,13 @@ def pair_split(root, split, kind):
     """Matches the images of a split with their labels by city_sequence_frame.
 
     Args:
-      root: Cityscapes' folder.
+      root: the folder of Cityscapes.
       split: 'train', 'val', 'train_extra' or 'test'.
-      kind: 'gtFine', 'gtCoarse', or None for images alone.
+      kind: 'gtFine', 'gtCoarse', or None for images without labels.
 
     Returns:
       list of (image, label), sorted by image, as paths relative to root. The label is the *_labelTrainIds.png, which
-      need not exist yet; it is None if kind is None.
+      may not exist yet, or None if kind is None.
     """
     images = find_frames(root, 'leftImg8bit', split, ('_leftImg8bit.png',))
     if kind is None:
@@ -76,8 +75,7 @@ def pair_split(root, split, kind):
 
 
 def find_frames(root, folder, split, suffixes):
-    """Returns {city_sequence_frame: path relative to root} of the files root/folder/split/*/* with one of the suffixes.
-    """
+    """Returns {city_sequence_frame: path relative to root} for the files in root/folder/split/* with given suffixes."""
     frames = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(root), folder, split, '*', '*'))):
         key = cityscapes_frame(path)
@@ -87,15 +85,15 @@ def find_frames(root, folder, split, suffixes):
 
 
 def label_path(path):
-    """Returns the path of the *_labelTrainIds.png that belongs to any file of a label."""
+    """Returns the path of the *_labelTrainIds.png for any of the files of a label."""
     return path[:path.rindex('_')] + '_labelTrainIds.png'
 
 
 def make_labels(root, labels):
-    """Makes those *_labelTrainIds.png of a list of paths relative to root that do not exist yet.
+    """Makes the missing *_labelTrainIds.png among `labels`, a list of paths relative to root.
 
     Raises:
-      UserError: labels cannot be made; the others have been written.
+      UserError: some labels cannot be made; all others have been written.
     """
     missing = [label for label in labels if not os.path.exists(os.path.join(root, label))]
     if not missing:
@@ -115,15 +113,15 @@ def make_labels(root, labels):
     results = data_check.map_with_progress(make, missing, runtime.usable_cores(), 'labels', 'file')
     problems = [problem for problem in results if problem]
     if problems:
-        raise UserError('%d labels could not be made, so no list was written; run again when they are fixed: %s' % (
+        raise UserError('%d labels could not be made, so no list was written; fix their files and run again: %s' % (
             len(problems), ' '.join(problems[:3])))
-    print('%d *_labelTrainIds.png written, %d were there' % (len(missing), len(labels) - len(missing)))
+    print('%d *_labelTrainIds.png written, %d already existed' % (len(missing), len(labels) - len(missing)))
 
 
 def load_label_table():
-    """Returns {name: (label id, train id)} from the package cityscapesscripts.
+    """Returns {name of a class: (label id, train id)} from the package cityscapesscripts.
 
-    Classes that are not evaluated have the train id 255.
+    Classes that are not evaluated have train id 255.
 
     Raises:
       UserError: the package is not installed.
@@ -131,30 +129,31 @@ def load_label_table():
     try:
         from cityscapesscripts.helpers.labels import labels
     except ImportError:
-        raise UserError('*_labelTrainIds.png are missing, and making them needs the label table of a package: '
+        raise UserError('*_labelTrainIds.png are missing, and making them needs the package cityscapesscripts: '
                         'pip install cityscapesscripts, and run again.')
     return {label.name: (label.id, label.trainId if 0 <= label.trainId < IGNORE_LABEL else IGNORE_LABEL)
             for label in labels}
 
 
 def from_label_ids(path, table):
-    """Returns the *_labelIds.png at path, converted to train ids, uint8 [h, w]; raises UserError if it is not one."""
+    """Reads a *_labelIds.png and converts it to train ids, uint8 [h, w]; raises UserError if it is not valid."""
     train_id_of = np.full(MAX_CLASSES, -1, np.int16)
     for label_id, train_id in table.values():
-        train_id_of[label_id] = train_id  # the license plate's id, -1, is 255 in the files
+        train_id_of[label_id] = train_id  # index -1, for license plates, is 255, which the files contain
     label = image_files.load_label(path, load_classes(MAX_CLASSES))
-    with Image.open(path) as image:  # load_label also accepts three equal channels, which label ids never have
+    with Image.open(path) as image:  # load_label also accepts three equal channels, which are not label ids
         channels = len(image.getbands())
     if channels > 1 or label.dtype != np.uint8 or train_id_of[label].min() < 0:
-        raise UserError('%s: not all of its values are label ids of Cityscapes; get the file again.' % quoted(path))
+        raise UserError('%s: not all of its values are Cityscapes label ids: get the file again.' % quoted(path))
     return train_id_of[label].astype(np.uint8)
 
 
 def draw(path, table):
-    """Returns the polygons of a *_polygons.json drawn in train ids, uint8 [h, w]; later polygons cover earlier ones.
+    """Draws the polygons of a *_polygons.json with train ids, uint8 [h, w]; later polygons cover earlier ones.
 
     Raises:
-      UserError: the file is missing or is not a polygon file of Cityscapes.
+      UserError: the file is not a valid polygon file of Cityscapes.
+      OSError: the file cannot be read.
     """
     try:
         annotation = json.loads(image_files.read_file(path).decode('utf-8-sig'))
@@ -168,10 +167,10 @@ def draw(path, table):
             if name not in table and name.endswith('group'):
                 name = name[:-len('group')]
             label_id, train_id = table[name]
-            if label_id >= 0 and not item.get('deleted'):  # a license plate, -1, is not drawn and remains a car
+            if label_id >= 0 and not item.get('deleted'):  # license plates, -1, are not drawn and remain part of a car
                 canvas.polygon([tuple(point) for point in item['polygon']], fill=train_id)
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise UserError('%s: not a polygon file of Cityscapes (%s: %s); get the file again.' % (
+        raise UserError('%s is not a valid Cityscapes polygon file (%s: %s): get the file again.' % (
             quoted(path), type(error).__name__, reason(error)[:120]))
     return np.asarray(label)
 
@@ -180,7 +179,7 @@ def write_lists(pairs):
     """Writes a list for each split that has images, and 'train' if both of its parts have images.
 
     Args:
-      pairs: {list: what pair_split returned for it}.
+      pairs: {name of the list: result of pair_split}.
     """
     sizes = {name: size for name, (_, _, size) in LISTS.items()}
     if all(pairs[name] for name in JOINED):
@@ -192,23 +191,23 @@ def write_lists(pairs):
             write_list(path, [' '.join('/' + part for part in pair if part) for pair in pairs[name]])
     for name, path in paths.items():
         if not pairs.get(name):
-            print('%s: not written, %s' % (path, why_absent(name)))
+            print('%s: not written, as %s' % (path, why_absent(name)))
             continue
         print('%s: %d images' % (path, len(pairs[name])))
         if len(pairs[name]) != sizes[name]:
-            print('warning: %s has %d images, the complete data set %d.' % (path, len(pairs[name]), sizes[name]),
-                  file=sys.stderr)
+            print('warning: %s has %d images, but the complete data set has %d.' % (
+                path, len(pairs[name]), sizes[name]), file=sys.stderr)
 
 
 def why_absent(name):
-    """Returns a clause that names the folders or lists from which a list is made."""
+    """Returns a clause that names the folders or lists that a list needs."""
     if name == 'train':
-        return 'it is %s and %s together' % JOINED
+        return 'it combines %s and %s' % JOINED
     split, kind, _ = LISTS[name]
     return 'it needs leftImg8bit/%s%s' % (split, ' and %s/%s' % (kind, split) if kind else '')
 
 
 if __name__ == '__main__':
-    command_line.DEFINE_path('cityscapes_dir', '', 'the folder that has leftImg8bit, gtFine and gtCoarse')
+    command_line.DEFINE_path('cityscapes_dir', '', 'folder that contains leftImg8bit, gtFine and gtCoarse')
     command_line.DEFINE_path('list_dir', './dataset/cityscapes', 'folder for the lists', output=True)
     sys.exit(command_line.run(main))

@@ -1,4 +1,4 @@
-"""Prepares PASCAL VOC 2012, with or without SBD, for training: makes labels with class indices and four data lists.
+"""Prepares PASCAL VOC 2012, with or without SBD, for training: writes labels with class indices and four data lists.
 
     python convert_voc.py --voc_dir=VOCdevkit/VOC2012 [--sbd_dir=benchmark_RELEASE/dataset]
 
@@ -39,28 +39,28 @@ def main():
 
 
 def find_dir(path, flag, marker, below):
-    """Returns the first folder that contains `marker`: path itself or one of its subfolders `below`.
+    """Returns the first folder that contains `marker`: path or one of its subfolders `below`.
 
     Args:
       path: the value of the flag.
-      flag: the flag's name, for messages.
-      marker: a relative path of a folder.
+      flag: the name of the flag, for messages.
+      marker: the relative path of a folder.
       below: relative paths of subfolders.
 
     Raises:
       UserError: no path is given, or none of the folders contains `marker`.
     """
     if not path:
-        raise UserError('give --%s, the folder that has %s in it.' % (flag, marker))
+        raise UserError('give --%s, the folder that contains %s.' % (flag, marker))
     candidates = [path] + [os.path.join(path, name) for name in below]
     for candidate in candidates:
         if os.path.isdir(os.path.join(candidate, marker)):
             return candidate
-    raise UserError('--%s=%s: there is no %s in it; give the folder that has it.' % (flag, quoted(path), marker))
+    raise UserError('--%s=%s does not contain %s: give the folder that does.' % (flag, quoted(path), marker))
 
 
 def read_ids(voc_dir, name):
-    """Returns the image ids in VOC's list; an empty set if test.txt is missing, as it comes with the test images."""
+    """Returns the image ids in a VOC list; an empty set if test.txt, which comes with the test images, is missing."""
     path = os.path.join(voc_dir, 'ImageSets', 'Segmentation', name + '.txt')
     if name == 'test' and not os.path.exists(path):
         return set()
@@ -73,7 +73,7 @@ def first_words(path):
 
 
 def find_labels(voc_dir, sbd_dir, ids):
-    """Returns {image id: file of its label}: VOC's label if it exists, otherwise SBD's; val images use only VOC's."""
+    """Returns {image id: path of its label}: VOC's label if it exists, otherwise SBD's; for val images only VOC's."""
     sources = {}
     if sbd_dir:
         names = os.listdir(os.path.join(sbd_dir, 'cls'))
@@ -81,7 +81,7 @@ def find_labels(voc_dir, sbd_dir, ids):
         warn('SBD lists %d images without a file in cls', sorted(read_sbd_ids(sbd_dir) - set(sources)))
     labels = {key: os.path.join(voc_dir, 'SegmentationClass', key + '.png') for key in ids['train'] | ids['val']}
     missing = {key for key in labels if not os.path.exists(labels[key])}
-    warn("%d of VOC's images have no label in SegmentationClass; left out, except train images that SBD labels",
+    warn('%d VOC images without a label in SegmentationClass are left out, except train images with SBD labels',
          sorted(missing))
     for key in missing:
         del labels[key]
@@ -92,7 +92,7 @@ def find_labels(voc_dir, sbd_dir, ids):
 
 
 def read_sbd_ids(sbd_dir):
-    """Returns the image ids in SBD's own lists."""
+    """Returns the image ids in SBD's lists."""
     ids = set()
     for name in ('train.txt', 'val.txt'):
         path = os.path.join(sbd_dir, name)
@@ -105,11 +105,11 @@ def convert_labels(sources, label_dir):
     """Writes each label as a PNG with class indices, unless label_dir has it already.
 
     Args:
-      sources: {image id: file of its label}.
+      sources: {image id: path of its label}.
       label_dir: the folder for the PNGs.
 
     Raises:
-      UserError: labels cannot be converted; the others have been written.
+      UserError: some labels cannot be converted; all others have been written.
     """
     classes = load_classes(len(VOC_NAMES), IGNORE_LABEL, 'voc')
 
@@ -127,10 +127,10 @@ def convert_labels(sources, label_dir):
     results = list(data_check.map_with_progress(convert, sorted(sources), runtime.usable_cores(), 'labels', 'file'))
     problems = [problem for _, problem in results if problem]
     if problems:
-        raise UserError('%d labels could not be converted, so no list was written; run again when they are fixed: '
-                        '%s' % (len(problems), ' '.join(problems[:3])))
+        raise UserError('%d labels could not be converted, so no list was written; fix them and run again: %s' % (
+            len(problems), ' '.join(problems[:3])))
     made = sum(done for done, _ in results)
-    print('%s: %d labels written, %d were there' % (label_dir, made, len(results) - made))
+    print('%s: %d labels written, %d already existed' % (label_dir, made, len(results) - made))
 
 
 def is_index_png(path):
@@ -139,29 +139,29 @@ def is_index_png(path):
         with Image.open(io.BytesIO(image_files.read_file(path))) as image:
             image.verify()
             return image.mode == 'L'
-    except Exception:  # it is missing, or damaged; Pillow raises errors of many types
+    except Exception:  # missing or damaged; Pillow raises errors of many types
         return False
 
 
 def read_label(path, classes):
-    """Returns the class indices, with 255 for void, uint8 [h, w], from VOC's PNG or SBD's .mat.
+    """Returns the class indices, with 255 for void, uint8 [h, w], from a PNG of VOC or a .mat file of SBD.
 
     Raises:
-      UserError: the file cannot be read or has values or colours that VOC's classes do not have.
+      UserError: the file cannot be read, or contains values or colours that are not classes of VOC.
     """
     label, unknown = (read_mat(path), []) if path.endswith('.mat') else image_files.read_label(path, classes)
     strange = data_check.count_labels(label, classes)[2]
     if strange or unknown:
         what = strange[:5] or 'colours (r g b: %s)' % image_files.show_colours(unknown)
-        raise UserError("%s: holds %s, which VOC's classes do not have; get the file again." % (quoted(path), what))
+        raise UserError('%s contains %s, which are not classes of VOC: get the file again.' % (quoted(path), what))
     return label.astype(np.uint8)
 
 
 def read_mat(path):
-    """Returns the class indices in one of SBD's files, int64 [h, w], from the field Segmentation of its struct GTcls.
+    """Returns the class indices in an SBD file, int64 [h, w], from the field Segmentation of the struct GTcls.
 
     Raises:
-      UserError: the file is missing or has no such field.
+      UserError: the file is missing or does not contain a valid field.
     """
     try:
         content = scipy.io.loadmat(io.BytesIO(image_files.read_file(path)), variable_names=['GTcls'])
@@ -169,8 +169,8 @@ def read_mat(path):
         indices = label.astype(np.int64)
         if indices.ndim != 2 or not np.array_equal(indices, label):
             raise ValueError('shape %s, type %s' % (label.shape, label.dtype))
-    except Exception as error:  # scipy raises errors of many types on damaged files
-        raise UserError('%s: not a label of SBD, no GTcls.Segmentation could be read (%s); get the file again.' % (
+    except Exception as error:  # scipy raises errors of many types for damaged files
+        raise UserError('%s is not an SBD label, as GTcls.Segmentation cannot be read (%s): get the file again.' % (
             quoted(path), reason(error)[:120]))
     return indices
 
@@ -181,7 +181,7 @@ def write_lists(voc_dir, with_sbd, ids, labelled):
     Args:
       voc_dir: VOC's folder.
       with_sbd: whether SBD is used.
-      ids: {'train', 'val' and 'test': image ids of VOC's list}.
+      ids: {'train', 'val' or 'test': image ids in the VOC list}.
       labelled: the ids of all images that have a label.
     """
     val = ids['val'] & labelled
@@ -196,21 +196,22 @@ def write_lists(voc_dir, with_sbd, ids, labelled):
     for name, keys in lists.items():
         path = paths[name]
         if not keys:
-            print('warning: %s not written: VOC has no images for it.' % path, file=sys.stderr)
+            print('warning: %s is not written, as VOC has no images for it.' % path, file=sys.stderr)
             continue
         published = PUBLISHED[name][0 if with_sbd else 1]
         print('%s: %d images' % (path, len(keys)))
         if name == 'train' and not with_sbd:
-            print('  this is VOC alone; with --sbd_dir it is %d' % PUBLISHED[name][0])
+            print('  this is only VOC; with --sbd_dir there are %d' % PUBLISHED[name][0])
         if len(keys) != published:
-            print('warning: %s has %d images, the published list %d.' % (path, len(keys), published), file=sys.stderr)
+            print('warning: %s has %d images, but the published list has %d.' % (path, len(keys), published),
+                  file=sys.stderr)
     wanted = sorted(set().union(*lists.values()))
-    warn('%d images of the lists are missing from JPEGImages',
+    warn('%d images in the lists are missing in JPEGImages',
          [key for key in wanted if not os.path.exists(os.path.join(voc_dir, 'JPEGImages', key + '.jpg'))])
 
 
 if __name__ == '__main__':
-    command_line.DEFINE_path('voc_dir', '', "VOC 2012's folder: VOCdevkit/VOC2012")
-    command_line.DEFINE_path('sbd_dir', '', "SBD's folder: benchmark_RELEASE/dataset; VOC alone if empty")
+    command_line.DEFINE_path('voc_dir', '', 'folder of VOC 2012: VOCdevkit/VOC2012')
+    command_line.DEFINE_path('sbd_dir', '', 'folder of SBD: benchmark_RELEASE/dataset; only VOC is used if empty')
     command_line.DEFINE_path('list_dir', './dataset', 'folder for the lists', output=True)
     sys.exit(command_line.run(main))

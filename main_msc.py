@@ -1,7 +1,7 @@
 """DeepLab v2 on three scales: python main_msc.py --option=train|test|predict|export|check.
 
-The flags are those of main.py; by default the gradients of ten single images are averaged for one update. The embedded
-sample uses dataset/sample.flags, then dataset/sample_msc.flags.
+The flags are the same as in main.py. By default, each update averages the gradients of ten batches of one image. The
+bundled sample uses dataset/sample.flags, then dataset/sample_msc.flags.
 """
 
 import functools
@@ -25,7 +25,7 @@ sample_args = functools.partial(single_scale.sample_args, flag_files=SAMPLE_FLAG
 def main():
     with interrupts.at_once():
         single_scale.prepare()
-        from model_msc import Model_msc  # once the environment is set
+        from model_msc import Model_msc  # after the environment is set up
     single_scale.run_option(Model_msc)
 
 

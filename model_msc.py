@@ -1,4 +1,4 @@
-"""Multi-scale training, testing and predicting: the same network at three sizes, fused by the maximum."""
+"""Multi-scale training and prediction: the same network is applied at three scales, and the maximum is taken."""
 
 import tensorflow.compat.v1 as tf
 
@@ -12,15 +12,15 @@ class Model_msc(Model):
     """A Model whose logits are the pixel-wise maximum over the scales 1.0, 0.75 and 0.5."""
 
     def logits(self, net, images):
-        """Returns the logits fused over the scales and those of each scale (DeepLab v2, section 4.1.2).
+        """Returns the fused logits and the logits of each scale (DeepLab v2, section 4.1.2).
 
         Args:
           net: the network, built on `images`; its weights are shared by all scales.
           images: [N, H, W, 3].
 
         Returns:
-          a list of logits [fused, scale 1.0, scale 0.75, scale 0.5]. The first two are [N, h, w, num_classes]; h and w
-          of the others are smaller in proportion to their scale.
+          a list of logits [fused, scale 1.0, scale 0.75, scale 0.5]. The first two have the shape
+          [N, h, w, num_classes]; for the others, h and w are smaller in proportion to the scale.
         """
         align_corners = self.numerics.align_corners
         scaled = [net.outputs]

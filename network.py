@@ -3,7 +3,7 @@
     net = build('res50', images, num_classes=21, phase=True)
     net.encoding   # [N, H/8, W/8, 2048], for images [N, H, W, 3]
     net.outputs    # [N, H/8, W/8, num_classes], logits
-    net.variables  # under the names that the weights files of this encoder use
+    net.variables  # with the same names as in weights files for this encoder
 
 The decoders are in utils/net/decoders.py, and utils/net/blocks.py has the table of encoders.
 """
@@ -33,12 +33,12 @@ class DilatedResNet(object):
           encoder_name: a key of ENCODERS.
           decoder: a key of DECODERS.
           dilated_type: a key of dilated.DILATED_TYPES, for the 3x3 convolutions of block3 and block4.
-          compat: a key of compat.COMPAT: whose padding, epsilon and initial values to use.
+          compat: a key of compat.COMPAT, which determines padding, epsilon and initial values.
           batch_norm: one of layers.BATCH_NORM.
-          blocks: a list of Blocks to use instead of the encoder's own.
+          blocks: a list of Blocks that replaces the blocks of the encoder; None for the encoder's.
 
         Raises:
-          ValueError: unknown encoder_name, decoder, dilated_type, compat or batch_norm.
+          ValueError: encoder_name, decoder, dilated_type, compat or batch_norm is unknown.
         """
         if encoder_name not in ENCODERS:
             raise ValueError("encoder_name '%s' is not one of %s" % (encoder_name, ', '.join(ENCODERS)))
@@ -49,25 +49,25 @@ class DilatedResNet(object):
         decoder_class, family = decoders.lookup(decoder), ENCODERS[encoder_name].family
         mode = numerics(compat)
         encoder = ResNet(encoder_name, mode, dilated_type, batch_norm, blocks)
-        # Training always trains the batch norm of a decoder, as its initial averages are not meaningful.
+        # In training, the batch norm of a decoder is always trained, because its initial averages are meaningless.
         decoder = decoder_class(family, depths(encoder.blocks), num_classes, mode,
                                 'trained' if phase else batch_norm)
-        self.pieces = collections.OrderedDict([('encoder', encoder), ('decoder', decoder)])  # all that has variables
+        self.pieces = collections.OrderedDict([('encoder', encoder), ('decoder', decoder)])  # all parts with variables
         self._compute(inputs)
 
     def _compute(self, inputs):
-        self.maps = self.encoder.maps(inputs)       # maps[0] is pool1's output, maps[k] that of block k
+        self.maps = self.encoder.maps(inputs)       # maps[0] is the output of pool1, maps[k] of block k
         self.encoding = self.maps[-1]               # [N, H/8, W/8, 2048]
         self.outputs = self.decoder(self.encoding)  # [N, H/8, W/8, num_classes]
-        self.auxiliary = self.decoder.auxiliary(self.maps)  # logits that are trained but do not predict
+        self.auxiliary = self.decoder.auxiliary(self.maps)  # logits that are used only in training
 
     def apply(self, inputs):
-        """Returns (encoding, logits) for other inputs [N, H, W, 3], computed with the same weights."""
+        """Computes (encoding, logits) for other inputs [N, H, W, 3] with the same weights."""
         encoding = self.encoder(inputs)
         return encoding, self.decoder(encoding)
 
     def on(self, inputs):
-        """Returns a network that shares this one's weights, on other inputs [N, H, W, 3] and the current device."""
+        """Returns a network with the same weights on other inputs [N, H, W, 3] and on the current device."""
         other = copy.copy(self)
         other.pieces = collections.OrderedDict((name, piece.on_another_device()) for name, piece in self.pieces.items())
         other._compute(inputs)
@@ -87,19 +87,19 @@ class DilatedResNet(object):
 
     @property
     def decoder_variables(self):
-        """The variables of the decoder and of any further piece."""
+        """The variables of all parts of the network except the encoder."""
         return [v for name, piece in self.pieces.items() if name != 'encoder' for v in piece.variables]
 
     @property
     def variables(self):
-        """All variables of the network, whether they are trained or not; the encoder's come first."""
+        """All variables of the network, trainable or not, starting with the encoder's."""
         return self.encoder_variables + self.decoder_variables
 
     def rate_groups(self):
         """Returns the trainable variables grouped by learning rate, {group: list of variables}.
 
         The groups are 'encoder', 'decoder_weights' and 'decoder_biases' (DeepLab v2 trains the last two faster). All
-        variables of the decoder other than biases, such as those of a batch norm, are in 'decoder_weights'.
+        variables of the decoder except biases, for example those of a batch norm, are in 'decoder_weights'.
         """
         decoder = [v for v in self.decoder_variables if v.trainable]
         biases = [v for v in decoder if v.op.name.endswith('/biases')]
@@ -111,19 +111,22 @@ class DilatedResNet(object):
         """Returns the new values for batch norm's moving averages; [] unless batch norm is trained.
 
         Returns:
-          [(variable of a moving average, tensor with the mean of that statistic over all calls)].
+          a list of (variable of a moving average, tensor: mean of that statistic over all calls).
         """
         return [pair for piece in self.pieces.values() for pair in piece.statistics()]
 
     @property
     def shapes(self):
-        """{name: shape} of the weights that files hold for this network; for batch_norm 'folded', not its variables."""
+        """{name: shape} of the weights that files contain for this network.
+
+        These are the variables of the network unless batch_norm is 'folded'.
+        """
         return collections.OrderedDict(pair for piece in self.pieces.values() for pair in piece.shapes.items())
 
     def folded(self, values):
-        """Returns {name: array} for the variables, of weights {name: array} as files hold them.
+        """Converts weights {name: array}, as stored in files, to {name: array} for the variables of this network.
 
-        They are the same, unless batch_norm is 'folded'.
+        They are the same unless batch_norm is 'folded'.
         """
         for piece in self.pieces.values():
             values = piece.folded(values)
@@ -141,7 +144,7 @@ class ResNet(layers.Piece):
           numerics: a compat.Numerics.
           dilated_type: a key of dilated.DILATED_TYPES, for the 3x3 convolutions of blocks with a rate above 1.
           batch_norm: one of layers.BATCH_NORM.
-          blocks: a list of Blocks to use instead of the encoder's own.
+          blocks: a list of Blocks that replaces the blocks of the encoder; None for the encoder's.
         """
         super(ResNet, self).__init__()
         self.blocks, self._numerics = blocks or BLOCKS[encoder_name], numerics
@@ -152,13 +155,13 @@ class ResNet(layers.Piece):
             rate = self.blocks[stage - 2].rate if stage > 1 and index == 2 else 1
             if rate > 1:
                 convolve = self._dilated(dilated_type, scopes[0], rate)
-            # In training from random weights, every residual branch starts at zero (Goyal et al. 2017, section 5.1).
+            # For training from random weights, every residual branch starts at zero (Goyal et al. 2017, section 5.1).
             zero_gamma = batch_norm == 'trained' and index == 3
             self._convolutions[stage, unit, index] = self.add(
                 layers.ConvBN(scopes, shape, convolve, batch_norm, numerics.epsilon, zero_gamma))
 
     def _dilated(self, dilated_type, scope, rate):
-        """Returns the convolution of a dilated_type, and creates its variable fix_w if the type has one."""
+        """Returns the convolution function for a dilated_type; creates the variable fix_w if the type has one."""
         convolve, fix_w_shape, fix_w_start = dilated.lookup(dilated_type)
         if fix_w_shape is None:
             return functools.partial(convolve, rate=rate)
@@ -170,7 +173,7 @@ class ResNet(layers.Piece):
         return self.maps(images)[-1]
 
     def maps(self, images):
-        """Returns the maps of images [N, H, W, 3]: the output of pool1 [N, H/4, W/4, 64] and that of each block."""
+        """Returns a list of maps for images [N, H, W, 3]: the outputs of pool1 [N, H/4, W/4, 64] and of each block."""
         maps = [self.root(images)]
         for stage in range(2, 2 + len(self.blocks)):
             maps.append(self.block(maps[-1], stage))
@@ -182,7 +185,7 @@ class ResNet(layers.Piece):
         return layers.max_pool(tf.nn.relu(net), pad=self._numerics.pool1_pad)
 
     def block(self, inputs, stage):
-        """Applies the block of a stage, 2 to 5: [N, h, w, C] -> [N, h / stride, w / stride, depth]."""
+        """Applies the block of a stage, 2 to 5: [N, h, w, C] -> [N, h/stride, w/stride, depth]."""
         net, block = inputs, self.blocks[stage - 2]
         for unit in range(1, block.units + 1):
             net = self._bottleneck(net, stage, unit, block.stride if unit == 1 else 1)
@@ -191,10 +194,10 @@ class ResNet(layers.Piece):
     def _bottleneck(self, inputs, stage, unit, stride):
         """Applies a bottleneck unit: 1x1 (down to depth / 4), 3x3 and 1x1 (up to depth) convolutions plus the shortcut.
 
-        The shortcut is the input itself or, in a block's first unit, a 1x1 convolution of it.
+        The shortcut is the input or, in the first unit of a block, a 1x1 convolution of the input.
         """
         shortcut, reduce, middle, expand = [self._convolutions.get((stage, unit, index)) for index in range(4)]
-        # The shortcut comes first: the order of the ops decides how TensorFlow 1.15 rounds the gradients' sums.
+        # The shortcut comes first, because the order of the ops affects how TensorFlow 1.15 rounds sums of gradients.
         shortcut = shortcut(inputs, stride=stride) if shortcut else inputs
         residual = tf.nn.relu(reduce(inputs, stride=stride))
         residual = tf.nn.relu(middle(residual))
@@ -202,14 +205,14 @@ class ResNet(layers.Piece):
 
 
 class Deeplab_v2(DilatedResNet):
-    """ResNet-101 whose variables have the names of the Caffe model: res4b22_branch2c, bn4b22_branch2c, fc1_voc12_c0."""
+    """ResNet-101 with variables named as in the Caffe model: res4b22_branch2c, bn4b22_branch2c, fc1_voc12_c0."""
 
     def __init__(self, inputs, num_classes, phase, **settings):
         super(Deeplab_v2, self).__init__(inputs, num_classes, phase, 'deeplab', **settings)
 
 
 class ResNet_segmentation(DilatedResNet):
-    """ResNet-152, -101 or -50 whose variables have slim's names: resnet_v1_50/block3/unit_2/bottleneck_v1/conv2."""
+    """ResNet-152, -101 or -50 with variables named as in TF-slim: resnet_v1_50/block3/unit_2/bottleneck_v1/conv2."""
 
     def __init__(self, inputs, num_classes, phase, encoder_name, **settings):
         known = [name for name, encoder in ENCODERS.items() if encoder.family == 'slim']
@@ -219,10 +222,15 @@ class ResNet_segmentation(DilatedResNet):
 
 
 def build(encoder_name, images, num_classes, phase, **settings):
-    """Returns a network with the encoder `encoder_name` on images [N, H, W, 3].
+    """Builds a network on images.
 
     Args:
-      **settings: further arguments of DilatedResNet.
+      encoder_name: a key of ENCODERS.
+      images: float32 [N, H, W, 3], minus the mean.
+      num_classes, phase, **settings: arguments of DilatedResNet.
+
+    Returns:
+      a DilatedResNet.
     """
     if encoder_name == 'deeplab':
         return Deeplab_v2(images, num_classes, phase, **settings)

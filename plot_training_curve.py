@@ -1,4 +1,4 @@
-"""Plots the losses, learning rate and mean IoU of one or more training runs against the step, from the runs' logs."""
+"""Plots loss, learning rate and mean IoU against the training step, from the logs of one or more training runs."""
 
 import csv
 import io
@@ -21,14 +21,14 @@ LINE = re.compile(r'\s*(\d{1,15})\s*,\s*(\S+)\s*$')
 METRICS = 'metrics.csv'
 NEEDED = ('step', 'total')
 SERIES = NEEDED + ('learning_rate', 'mean_iou', 'validation_loss')
-# (name in SERIES, label of the axis, height in inches)
+# (name in SERIES, label of the y axis, height in inches)
 PANELS = (('total', 'loss', 3), ('learning_rate', 'learning rate', 1.7), ('mean_iou', 'mean IoU (%)', 2.4))
-FEW = 50  # if a curve has fewer points, each has a marker
-LONGEST_NAME = 45  # characters of a run's name in the legend
+FEW = 50  # if a curve has fewer points, markers are drawn
+LONGEST_NAME = 45  # the most characters of the name of a run in the legend
 
 
 def parse_line(path, number, line):
-    """Returns [step, loss] from a line of a log.txt; raises UserError if it is not `step, loss`."""
+    """Parses a line of a log.txt as [step, loss]; raises UserError if it is not `step, loss`."""
     match = LINE.match(line)
     try:
         return [int(match.group(1)), float(match.group(2))]
@@ -52,12 +52,12 @@ def parse_row(header, row):
         except ValueError:
             raise ValueError("'%s' in the column '%s' is not a number" % (quoted(text[:40]), quoted(name[:40])))
     if not (0 <= values['step'] < 1e15 and values['step'].is_integer()):
-        raise ValueError('%s is no number of a step' % values['step'])
+        raise ValueError('%s is not a valid step' % values['step'])
     return [values.get(name, np.nan) for name in SERIES]
 
 
 def read_rows(path, lines):
-    """Returns the values of SERIES in each row of a metrics.csv, except in a last line that is still being written.
+    """Returns the values of SERIES in each row of a metrics.csv; an incomplete last line is left out.
 
     Raises:
       UserError: a column is missing or a row is malformed.
@@ -70,25 +70,25 @@ def read_rows(path, lines):
             raise ValueError("no column '%s'" % missing[0])
         return [parse_row(header, row) for row in reader if row]
     except (csv.Error, ValueError) as error:
-        raise UserError("metrics '%s', line %d: %s; correct it or give --logfile another log." % (
+        raise UserError("metrics '%s', line %d: %s: correct it or give another log with --logfile." % (
             quoted(path), reader.line_num, error))
 
 
 def read_run(path):
     """Reads a log.txt, a metrics.csv (recognised by its header) or the metrics.csv in a folder.
 
-    If a run was resumed or restarted, its later lines replace earlier ones of the same or later steps.
+    If a run was resumed or restarted, a line replaces all earlier lines with the same step or later ones.
 
     Returns:
-      {name in SERIES: float64 [n]}, n > 0. Steps increase; values that the file does not have are nan.
+      {name in SERIES: float64 [n]}, n > 0. Steps increase; values that are not in the file are nan.
 
     Raises:
       UserError: the file is missing or empty, a line or column is malformed, or no loss is finite.
     """
     file = next(filter(is_regular_file, (path, os.path.join(path, METRICS))), None)
     if file is None:
-        raise UserError("log '%s' is not a file, nor a folder with a %s: give --logfile the log or the --modeldir of a "
-                        'training run.' % (quoted(path), METRICS))
+        raise UserError("log '%s' is neither a file nor a folder with a %s: give the log or the --modeldir of a "
+                        'training run with --logfile.' % (quoted(path), METRICS))
     lines = list(io.StringIO(read_file(file).decode('utf-8-sig', 'replace'), newline=''))
     if lines and set(NEEDED) & set(lines[0].strip().split(',')):
         rows = read_rows(file, lines)
@@ -105,12 +105,13 @@ def read_run(path):
     values[np.abs(np.nan_to_num(values)) > command_line.MOST_NUMBER] = np.nan  # matplotlib fails near 1e308
     run = dict(zip(SERIES, values.T))
     if not np.isfinite(run['total']).any():
-        raise UserError("log '%s' has no finite loss to draw: training has diverged." % quoted(file))
+        raise UserError("log '%s' has no finite loss, as training has diverged: lower --learning_rate and train again."
+                        % quoted(file))
     return run
 
 
 def moving_average(values, window):
-    """Returns the centred mean of the finite values among `window` neighbours, fewer at the ends: float64 [n]."""
+    """Returns the centred moving average of the finite values over `window` points, fewer at the ends: float64 [n]."""
     kernel = np.ones(min(window, len(values)))
     finite = np.isfinite(values)
     total = np.convolve(np.where(finite, values, 0), kernel, 'same')
@@ -119,19 +120,19 @@ def moving_average(values, window):
 
 
 def best_score(run):
-    """Returns (mean IoU in percent, step) of a run's best validation; None if there is none."""
+    """Returns (mean IoU in percent, step) of the best validation of a run; None if there was no validation."""
     scored = np.isfinite(run['mean_iou'])
     row = np.argmax(np.where(scored, run['mean_iou'], -1))
     return (100 * run['mean_iou'][row], run['step'][row]) if scored.any() else None
 
 
 def best_text(run):
-    """Returns a clause about a run's best validation; '' if there is none."""
+    """Returns a clause about the best validation of a run; '' if there was no validation."""
     return ', best mean IoU %.2f%% at step %d' % best_score(run) if best_score(run) else ''
 
 
 def make_panels(runs):
-    """Returns a Figure and {name in SERIES: its Axes}, with the PANELS for which any run has data."""
+    """Returns (Figure, {name in SERIES: Axes}) with those PANELS for which any run has data."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -154,11 +155,11 @@ def draw_run(panels, run, label, window, color, width):
     """Draws a run on the panels.
 
     Args:
-      panels: {name in SERIES: its Axes}.
-      run: what read_run returns.
-      label: the run's name in the legend.
+      panels: {name in SERIES: Axes}.
+      run: a result of read_run.
+      label: the text in the legend.
       window: number of rows in the moving average of the loss.
-      color: the color of the run's curves.
+      color: the color of the curves.
       width: line width of the learning rate, in points.
     """
     steps, marker = run['step'], '.' if len(run['step']) < FEW else None
@@ -179,12 +180,12 @@ def draw_run(panels, run, label, window, color, width):
 
 
 def draw(runs, labels, smooth):
-    """Returns a matplotlib Figure of runs.
+    """Returns a matplotlib Figure with the curves of all runs.
 
     Args:
-      runs: list of what read_run returns.
-      labels: list of their names.
-      smooth: number of rows in the moving average; None for a fortieth of a run's rows.
+      runs: a list of results of read_run.
+      labels: a list of the names of the runs.
+      smooth: number of rows in the moving average; None for a fortieth of the rows of each run.
     """
     from matplotlib import cm
 
@@ -192,13 +193,13 @@ def draw(runs, labels, smooth):
     count = len(runs)
     colors = cm.tab10.colors if count <= 10 else cm.turbo(np.linspace(0, 1, count))
     has = fonts.characters_of_matplotlib()
-    widths = np.linspace(3.2 if count > 1 else 1.8, 1.8, count)  # lines of equal learning rates remain visible
+    widths = np.linspace(3.2 if count > 1 else 1.8, 1.8, count)  # different widths, so that equal curves are visible
     for number, (run, label, color, width) in enumerate(zip(runs, labels, colors, widths), 1):
         length = len(run['step'])
         window = min(smooth or max(1, length // 40), length)
         name = label if len(label) <= LONGEST_NAME else '...' + label[3 - LONGEST_NAME:]
         name = quoted(name) if fonts.is_drawable(name, has) else 'run %d' % number
-        text = ' ' + fonts.plain(name)  # a leading _ would hide the name
+        text = ' ' + fonts.plain(name)  # with the space, because matplotlib hides names that start with _
         text += (', loss: mean of %d' % window if window > 1 else '') + (
             ', dashed: validation' if np.isfinite(run['validation_loss']).any() else '') + best_text(run)
         draw_run(panels, run, text, window, color, width)
@@ -216,13 +217,12 @@ def main():
     paths = FLAGS.logfile or [default if os.path.exists(default) else 'log.txt']
     labels = paths if FLAGS.labels is None else FLAGS.labels
     if len(labels) != len(paths):
-        raise UserError('the number of --labels is %d, of logs %d: give a name for each log.' % (
-            len(labels), len(paths)))
+        raise UserError('there are %d --labels but %d logs: give a label for each log.' % (len(labels), len(paths)))
     check_figure(FLAGS.output, 'output')
     runs = [read_run(os.path.expanduser(path)) for path in paths]
     save_figure(draw(runs, labels, FLAGS.smooth), FLAGS.output)
     for path, run in zip(paths, runs):
-        print('The curve of %d losses, steps %d to %d%s, from %s is saved in %s' % (
+        print('curve of %d losses, steps %d to %d%s, from %s saved in %s' % (
             len(run['step']), run['step'][0], run['step'][-1], best_text(run), quoted(path), FLAGS.output))
 
 
@@ -232,6 +232,6 @@ if __name__ == '__main__':
     flags.DEFINE_list('labels', None, "comma-separated names of the runs in the legend; by default the logs' paths")
     command_line.DEFINE_path('output', 'training_curve.png', 'figure to write; its suffix determines the format',
                              output=True)
-    command_line.DEFINE_whole('smooth', None, 'number of lines in the moving average of the loss; by default a '
+    command_line.DEFINE_whole('smooth', None, 'number of log lines in the moving average of the loss; by default a '
                               'fortieth of all lines', 1)
     sys.exit(command_line.run(main))

@@ -1,4 +1,4 @@
-"""Floating-point operations of the networks, counted from their convolutions: 2 for a multiply-add."""
+"""Counts the floating-point operations of the networks' convolutions; a multiply-add counts as 2."""
 
 from utils.net.blocks import BLOCKS, convolutions
 
@@ -6,9 +6,9 @@ ASPP_BRANCHES = 4
 
 
 def forward(encoder_name, height, width, num_classes=21):
-    """(operations for one image of height x width pixels, those of the first convolution among them).
+    """Returns (operations for one image of height x width pixels, operations of its first convolution alone).
 
-    Taps that fall on padding count too.
+    Multiplications with padding are included.
     """
     height, width = (height + 1) // 2, (width + 1) // 2
     total = first = depth = 0
@@ -23,13 +23,19 @@ def forward(encoder_name, height, width, num_classes=21):
 
 
 def training(encoder_name, height, width, num_classes=21):
-    """Forward, and as much for the gradients of the weights and of the inputs; the image's own is not needed."""
+    """Returns the operations of a training step: forward pass and gradients with respect to weights and inputs.
+
+    Each of the three takes as many operations, but the gradient with respect to the image is not computed.
+    """
     total, first = forward(encoder_name, height, width, num_classes)
     return 3 * total - first
 
 
 def mixing(dilated_type, shape, rate):
-    """Operations of smoothing a map [N, h, w, C]: a matrix [r*r, r*r] over its groups, or a (2r-1)x(2r-1) filter."""
+    """Returns the operations of smoothing a map of shape [N, h, w, C].
+
+    smooth_GI multiplies its groups by a matrix [r*r, r*r]; other types apply a (2r-1)x(2r-1) filter.
+    """
     number, height, width, channels = shape
     if dilated_type == 'smooth_GI':
         padded = number * rate * rate * -(-height // rate) * -(-width // rate) * channels

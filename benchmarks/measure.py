@@ -1,6 +1,6 @@
-"""One measurement in a process of its own: takes a JSON object as argument, prints one as the last line.
+"""Makes one measurement: its argument is a JSON object, and the last line of its output is another one.
 
-run.py starts it once for every row, form and round, with PYTHONPATH set to the repo.
+run.py starts this program for every row, form and round, with PYTHONPATH set to the repo.
 """
 
 import collections
@@ -24,14 +24,14 @@ from utils.system import runtime
 WARM_UP_SECONDS = 2.0
 MOST_STEPS = 200
 IMG_MEAN = (104.00698793, 116.66876762, 122.67891434)
-LEARNING_RATE = 1e-7  # the weights hardly move
+LEARNING_RATE = 1e-7  # so small that the weights hardly change
 LOG_POLL_SECONDS = 0.01
 
 
-# ---- how ----
+# ---- setup and timing ----
 
 def start(form, frozen_weights=False):
-    """TensorFlow in graph mode, by the product's own settings or by the environment's alone."""
+    """Returns TensorFlow in graph mode, with the product's settings or, for the reference, the environment's."""
     if form != 'reference':
         return runtime.import_tensorflow(frozen_weights=frozen_weights)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -42,18 +42,18 @@ def start(form, frozen_weights=False):
 
 
 def onednn_is_on():
-    """Whether this process computes with oneDNN; call it once TensorFlow is imported."""
+    """Returns whether this process uses oneDNN; TensorFlow must have been imported."""
     from tensorflow.python.framework import test_util
     return bool(test_util.IsMklEnabled())
 
 
 def no_bfloat16():
-    """Why --mixed_precision is not bfloat16 here, a clause; '' if it is."""
+    """Returns a clause that explains why --mixed_precision does not use bfloat16 here; '' if it does."""
     return 'a GPU computes in float16' if runtime.on_gpu() else runtime.why_no_bfloat16()
 
 
 def new_session(tf, job):
-    """A session with the product's configuration or TensorFlow's, its variables at their initial values."""
+    """Returns a session with the product's or TensorFlow's default configuration, with variables initialized."""
     config = None
     if job.form == 'product':
         precision = runtime.available_precision() if job.mixed_precision else None
@@ -64,7 +64,10 @@ def new_session(tf, job):
 
 
 def product_speeds(tf, job):
-    """A function that measures matrix products: {'sgemm_gflops': GFLOP/s} in float32, 'bfloat16_gflops' if needed."""
+    """Returns a function that measures matrix products, {'sgemm_gflops': GFLOP/s in float32}.
+
+    With job.mixed_precision, its result also contains 'bfloat16_gflops'.
+    """
     products = {'sgemm_gflops': matrix_product(tf, job.sgemm_side, tf.float32)}
     if job.mixed_precision:
         products['bfloat16_gflops'] = matrix_product(tf, job.sgemm_side, tf.bfloat16)
@@ -72,9 +75,9 @@ def product_speeds(tf, job):
 
 
 def matrix_product(tf, side, dtype):
-    """A function that multiplies two matrices [side, side] of a dtype and returns the FLOP/s reached.
+    """Returns a function that multiplies two matrices [side, side] of a dtype and returns the speed in FLOP/s.
 
-    It begins with its first call: TensorFlow gives all sessions the threads that the process's first one asks for.
+    Its session is created in the first call, because the first session of a process sets the number of threads for all.
     """
     @functools.lru_cache(maxsize=None)
     def product():
@@ -91,13 +94,23 @@ def matrix_product(tf, side, dtype):
 
 
 def seconds_of(step):
+    """Returns the seconds that a call of step() takes."""
     started = time.perf_counter()
     step()
     return time.perf_counter() - started
 
 
 def repeat(step, speeds, budget):
-    """Medians of the seconds of a step and of the matrix products' speeds, in turn for about `budget` seconds."""
+    """Runs a step and the matrix products in turn for about `budget` seconds; returns the medians.
+
+    Args:
+      step: a function.
+      speeds: the result of product_speeds.
+      budget: in seconds; 0 for one step.
+
+    Returns:
+      {'seconds': seconds of a step, 'steps': number of steps, and the fields of speeds()}.
+    """
     started, warm = time.perf_counter(), 0
     while not warm or budget and (warm < 2 or warm < 3 and time.perf_counter() - started < WARM_UP_SECONDS):
         step()
@@ -114,7 +127,7 @@ def repeat(step, speeds, budget):
 
 
 def flag_values(module='main', **changed):
-    """The flags of main.py or main_msc.py at their defaults, but for those changed, as attributes."""
+    """Returns an object with the defaults of the flags of main.py or main_msc.py, and the given changes."""
     from absl import flags
     __import__(module)
     values = {flag.name: flag.default for flag in flags.FLAGS.flags_by_module_dict()['main']}
@@ -123,15 +136,15 @@ def flag_values(module='main', **changed):
 
 
 def held(tf, name, value):
-    """A tensor of a variable's value, so that nothing computed from it can be folded to a constant."""
+    """Returns the value of a new variable as a tensor, so that TensorFlow cannot fold it to a constant."""
     return tf.get_variable(name, initializer=value, trainable=False, use_resource=True,
                            collections=[tf.GraphKeys.LOCAL_VARIABLES]).read_value()
 
 
-# ---- what: each takes (tf, speeds, job) and returns {figure's suffix: figure} ----
+# ---- measurements: each takes (tf, speeds, job) and returns {suffix of the figure's name: figure} ----
 
 def train(tf, speeds, job):
-    """A training step; of a multi-scale one an iteration and its share of the update."""
+    """Measures a training step; with multi-scale training, an iteration and its share of the update."""
     batch, (height, width) = job.batch, job.size
     images = held(tf, 'images', tf.random_uniform([batch, height, width, 3], -110, 130))
     labels = held(tf, 'labels', tf.random_uniform([batch, height, width, 1], 0, 21, tf.int32))
@@ -146,7 +159,12 @@ def train(tf, speeds, job):
 
 
 def product_training(tf, images, labels, job):
-    """(session, function of an iteration that returns its loss, function of an update or None, iterations of one)."""
+    """Builds the training of the product.
+
+    Returns:
+      (session, function that runs an iteration and returns the loss, function that runs an update or None if an
+      iteration includes it, number of iterations per update).
+    """
     from model import Model
     from model_msc import Model_msc
     conf = flag_values('main_msc' if job.multi_scale else 'main', encoder_name=job.encoder_name, train_bn=False,
@@ -162,7 +180,7 @@ def product_training(tf, images, labels, job):
 
 
 def reference_training(tf, images, labels, job):
-    """The same of the reference form."""
+    """Builds the training of the reference form; returns the same as product_training."""
     from benchmarks import reference
     every = reference.GRAD_UPDATE_EVERY if job.multi_scale else 1
     graph = reference.training(images, labels, job.encoder_name, multi_scale=job.multi_scale, grad_update_every=every)
@@ -175,11 +193,11 @@ def reference_training(tf, images, labels, job):
 
 def check_finite(loss):
     if not np.isfinite(loss):
-        raise ValueError('the loss is %s: times would mean nothing' % loss)
+        raise ValueError('the loss is %s, so times would be meaningless' % loss)
 
 
 def predict(tf, speeds, job):
-    """Class indices of one image of a size that the graph does not know."""
+    """Measures the prediction of class indices for one image, whose size is not known to the graph."""
     image = np.random.RandomState(0).uniform(-110, 130, [1] + job.size + [3]).astype(np.float32)
     images = tf.placeholder(tf.float32, [1, None, None, 3])
     if job.form == 'product':
@@ -197,7 +215,7 @@ def predict(tf, speeds, job):
 
 
 def exported(tf, speeds, job):
-    """Class indices of one image by an exported model, alone, as TensorFlow or OpenVINO runs it in float32."""
+    """Measures the prediction for one image by an exported model, run by TensorFlow or OpenVINO in float32."""
     from model import Model
     from utils.prediction import export
     model = Model(flag_values(encoder_name=job.encoder_name, train_bn=False))
@@ -214,7 +232,7 @@ def exported(tf, speeds, job):
 
 
 def tensorflow_model(tf, folder):
-    """A function from images to the class map of the SavedModel in a folder."""
+    """Returns a function from images to class maps that runs the SavedModel in a folder with TensorFlow."""
     sess = tf.Session(graph=tf.Graph(), config=runtime.session_config())
     with sess.graph.as_default():
         tf.saved_model.loader.load(sess, [tf.saved_model.tag_constants.SERVING], folder)
@@ -222,7 +240,7 @@ def tensorflow_model(tf, folder):
 
 
 def openvino_model(folder):
-    """The same, by OpenVINO."""
+    """Returns a function from images to class maps that runs the SavedModel in a folder with OpenVINO."""
     import openvino
     core = openvino.Core()
     whole = core.read_model(folder)
@@ -231,7 +249,7 @@ def openvino_model(folder):
 
 
 def mixing(tf, speeds, job):
-    """A smoothed convolution's mixing alone, of the maps of block3 and block4, forwards and with its gradients."""
+    """Measures only the mixing of smoothed convolutions, for block3 and block4, with and without gradients."""
     figures = {}
     for rate, depth in ((2, 256), (4, 512)):
         shape = [job.batch] + job.size + [depth]
@@ -246,7 +264,7 @@ def mixing(tf, speeds, job):
 
 
 def mixing_ops(tf, form, dilated_type, shape, rate):
-    """([op of the mixed map], [ops of it and of its gradients]) for a map of `shape` [N, h, w, C]."""
+    """Returns ([op of the mixed map], [ops of the mixed map and of the gradients]) for a map of shape [N, h, w, C]."""
     number, height, width, depth = shape
     if dilated_type == 'smooth_GI':  # on the groups, as they are between space-to-batch and batch-to-space
         shape = [number * rate * rate, -(-height // rate), -(-width // rate), depth]
@@ -257,17 +275,17 @@ def mixing_ops(tf, form, dilated_type, shape, rate):
     fix_w = tf.get_variable('fix_w', initializer=tf.random_normal(fix_w_shape), use_resource=form == 'product')
     outputs = mixed(form, dilated_type, inputs, rate, fix_w)
     gradients = tf.gradients(outputs, [inputs, fix_w], held(tf, 'outer', tf.random_normal(shape)))
-    # Each op is fetched itself: TensorFlow takes ops that nothing but a tf.group depends on out of the graph.
+    # All ops are fetched directly, because TensorFlow removes ops on which only a tf.group depends.
     return [outputs.op], [outputs.op] + [gradient.op for gradient in gradients]
 
 
 def mixed(form, dilated_type, inputs, rate, fix_w):
-    """The product's or the reference's mixing of groups (smooth_GI) or of a map (smooth_SSC)."""
+    """Mixes groups (smooth_GI) or a map (smooth_SSC), as the product or the reference does."""
     if form == 'product':
         from utils.net import dilated
         if dilated_type == 'smooth_GI':
             return dilated.mix_groups(inputs, fix_w)
-        with mock.patch.object(dilated, 'regular', lambda inputs, kernel, rate: inputs):  # what follows the mixing
+        with mock.patch.object(dilated, 'regular', lambda inputs, kernel, rate: inputs):  # leave out the convolution
             return dilated.lookup(dilated_type)[0](inputs, None, rate=rate, fix_w=fix_w)
     from benchmarks import reference
     if dilated_type == 'smooth_GI':
@@ -276,9 +294,9 @@ def mixed(form, dilated_type, inputs, rate, fix_w):
 
 
 def reader(tf, speeds, job):
-    """Seconds of an image of the training queue, by threads, once what it had ahead is used up.
+    """Measures the training queue, after all samples read ahead of time have been used up.
 
-    The matrix product beside it has one core too.
+    The matrix product beside it also uses one core.
     """
     with tempfile.TemporaryDirectory() as folder:
         images, labels = write_pairs(folder, job.files, job.image_size)
@@ -292,7 +310,7 @@ def reader(tf, speeds, job):
             from benchmarks import reference
             batch = reference.training_batch(images, labels, IMG_MEAN, job.batch, tuple(job.size))
             running = reference.running
-        # One core an op, in both forms: else one reading thread already takes parts of the other cores.
+        # One core per op, in both forms. Otherwise, a single reader thread would also use other cores.
         sess = tf.Session(config=tf.ConfigProto(intra_op_parallelism_threads=1))
         sess.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         ready = tf.group(*batch)
@@ -308,7 +326,7 @@ def reader(tf, speeds, job):
 
 
 def write_pairs(folder, number, size):
-    """Paths of JPEGs of about 90 kB at 375x500, as in VOC, and of labels in large patches."""
+    """Writes JPEGs, of about 90 kB at 375x500 as in VOC, and labels with large regions; returns two lists of paths."""
     random = np.random.RandomState(0)
     images, labels = [], []
     for index in range(number):
@@ -323,7 +341,7 @@ def write_pairs(folder, number, size):
 
 
 def colours(tf, speeds, job):
-    """Colour decoding of one prediction."""
+    """Measures the conversion of one prediction to colours."""
     from utils import label_utils
     from utils.data.palette import voc_colours
     coarse = Image.fromarray(np.random.RandomState(0).randint(0, 21, [8, 8]).astype(np.uint8))
@@ -332,12 +350,12 @@ def colours(tf, speeds, job):
         function, arguments = label_utils.decode_labels, (mask[np.newaxis], 1, 21)
     else:
         from benchmarks import reference
-        function, arguments = reference.decode_labels, (mask.astype(np.int64), voc_colours(21))  # as argmax gives it
+        function, arguments = reference.decode_labels, (mask.astype(np.int64), voc_colours(21))  # int64, as from argmax
     return {'': dict(repeat(lambda: function(*arguments), speeds, job.budget), images=1)}
 
 
 def startup(tf, speeds, job):
-    """From the start of main.py --option=train on the sample to its first logged step."""
+    """Measures the time from starting main.py --option=train on the sample to the first logged step."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     with tempfile.TemporaryDirectory() as folder:
         log = os.path.join(folder, 'log.txt')
@@ -359,7 +377,7 @@ def startup(tf, speeds, job):
 
 
 def facts(tf, speeds, job):
-    """Versions, and whether oneDNN is on in this environment and why bfloat16 is not."""
+    """Returns the versions, whether oneDNN is on in this environment, and why bfloat16 is not available."""
     return {'': {'tensorflow': tf.__version__, 'python': sys.version.split()[0], 'onednn': onednn_is_on(),
                  'no_bfloat16': no_bfloat16()}}
 

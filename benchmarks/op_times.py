@@ -1,9 +1,9 @@
-"""Shows where the time of a row of run.py goes: op by op, and each shape of convolution or product with its speed.
+"""Shows the time of each type of op in a row of run.py, and the speed of each shape of convolution or product.
 
     python benchmarks/op_times.py --row=deeplab_predict [--reference | --bfloat16]
 
-The figures are TensorFlow's own trace of one step. Ops that ran beside each other shared the cores: their times add up
-to more than the step's, and their speeds to what the machine gave.
+The figures come from TensorFlow's trace of one step. Ops that run at the same time share the cores, so the sum of their
+times is larger than the time of the step, and each is slower than it would be alone.
 """
 
 import collections
@@ -24,15 +24,15 @@ from utils.system.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 TRACED = ('train', 'predict', 'mixing')
-OPS, PRODUCTS = 12, 24  # lines of the two tables
+OPS, PRODUCTS = 12, 24  # the most lines of the tables of ops and of products
 
-# op: TensorFlow's, after its rewriting; type: see type_of; shapes: of the inputs, lists; output: a shape; seconds: of
-# the kernel
+# One run of a kernel. op: name of the op after graph optimization; type: see type_of; shapes: shapes of the inputs, as
+# lists; output: shape of the output; seconds: time of the kernel.
 Run = collections.namedtuple('Run', 'op type shapes output dilation seconds')
 
 
 def traced(tf, step):
-    """The RunMetadata of the last Session.run of step()."""
+    """Returns the RunMetadata of the last Session.run in step()."""
     plain, seen = tf.Session.run, []
 
     def run_traced(self, fetches, feed_dict=None):
@@ -46,7 +46,7 @@ def traced(tf, step):
 
 
 def runs(metadata):
-    """Every kernel that ran, a list of Run."""
+    """Returns a list with a Run for every kernel that ran."""
     nodes = {node.name: node for graph in metadata.partition_graphs for node in graph.node}
     stats = {one.node_name: one for device in metadata.step_stats.dev_stats for one in device.node_stats}
     shapes = {}  # 'name' or 'name:1' as in the nodes' inputs
@@ -61,7 +61,7 @@ def runs(metadata):
 
 
 def type_of(node):
-    """What a node computes in, such as 'float32'; 'float32 to bfloat16' of a cast, '' if it does not say."""
+    """Returns the data type of a node, such as 'float32'; 'float32 to bfloat16' for a cast; '' if unknown."""
     import tensorflow.compat.v1 as tf
     names = ('SrcT', 'DstT') if 'SrcT' in node.attr else ('T',) if 'T' in node.attr else ('dtype',)
     types = [node.attr[name].type for name in names if name in node.attr]
@@ -69,7 +69,7 @@ def type_of(node):
 
 
 def product_shape(one):
-    """(map, weights) of a convolution or matrix product or of a gradient of one, shapes; None for other ops."""
+    """Returns (shape of the map, shape of the weights) of a convolution, matrix product or gradient; otherwise None."""
     if 'Conv2DBackpropFilter' in one.op:
         return one.shapes[2], one.output
     if 'Conv2DBackpropInput' in one.op:
@@ -80,15 +80,18 @@ def product_shape(one):
 
 
 def operations(one):
-    """Floating-point operations of a convolution or product: 2 for a multiply-add, taps on padding counted."""
+    """Returns the floating-point operations of a convolution or product; a multiply-add counts as 2.
+
+    Multiplications with padding are included.
+    """
     outer, weights = product_shape(one)
-    if 'MatMul' in one.op:  # whichever side is transposed: [m, k] x [k, n]
+    if 'MatMul' in one.op:  # [m, k] x [k, n]; the formula holds whichever side is transposed
         return 2 * float(np.sqrt(np.prod(one.shapes[0], dtype=float) * np.prod(weights, dtype=float) * np.prod(outer)))
     return 2 * np.prod(outer, dtype=float) * np.prod(weights[:-1])
 
 
 def share_table(all_runs, key):
-    """Lines of (*key, how many, milliseconds, share) of the runs by a key, a function's list; the longest first."""
+    """Groups runs by key(run), a list; returns lines [*key, number of runs, milliseconds, share], slowest first."""
     by_key = collections.defaultdict(list)
     for one in all_runs:
         by_key[tuple(key(one))].append(one.seconds)
@@ -98,7 +101,11 @@ def share_table(all_runs, key):
 
 
 def product_table(all_runs):
-    """Lines of (op, type, map, weights, dilation, how many, milliseconds, GFLOP/s), the longest first."""
+    """Groups convolutions and products by op and shapes; slowest first.
+
+    Returns:
+      a list of [op, type, map, weights, dilation, number of runs, milliseconds, GFLOP/s].
+    """
     by_shape = collections.defaultdict(list)
     for one in all_runs:
         if product_shape(one) and all(product_shape(one)):
@@ -112,7 +119,7 @@ def product_table(all_runs):
 
 
 def report(tf, step, speeds):
-    """Prints the tables of a step that has run before."""
+    """Prints the tables for a step that has been warmed up."""
     seconds = measure.seconds_of(step)
     all_runs = runs(traced(tf, step))
     print('\n%.1f ms a step; the matrix product beside it: %s' % (1e3 * seconds, ', '.join(
@@ -134,7 +141,7 @@ def main():
     if form not in [known.split(',')[0] for known in row.forms]:
         raise UserError('--row=%s has no reference form.' % FLAGS.row)
     if FLAGS.reference and FLAGS.bfloat16:
-        raise UserError('--reference and --bfloat16 exclude each other: the reference computes in float32.')
+        raise UserError('--reference and --bfloat16 exclude each other, as the reference uses float32: give only one.')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
     job = types.SimpleNamespace(**dict(measure.JOB, **dict(row.settings, what=row.what, form=form)))
     job.mixed_precision = FLAGS.bfloat16
@@ -142,7 +149,7 @@ def main():
         job.sgemm_side = 128
     tf = measure.start(form, frozen_weights=row.what == 'predict' and not FLAGS.bfloat16)
     if FLAGS.bfloat16 and measure.no_bfloat16():
-        raise UserError('--bfloat16 shows nothing here, as %s.' % measure.no_bfloat16())
+        raise UserError('--bfloat16 has no effect here, because %s: leave it out.' % measure.no_bfloat16())
     speeds = measure.product_speeds(tf, job)
 
     def repeat(step, speeds, budget):
@@ -157,7 +164,7 @@ def main():
 
 if __name__ == '__main__':
     flags.DEFINE_string('row', 'deeplab_train', 'a row of run.py that trains, predicts or mixes')
-    flags.DEFINE_boolean('reference', False, 'the reference form instead of the product')
-    flags.DEFINE_boolean('bfloat16', False, 'with --mixed_precision, on a processor that has bfloat16')
-    flags.DEFINE_boolean('quick', False, 'tiny sizes, whose figures mean nothing')
+    flags.DEFINE_boolean('reference', False, 'trace the reference form instead of the product')
+    flags.DEFINE_boolean('bfloat16', False, 'use --mixed_precision, on a processor that supports bfloat16')
+    flags.DEFINE_boolean('quick', False, 'use tiny sizes, for which the figures are meaningless')
     sys.exit(command_line.run(main))

@@ -1,12 +1,13 @@
-"""Draws what trained networks look at: effective receptive fields of checkpoints side by side, with their gridding.
+"""Draws the effective receptive fields of trained networks side by side, with scores of their gridding.
 
     python benchmarks/receptive_field.py --modeldir=model_regular,model_GI,model_SSC --labels=regular,GI,SSC
 
-A column of the figure is a checkpoint, built by the settings.json beside it, all on the same images. Its first row is
-the field of the winning class's logit at the centre on the image. The others are the fields of the centre of each
-dilated block's output (the sum of its channels, none of which is negative) on that block's input, at 1/8 of the
-image's size, and the score of gridding at the block's rate (see `gridding`). A field is the mean
-over the images, which are cropped or padded about their centres. What main_msc.py trained is looked at on one scale.
+Each column of the figure shows a checkpoint, with the network that the settings.json beside it describes; all use the
+same images. The first row shows the receptive field, in the image, of the winning class's logit at the centre. The
+other rows show, for each dilated block, the receptive field of the centre of its output (the sum of its channels, none
+of which is negative) in its input, at 1/8 of the image's size, and the gridding score at its rate (see `gridding`).
+Fields are averaged over the images, which are cropped or padded about their centres. Networks trained with main_msc.py
+are evaluated at one scale.
 """
 
 import os
@@ -22,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from utils.system import command_line, output_files, runtime  # noqa: E402
 from utils.system.errors import UserError, printable, quoted  # noqa: E402
 
-tf = runtime.import_tensorflow()  # before others import TensorFlow, whose own lines it keeps off the screen
+tf = runtime.import_tensorflow()  # before other modules import TensorFlow, to suppress its messages
 
 import network  # noqa: E402
 from utils.data import data_lists, image_files  # noqa: E402
@@ -34,27 +35,27 @@ from utils.weights import checkpoints, run_settings  # noqa: E402
 FLAGS = flags.FLAGS
 SAMPLE = os.path.join(command_line.REPO, 'dataset', 'sample')
 NEAR = 0.0455  # of the largest gradient: two standard deviations of a Gaussian (Luo et al. 2016, section 4)
-FAINTEST = 1e-4  # of the greatest gradient, in the figure
+FAINTEST = 1e-4  # smaller fractions of the largest gradient are drawn like this one
 PANEL, GAP = 3.0, 0.5  # inches
 
 
 # ---- fields ----
 
 def centre(maps):
-    """The pixel in the middle of the first map: [N, h, w, C] -> [C]."""
+    """Returns the central pixel of the first map: [N, h, w, C] -> [C]."""
     shape = tf.shape(maps)
     return maps[0, shape[1] // 2, shape[2] // 2]
 
 
 def field(target, source):
-    """Returns the receptive field of a scalar: how much it changes with each pixel of its source.
+    """Returns the receptive field of a scalar: how much it changes with each pixel of the source.
 
-    Luo, Li, Urtasun and Zemel, Understanding the Effective Receptive Field (2016), take the gradient of a central
-    unit, too; here its absolute values are summed over the channels, so that no sign hides another.
+    As in Luo, Li, Urtasun and Zemel, Understanding the Effective Receptive Field (2016), this is the gradient of a
+    central unit. Here, its absolute values are summed over the channels, so that signs do not cancel out.
 
     Args:
       target: a scalar tensor.
-      source: a tensor [1, h, w, C] that it is computed from.
+      source: a tensor [1, h, w, C] from which it is computed.
 
     Returns:
       float32 [h, w], sum over c of |d target / d source[0, y, x, c]|.
@@ -63,31 +64,33 @@ def field(target, source):
 
 
 def extent(values):
-    """The side in pixels of a square as large as the area where a field [h, w] is above NEAR of its greatest value."""
+    """Returns the side, in pixels, of a square with the same area as the region where a field [h, w] is large.
+
+    The region contains the values above NEAR times the largest value.
+    """
     return float(np.sqrt(np.sum(values > NEAR * values.max())))
 
 
 def gridding(values, rate):
-    """How much a field is a grid of period `rate`, what dilated convolutions of that rate in a row make of it.
+    """Measures how much a field is a grid of period `rate`, as consecutive dilated convolutions of this rate make it.
 
-    Such convolutions reach every rate-th pixel of a row and column only. In the spectrum of the field,
+    Such convolutions use only every rate-th pixel of rows and columns. In the spectrum of the field,
 
         F(u, v) = sum over y, x of values[y, x] * exp(-2 pi i (u y + v x)),
 
-    a grid has peaks at the frequencies (a / rate, b / rate), a smooth field has none there, and one that is all in few
-    pixels is high at them but as high beside them. So the score is
+    a grid has peaks at the frequencies (a / rate, b / rate) and a smooth field has no peaks. If the field consists of
+    only a few pixels, |F| is large at these frequencies but equally large beside them. So the score is
 
         mean over (a, b) != (0, 0) of (|F| at (a / rate, b / rate) - mean of |F| at its eight neighbours) / F(0, 0),
 
-    a and b from 0 to rate - 1, the neighbours half a period, 1 / (2 rate), away along one axis or both:
-    1 for a wide grid, near 0 for a field that is smooth, too narrow to tell or a grid of twice the period, at most 1
-    and hardly ever below 0. At multiples of 1 / (2 rate), F is the discrete transform of the field folded to
-    2 rate x 2 rate pixels. The central pixel is left out: the shortcuts of a ResNet reach it whatever its convolutions
-    do.
+    where a and b are 0 to rate - 1, and neighbours are 1 / (2 rate) away along one axis or both. The score is at most
+    1, for a wide grid, and hardly ever below 0. It is near 0 for fields that are smooth or too narrow to tell, and for
+    grids of twice the period. At multiples of 1 / (2 rate), F is the discrete Fourier transform of the field folded to
+    2 rate x 2 rate pixels. The central pixel is left out, because the shortcuts of a ResNet always reach it.
 
     Args:
       values: [h, w], not negative; the central pixel is [h // 2, w // 2].
-      rate: 2 or more.
+      rate: the dilation rate, at least 2.
 
     Returns:
       a float; nan if the field is zero outside the centre.
@@ -107,25 +110,25 @@ def gridding(values, rate):
     return float(peaks.mean())
 
 
-# ---- of trained networks ----
+# ---- trained networks ----
 
 class Trained(typing.NamedTuple):
     """A trained network."""
 
-    label: str           # its name in the figure
-    prefix: str          # of its checkpoint
-    flags: dict          # {name: value} of its training
-    input: compat.Input  # of its training
+    label: str           # the name in the figure
+    prefix: str          # the prefix of the checkpoint's files
+    flags: dict          # {name: value}, the flags used in training
+    input: compat.Input  # the input format used in training
 
 
 def find(modeldir, label, step):
-    """The Trained of a modeldir; UserError if it holds no checkpoint or no settings that make a network."""
+    """Returns the Trained for a modeldir; raises UserError if it has no checkpoint or no valid settings."""
     prefix = checkpoints.find_checkpoint(modeldir, step, 'step')
     settings = run_settings.read(modeldir)
     if not settings:
-        raise UserError('%s has no %s, which says what network its checkpoints are of: train with this version of '
+        raise UserError('%s has no %s, which describes the network of its checkpoints: train with this version of '
                         'main.py.' % (quoted(modeldir), run_settings.FILE))
-    settings['flags'].setdefault('decoder', 'aspp')  # which older trainings had
+    settings['flags'].setdefault('decoder', 'aspp')  # the only decoder of older versions
     known = {'encoder_name': blocks.ENCODERS, 'decoder': decoders.DECODERS, 'dilated_type': dilated.DILATED_TYPES,
              'compat': compat.COMPAT, 'num_classes': range(2, 257)}
     wrong = [name for name in sorted(known) if settings['flags'].get(name) not in known[name]]
@@ -136,15 +139,15 @@ def find(modeldir, label, step):
 
 
 def build(trained, picture, size):
-    """Builds a network and its fields.
+    """Builds a network and its receptive fields.
 
     Args:
       trained: a Trained.
       picture: uint8 RGB tensor [H, W, 3].
-      size: sides in pixels of the centre that is cropped or padded.
+      size: height and width, in pixels, to which the picture is cropped or padded.
 
     Returns:
-      (the network, a list of (name, dilation rate or None, field [h, w] as a tensor)).
+      (the network, a list of (name, dilation rate or None, field as a tensor [h, w])).
     """
     settings = trained.flags
     image = tf.image.resize_image_with_crop_or_pad(preprocess(picture, trained.input), size, size)[tf.newaxis]
@@ -179,10 +182,10 @@ def measure(trained, images, size):
 
 
 def draw(columns):
-    """A matplotlib Figure of fields: a column for each network, a row for each kind of field.
+    """Returns a matplotlib Figure with a column for each network and a row for each kind of field.
 
     Args:
-      columns: a list of (title, list of (title, field [h, w])), the fields in the same order in each.
+      columns: a list of (title, list of (title, field [h, w])), with the fields in the same order in all columns.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
@@ -201,17 +204,17 @@ def draw(columns):
             axes.set_title(('' if row else plain(name) + '\n') + title, fontsize='small')
             axes.tick_params(labelsize='x-small')
     bar = figure.add_axes([1 - 0.9 / width, 0.2, 0.13 / width, 0.6])
-    figure.colorbar(image, cax=bar, label='mean absolute gradient / its greatest')
+    figure.colorbar(image, cax=bar, label='mean absolute gradient / maximum')
     return figure
 
 
 def plain(name, longest=40):
-    """A name of at most `longest` characters as matplotlib shows it, no formula."""
+    """Returns a name with at most `longest` characters, escaped so that matplotlib does not show a formula."""
     return (name if len(name) <= longest else '...' + name[3 - longest:]).replace('$', r'\$')
 
 
 def described(name, rate, values):
-    """What the figure and the terminal say of a field."""
+    """Returns the text about a field for the figure and the terminal."""
     text = '%s: extent %.0f' % (name, extent(values))
     return text if rate is None else text + ', gridding %.3f' % gridding(values, rate)
 
@@ -220,7 +223,7 @@ def main():
     folders = FLAGS.modeldir or ['model']
     labels = folders if FLAGS.labels is None else FLAGS.labels
     if len(labels) != len(folders):
-        raise UserError('the number of --labels is %d, of folders in --modeldir %d: give a name for each folder.' % (
+        raise UserError('there are %d --labels but %d folders in --modeldir: give a label for each folder.' % (
             len(labels), len(folders)))
     output_files.check_figure(FLAGS.output, 'output')
     all_trained = [find(os.path.expanduser(modeldir), label, FLAGS.step)
@@ -236,17 +239,18 @@ def main():
         print('%s (%s, %s)' % (printable(trained.label), trained.flags['dilated_type'], trained.prefix))
         print('\n'.join('  ' + title for title, _ in columns[-1][1]))
     output_files.save_figure(draw(columns), FLAGS.output)
-    print('receptive fields over %d images of %s in %s' % (len(source.images), quoted(own), FLAGS.output))
+    print('receptive fields, averaged over %d images of %s: %s' % (len(source.images), quoted(own), FLAGS.output))
 
 
 if __name__ == '__main__':
-    flags.DEFINE_list('modeldir', ['model'], 'folders of checkpoints, with commas between them')
-    flags.DEFINE_list('labels', None, 'their names in the figure, with commas between them; by default the folders')
-    command_line.DEFINE_step('step', None, "checkpoint, or 'best'; by default the newest of each folder")
-    command_line.DEFINE_list('data_list', '', "list of images; by default the embedded sample's validation list")
-    command_line.DEFINE_path('data_dir', '', "folder that the list's paths are relative to")
-    command_line.DEFINE_whole('num_images', 16, 'images of the list to average over', 1)
-    command_line.DEFINE_whole('size', 321, 'sides in pixels of the centre of each image that is looked at', 33, 4097)
-    command_line.DEFINE_path('output', 'receptive_field.png', 'figure to write; its suffix chooses the format',
+    flags.DEFINE_list('modeldir', ['model'], 'comma-separated folders of checkpoints')
+    flags.DEFINE_list('labels', None, 'comma-separated names for the figure; by default the folders')
+    command_line.DEFINE_step('step', None, "step of the checkpoint, or 'best'; by default the newest in each folder")
+    command_line.DEFINE_list('data_list', '', "list of images; by default the bundled sample's validation list")
+    command_line.DEFINE_path('data_dir', '', 'folder to which the paths in the list are relative')
+    command_line.DEFINE_whole('num_images', 16, 'number of images of the list to average over', 1)
+    command_line.DEFINE_whole('size', 321, 'height and width, in pixels, to which images are cropped or padded', 33,
+                              4097)
+    command_line.DEFINE_path('output', 'receptive_field.png', 'figure to write; its suffix determines the format',
                              output=True)
     sys.exit(command_line.run(main))

@@ -1,7 +1,7 @@
-"""The plain forms that the product is measured against: the graph, reader and colouring of the original.
+"""The plain reference forms for the benchmarks: network, reader and colouring as in the original.
 
-Dilated convolutions by atrous_conv2d, batch norm as an op of its own, a copy of the network for every scale, all
-from TensorFlow's own ops with their defaults. Names and shapes of the variables are the product's.
+They use atrous_conv2d for dilated convolutions, a separate op for batch norm, and a copy of the network for every
+scale, all with TensorFlow's default ops. The variables have the same names and shapes as in the product.
 """
 
 import collections
@@ -23,20 +23,21 @@ WEIGHT_DECAY = 0.0005
 MOMENTUM = 0.9
 GRAD_UPDATE_EVERY = 10
 
-# Of training: {tag: tensor}, the op of every iteration (None if all is in apply), that of every update, the rate.
+# losses: {tag: tensor}; accumulate: the op of every iteration, or None if `apply` does everything; apply: the op of
+# every update; rate: the placeholder of the learning rate.
 Training = collections.namedtuple('Training', 'losses accumulate apply rate')
 
 
 # ---- the network ----
 
 def network(images, encoder_name, num_classes):
-    """Logits [N, h/8, w/8, num_classes] of images [N, h, w, 3]; a second call shares the first one's weights."""
+    """Returns the logits [N, h/8, w/8, num_classes] for images [N, h, w, 3]; all calls share the same weights."""
     with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
         return decode(encode(images, encoder_name), encoder_name, num_classes)
 
 
 def encode(images, encoder_name):
-    """ResNet bottleneck v1 at output stride 8: [N, H, W, 3] -> [N, H/8, W/8, 2048]."""
+    """Applies a ResNet of bottleneck units, version 1, with output stride 8: [N, H, W, 3] -> [N, H/8, W/8, 2048]."""
     net = shortcut = branch = images
     for stage, unit, index, shape in convolutions(BLOCKS[encoder_name]):
         names = weight_names.conv_scopes(encoder_name, stage, unit, index)
@@ -57,7 +58,7 @@ def encode(images, encoder_name):
 
 
 def decode(encoding, encoder_name, num_classes):
-    """The sum of four dilated convolutions with biases: [N, h, w, 2048] -> [N, h, w, num_classes]."""
+    """Returns the sum of four dilated convolutions with biases: [N, h, w, 2048] -> [N, h, w, num_classes]."""
     branches = []
     for scope, rate in zip(ASPP.SCOPES[ENCODERS[encoder_name].family], ASPP_RATES):
         outputs = conv2d(encoding, scope, [3, 3, encoding.shape[3], num_classes], rate=rate)
@@ -85,7 +86,7 @@ def conv_bn(inputs, names, shape, stride=1, rate=1):
 # ---- training and inference ----
 
 def all_logits(images, encoder_name, num_classes, multi_scale):
-    """[logits], or with multi_scale [fused, 1.0, 0.75, 0.5], of which the first is predicted with."""
+    """Returns [logits], or with multi_scale [fused, scale 1.0, 0.75, 0.5]; predictions use the first."""
     full = network(images, encoder_name, num_classes)
     if not multi_scale:
         return [full]
@@ -98,13 +99,13 @@ def all_logits(images, encoder_name, num_classes, multi_scale):
 
 
 def inference(images, encoder_name, num_classes=21, multi_scale=False):
-    """Class indices [N, H, W] of images [N, H, W, 3]."""
+    """Returns the class indices [N, H, W] for images [N, H, W, 3]."""
     logits = all_logits(images, encoder_name, num_classes, multi_scale)[0]
     return tf.argmax(tf.image.resize_bilinear(logits, tf.shape(images)[1:3]), axis=3)
 
 
 def cross_entropy(logits, labels, num_classes):
-    """Mean over the valid pixels, which are gathered: [N, h, w, num_classes], [N, H, W, 1] -> scalar."""
+    """Returns the mean over the valid pixels: [N, h, w, num_classes], [N, H, W, 1] -> scalar."""
     small = tf.image.resize_nearest_neighbor(labels, tf.shape(logits)[1:3])
     small = tf.reshape(small, [-1])
     valid = tf.squeeze(tf.where(tf.less(small, num_classes)), 1)
@@ -114,7 +115,7 @@ def cross_entropy(logits, labels, num_classes):
 
 
 def training(images, labels, encoder_name, num_classes=21, multi_scale=False, grad_update_every=1):
-    """The losses and the ops of training on images [N, H, W, 3] and labels [N, H, W, 1], a Training."""
+    """Returns the Training (losses and ops) for images [N, H, W, 3] and labels [N, H, W, 1]."""
     entropy = tf.add_n([cross_entropy(logits, labels, num_classes)
                         for logits in all_logits(images, encoder_name, num_classes, multi_scale)])
     variables = tf.trainable_variables()
@@ -135,7 +136,7 @@ def training(images, labels, encoder_name, num_classes=21, multi_scale=False, gr
 
 
 def momentum_update(variables, gradients, rate, decoder_scopes):
-    """One optimizer each for the encoder, the decoder's weights and its biases."""
+    """Returns the op of an update with separate optimizers for the encoder, the decoder's weights and its biases."""
     groups = {1.0: [], 10.0: [], 20.0: []}
     for variable, gradient in zip(variables, gradients):
         scope, leaf = variable.op.name.rsplit('/', 1)
@@ -145,10 +146,11 @@ def momentum_update(variables, gradients, rate, decoder_scopes):
                       for multiplier, pairs in groups.items()])
 
 
-# ---- smoothing, without the convolution that it belongs to ----
+# ---- smoothing, without the dilated convolution ----
 
 def mix_groups(groups, fix_w):
-    """out_i = sum_j fix_w[j, i] * group_j in single multiplications and additions: [r*r*N, h, w, C] -> the same."""
+    """Computes out_i = sum_j fix_w[j, i] * group_j with one op for each product and sum: [r*r*N, h, w, C] -> the same.
+    """
     number = int(fix_w.shape[0])
     parts, mixed = tf.split(groups, number), []
     for i in range(number):
@@ -160,7 +162,7 @@ def mix_groups(groups, fix_w):
 
 
 def share_filter(inputs, rate, fix_w):
-    """One filter for all channels by a conv3d with the channels as depth: [N, h, w, C] -> the same.
+    """Applies one filter to all channels by a conv3d, with the channels as depth: [N, h, w, C] -> [N, h, w, C].
 
     fix_w is [2r-1, 2r-1, 1, 1, 1]; 1 is added at its centre.
     """
@@ -173,7 +175,7 @@ def share_filter(inputs, rate, fix_w):
 # ---- data ----
 
 def training_batch(images, labels, img_mean, batch_size, input_size, ignore_label=255):
-    """Random crops from paths of JPEGs and PNGs, one thread: float32 [N, h, w, 3] and int32 [N, h, w, 1]."""
+    """Reads random crops of JPEGs and PNGs in one thread; returns float32 [N, h, w, 3] and int32 [N, h, w, 1]."""
     image_path, label_path = tf.train.slice_input_producer([images, labels], shuffle=True)
     image = tf.cast(tf.image.decode_jpeg(tf.read_file(image_path), channels=3), tf.float32)
     red, green, blue = tf.split(image, 3, axis=2)
@@ -193,7 +195,7 @@ def scale_and_mirror(image, label):
 
 
 def crop(image, label, input_size, ignore_label):
-    """Pads the whole of both, joins them and takes one random crop [h, w]."""
+    """Pads the whole image and label, concatenates them and takes a random crop [h, w]."""
     missing = tf.maximum(tf.constant(input_size) - tf.shape(image)[:2], 0)
     pad = tf.stack([[0, missing[0]], [0, missing[1]], [0, 0]])
     joined = tf.concat([tf.pad(image, pad), tf.pad(label, pad, constant_values=ignore_label)], axis=2)
@@ -203,7 +205,7 @@ def crop(image, label, input_size, ignore_label):
 
 @contextlib.contextmanager
 def running(sess):
-    """Runs the queue's thread."""
+    """Runs the thread of the queue within a `with` block."""
     coord = tf.train.Coordinator()
     threads = tf.train.start_queue_runners(sess, coord)
     yield
@@ -212,7 +214,7 @@ def running(sess):
 
 
 def decode_labels(mask, colours):
-    """Colours a mask [h, w] pixel by pixel; values without a colour stay black: uint8 [h, w, 3]."""
+    """Converts a mask [h, w] to colours, uint8 [h, w, 3], pixel by pixel; values without a colour become black."""
     height, width = mask.shape
     picture = Image.new('RGB', (width, height))
     pixels = picture.load()

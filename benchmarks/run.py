@@ -1,13 +1,13 @@
-"""Measures speed and memory against the plain reference form and against the floor of a matrix product.
+"""Measures speed and memory, and compares them with a plain reference and with the speed of a matrix product.
 
-    python benchmarks/run.py [--only=deeplab_train,reader] [--output=benchmarks/results.json]
+    python benchmarks/run.py [--only=deeplab_train,colours] [--output=benchmarks/results.json]
 
-Every measurement is a process of its own and all forms of a row run in turn, round after round, for a shared machine
-changes its speed by the hour. A figure is the median over the rounds of the medians over the steps; a ratio is the
-median over the rounds of each round's ratio. The floor is the time that the row's operations take at the speed of a
-float32 matrix product, sgemm, which is measured in the same process, between the steps; beside steps in bfloat16 (the
-product's --mixed_precision) one in bfloat16 is measured too and is their floor. Ratios "at equal sgemm" are those of
-times that were first divided by the float32 product's: where they differ much, the machine was not steady.
+Every measurement runs in a separate process. All forms of a row run in turn, round after round, because the speed of a
+shared machine changes over time. A figure is the median over the rounds of the medians over the steps; a ratio is the
+median of the ratios of all rounds. The floor is the time that the operations of a row would take at the speed of a
+float32 matrix product (sgemm), which is measured in the same process between the steps. For steps in bfloat16 (the
+product with --mixed_precision), the floor uses a matrix product in bfloat16. For ratios "at equal sgemm", times are
+first divided by the time of the float32 product. If they differ much from the plain ratios, the machine was not steady.
 """
 
 import collections
@@ -31,7 +31,7 @@ from utils.system import command_line, output_files, runtime  # noqa: E402
 from utils.system.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
-TIMEOUT = 900  # seconds of one process
+TIMEOUT = 900  # the most seconds that a process may take
 
 PRODUCT, BFLOAT16 = 'product', 'product, bfloat16'
 ONEDNN, DEFAULT = 'reference, oneDNN', 'reference, default'
@@ -39,7 +39,7 @@ DEFAULT_TEXT = "reference with TensorFlow's default"
 OPENVINO = 'OpenVINO'
 FORMS = (PRODUCT, BFLOAT16, ONEDNN, DEFAULT, OPENVINO)
 
-# what: the measurement of measure.py; settings: its job; forms: those to measure, and what changes the settings
+# what: the measurement in measure.py; settings: the fields of its job; forms: a tuple of the forms to measure
 Row = collections.namedtuple('Row', 'what settings forms')
 DILATED_TYPES = ('decompose', 'smooth_GI', 'smooth_SSC')
 SMOOTH_TYPES = DILATED_TYPES[1:]
@@ -48,7 +48,7 @@ SMOOTH_TYPES = DILATED_TYPES[1:]
 # ---- what is measured ----
 
 def all_rows(quick, cores):
-    """{name: Row}, those with the most telling targets first."""
+    """Returns {name: Row}, with the most important rows first."""
     crop, small, photo, feature_map = (
         ([33, 33], [33, 33], [40, 48], [5, 5]) if quick else ([321, 321], [161, 161], [360, 480], [41, 41]))
     both = (PRODUCT, ONEDNN)
@@ -70,7 +70,7 @@ def all_rows(quick, cores):
             'mixing', {'dilated_type': dilated_type, 'batch': 2, 'size': feature_map, 'budget': 2}, both)
     images = {'image_size': [50, 60] if quick else [375, 500], 'batch': 2 if quick else 10, 'size': crop,
               'budget': 3}
-    for threads in sorted({1, 2, cores} if cores > 1 else {1}):  # the original's has one thread
+    for threads in sorted({1, 2, cores} if cores > 1 else {1}):  # the reader of the original has one thread
         rows['reader_%d' % threads] = Row(
             'reader', dict(images, threads=threads), (PRODUCT, DEFAULT) if threads == 1 else (PRODUCT,))
     rows['colours'] = Row('colours', {'size': photo, 'budget': 1}, (PRODUCT, DEFAULT))
@@ -79,16 +79,16 @@ def all_rows(quick, cores):
 
 
 def select_rows(rows, only):
-    """The rows that --only names, all if it is empty; UserError for an unknown name."""
+    """Returns the rows that --only names, or all rows if it is empty; raises UserError for an unknown name."""
     unknown = [name for name in only if name not in rows]
     if unknown:
-        raise UserError('--only=%s: there is no row %s; the rows are %s.' % (
+        raise UserError('--only=%s: there is no row %s: give some of %s.' % (
             ','.join(only), ', '.join(unknown), ', '.join(rows)))
     return collections.OrderedDict((name, row) for name, row in rows.items() if name in only or not only)
 
 
 def without_openvino(rows):
-    """The rows, without the form OpenVINO if that is not installed, of which a line tells."""
+    """Returns the rows, without the form OpenVINO if it is not installed, in which case it prints a line."""
     if importlib.util.find_spec('openvino'):
         return rows
     for name, row in rows.items():
@@ -98,7 +98,7 @@ def without_openvino(rows):
 
 
 def all_targets(cores):
-    """[(what must be reached, '<=' or '>=', the limit, (function, its arguments))] of ratio and share below."""
+    """Returns the targets: a list of (description, '<=' or '>=', limit, function that `ratio` or `share` returns)."""
     train, predict = 'deeplab_train', 'deeplab_predict'
     targets = [
         ('train step, share of the floor', '>=', 0.85, share(train)),
@@ -136,19 +136,19 @@ def all_targets(cores):
 
 
 def share(name, form=PRODUCT):
-    """A function of the results: the floor's seconds / the seconds, of a form."""
+    """Returns a function of the results that returns the floor divided by the time of a form."""
     return lambda results, steady=False: median_of(results.get((name, form), {}).values(), share_of_floor)
 
 
 def share_of_floor(figure):
-    """The seconds that a matrix product of the figure's precision takes for its operations / its seconds."""
+    """Returns the time of the figure's operations at the speed of the matrix product, divided by its own time."""
     return figure['gflop'] / figure.get('bfloat16_gflops', figure['sgemm_gflops']) / figure['seconds']
 
 
 def ratio(name, form, other_name, other_form, field='seconds'):
-    """A function of the results: one figure over another, of the rounds that have both.
+    """Returns a function of the results that divides one figure by another, in the rounds that have both.
 
-    With steady=True both are first divided by the seconds of the matrix product that ran beside them.
+    With steady=True, both are first divided by the time of the matrix product in the same process.
     """
     def of(results, steady=False):
         above, below = results.get((name, form), {}), results.get((other_name, other_form), {})
@@ -158,6 +158,7 @@ def ratio(name, form, other_name, other_form, field='seconds'):
 
 
 def median_of(things, function):
+    """Returns the median of function(thing), or None if there are no things."""
     values = [function(thing) for thing in things]
     return statistics.median(values) if values else None
 
@@ -165,9 +166,9 @@ def median_of(things, function):
 # ---- measuring ----
 
 def measure(what, form, settings):
-    """Runs measure.py; returns its result or raises RuntimeError with the last line of its complaint."""
+    """Runs measure.py and returns its result; raises RuntimeError with the last line of its error output."""
     environment = dict(os.environ, PYTHONPATH=ROOT)
-    for name in ('TF_ENABLE_ONEDNN_OPTS', runtime.FROZEN_WEIGHTS):  # the product sets them by itself
+    for name in ('TF_ENABLE_ONEDNN_OPTS', runtime.FROZEN_WEIGHTS):  # the product sets them itself
         environment.pop(name, None)
     onednn = {ONEDNN: '1', DEFAULT: FLAGS.default_onednn}.get(form)
     if onednn:
@@ -187,7 +188,7 @@ def measure(what, form, settings):
 
 
 def machine_facts(cores):
-    """(what the figures depend on, a dict; why nothing can be measured in bfloat16, a clause or '')."""
+    """Returns (facts about machine and software, a clause that says why bfloat16 cannot be measured, or '')."""
     facts = {form: measure('facts', form, {})['figures'][''] for form in (ONEDNN, DEFAULT)}
     machine = {'cpu': cpu_name(), 'cores': cores, 'platform': platform.platform(),
                'python': facts[DEFAULT]['python'], 'tensorflow': facts[DEFAULT]['tensorflow'],
@@ -196,7 +197,7 @@ def machine_facts(cores):
 
 
 def without(rows, form, where=lambda row: True):
-    """The rows, but for a form of those of which `where` is true."""
+    """Returns the rows; a form is removed from those for which where(row) is true."""
     return collections.OrderedDict((name, row._replace(forms=tuple(
         one for one in row.forms if one != form or not where(row)))) for name, row in rows.items())
 
@@ -211,13 +212,16 @@ def cpu_name():
 
 
 def run_rounds(rows, rounds, minutes, save):
-    """Measures all forms of every row in turn, `rounds` times or as often as `minutes` allow, but once at least.
+    """Measures all forms of every row in turn, at least once.
 
     Args:
-      save: a function of (results, failures), called after every row.
+      rows: {name: Row}.
+      rounds: the number of rounds.
+      minutes: after the first round, a row is measured again only if it probably ends within this time.
+      save: a function of (results, failures), which is called after every row.
 
     Returns:
-      ({(figure's name, form): {round: figure}}, [sentences about what failed]).
+      (results, failures): {(name of the figure, form): {round: figure}}, and a list of sentences about failures.
     """
     results, failures, costs, begun = collections.defaultdict(dict), [], {}, time.monotonic()
     total = rounds * sum(len(row.forms) for row in rows.values())
@@ -242,10 +246,10 @@ def run_rounds(rows, rounds, minutes, save):
     return results, failures
 
 
-# ---- telling ----
+# ---- report ----
 
 def summary(results):
-    """The figures' medians, a list of dicts."""
+    """Returns the medians of the figures, a list of dicts."""
     rows = []
     names = list(collections.OrderedDict.fromkeys(name for name, _ in results))
     for name, form in sorted(results, key=lambda key: (names.index(key[0]), FORMS.index(key[1]))):
@@ -267,7 +271,7 @@ def summary(results):
 
 
 def judged(results, targets, note):
-    """The targets with their values, a list of dicts; met is None where nothing was measured."""
+    """Returns the targets with their values, a list of dicts; 'met' is None if nothing was measured."""
     rows = []
     for text, sign, limit, value_of in targets:
         value = value_of(results)
@@ -279,7 +283,7 @@ def judged(results, targets, note):
 
 
 def format_table(header, lines):
-    """Columns as wide as their widest cell; the first on the left, the others on the right."""
+    """Returns a table as text; the first column is left-aligned, the others are right-aligned."""
     cells = [header] + [[cell if isinstance(cell, str) else short(cell) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     return '\n'.join('  '.join([line[0].ljust(widths[0])] + [
@@ -287,6 +291,7 @@ def format_table(header, lines):
 
 
 def short(value):
+    """Returns the text of a value in a table, with three significant digits."""
     if value is None:
         return '-'
     if isinstance(value, bool):
@@ -324,8 +329,8 @@ def main():
         rows, empty = without(rows, BFLOAT16), ['no row was measured in bfloat16, as %s.' % no_bfloat16]
     if machine['onednn_by_default'] == machine['onednn_available']:
         if 'deeplab_train' in rows:
-            note = ('the same as with oneDNN: on by default here' if machine['onednn_by_default']
-                    else 'there is no oneDNN')
+            note = ('the same as with oneDNN, which is on by default here' if machine['onednn_by_default']
+                    else 'oneDNN is not available')
         rows = without(rows, DEFAULT, where=lambda row: ONEDNN in row.forms)
 
     def make_report(results, failures):
@@ -337,17 +342,19 @@ def main():
 
     results, failures = run_rounds(rows, 1 if FLAGS.quick else FLAGS.rounds, FLAGS.minutes, save)
     print_report(make_report(results, failures))
-    print('figures in %s%s' % (FLAGS.output, '; those of --quick mean nothing' if FLAGS.quick else ''))
+    print('figures in %s%s' % (FLAGS.output, ' (meaningless with --quick)' if FLAGS.quick else ''))
     if failures:
-        raise UserError('%d of the measurements failed, as reported above.' % len(failures))
+        raise UserError('%d measurements failed: see the messages above.' % len(failures))
 
 
 if __name__ == '__main__':
-    command_line.DEFINE_path('output', os.path.join(HERE, 'results.json'), 'JSON of all figures', output=True)
-    flags.DEFINE_list('only', [], 'rows to measure; all if empty')
-    flags.DEFINE_integer('rounds', 3, 'rounds over all rows', lower_bound=1)
-    flags.DEFINE_float('minutes', 13.5, 'a further round of a row begins only if it ends before', lower_bound=0)
-    flags.DEFINE_enum('default_onednn', '', ['', '0', '1'], "TF_ENABLE_ONEDNN_OPTS of 'reference, default'; unset if "
-                      'empty, while 0 shows what processors get on which TensorFlow leaves oneDNN off')
-    flags.DEFINE_boolean('quick', False, 'tiny sizes, one step, one round: tries every row, its figures mean nothing')
+    command_line.DEFINE_path('output', os.path.join(HERE, 'results.json'), 'JSON file for all figures', output=True)
+    flags.DEFINE_list('only', [], 'comma-separated rows to measure; all rows if empty')
+    flags.DEFINE_integer('rounds', 3, 'number of rounds over all rows', lower_bound=1)
+    flags.DEFINE_float('minutes', 13.5, 'time limit: after the first round, a row is measured again only if it '
+                       'probably ends within this time', lower_bound=0)
+    flags.DEFINE_enum('default_onednn', '', ['', '0', '1'], "TF_ENABLE_ONEDNN_OPTS for 'reference, default'; unset if "
+                      'empty. 0 shows the speed on processors for which TensorFlow disables oneDNN')
+    flags.DEFINE_boolean('quick', False, 'try every row with tiny sizes, one step and one round; the figures are '
+                         'meaningless')
     sys.exit(command_line.run(main))

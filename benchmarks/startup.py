@@ -1,9 +1,9 @@
-"""Measures where the time goes from a command to its first result: one predicted photo and one training step.
+"""Measures the parts of the time from a command to its first result: one predicted photo, or one training step.
 
     python benchmarks/startup.py [--rounds=3]
 
-Every measurement is a process of its own, from its start to its end. Each part is timed around the functions that
-PARTS names; 'rest' is what they leave: the interpreter, our own imports, reading and writing of files.
+Every measurement runs in a separate process. A part is the time spent in the functions listed in PARTS; 'rest' is the
+remaining time: the interpreter, the project's imports, reading and writing files.
 """
 
 import collections
@@ -26,7 +26,7 @@ from utils.system import command_line, runtime  # noqa: E402
 from utils.system.errors import UserError  # noqa: E402
 
 IMPORT = 'import of TensorFlow'
-# {option: [(part, module, the function's dotted name in it)]}. The 'first' parts hold the run of the network.
+# {option: [(part, module, dotted name of the function in it)]}. The network runs in the parts named 'first ...'.
 PARTS = {
     'predict': [('graph', 'utils.prediction.predictor', 'Predictor.build'),
                 ('weights', 'utils.prediction.predictor', 'Predictor.load'),
@@ -39,7 +39,7 @@ PARTS = {
 
 
 def timed(owner, name, part, seconds):
-    """Replaces a function of a module or class by one that adds its time to seconds[part]."""
+    """Wraps a function of a module or class so that it adds its time to seconds[part]."""
     function = getattr(owner, name)
 
     def call(*args, **kwargs):
@@ -52,7 +52,7 @@ def timed(owner, name, part, seconds):
 
 
 def child(option, arguments, path):
-    """Runs main.py in this process and writes {part: seconds} to a path."""
+    """Runs main.py in this process, writes {part: seconds} to a JSON file and returns the exit code."""
     import main
     seconds = collections.Counter()
     timed(runtime, 'import_tensorflow', IMPORT, seconds)
@@ -76,7 +76,7 @@ def child(option, arguments, path):
 
 
 def measure(option, arguments, folder):
-    """Returns {part: seconds} of one process, with its total and the rest."""
+    """Runs a command in a new process; returns {part: seconds}, including 'rest' and 'total'."""
     path = os.path.join(folder, 'seconds.json')
     started = time.time()
     done = subprocess.run([sys.executable, os.path.abspath(__file__), 'child', option, path] + arguments, cwd=folder,

@@ -281,7 +281,7 @@ def test_op_times_command_line():
 def test_op_times_in_bfloat16():
     code, stdout, stderr = benchmark('--row=res50_predict', '--bfloat16', script='op_times.py')
     if measure.no_bfloat16():
-        assert code == 1 and '--bfloat16 shows nothing here, as %s.' % measure.no_bfloat16() in stderr
+        assert code == 1 and '--bfloat16 has no effect here, because %s: ' % measure.no_bfloat16() in stderr
     else:
         assert code == 0 and 'float32 to bfloat16' in stdout, stderr + stdout
 
@@ -333,5 +333,5 @@ def test_a_missing_openvino_is_told(tmp_path, monkeypatch, capsys):
 def test_unknown_row_names_the_valid_ones(tmp_path):
     code, _, stderr = benchmark('--only=deeplab_trian', '--output=' + str(tmp_path / 'results.json'))
     assert code == 1 and 'Traceback' not in stderr
-    assert 'there is no row deeplab_trian; the rows are deeplab_train, deeplab_predict' in stderr
+    assert 'there is no row deeplab_trian: give some of deeplab_train, deeplab_predict' in stderr
     assert not os.listdir(str(tmp_path))

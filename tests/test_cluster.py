@@ -32,13 +32,13 @@ def tf_config(tasks, kind, index):
     ({'cluster': ['127.0.0.1:1', '127.0.0.1:2']}, '--cluster needs --task_index'),
     ({'cluster': ['127.0.0.1:1', '127.0.0.1:2'], 'task_index': 2}, '--task_index=2 is outside 0..1'),
     ({'task_index': 1}, '--task_index=1 is outside 0..0'),
-    ({'cluster': ['127.0.0.1', '127.0.0.1:2'], 'task_index': 0}, "'127.0.0.1' is no host:port"),
-    ({'cluster': ['127.0.0.1:70000', '127.0.0.1:2'], 'task_index': 0}, 'is no host:port'),
+    ({'cluster': ['127.0.0.1', '127.0.0.1:2'], 'task_index': 0}, "'127.0.0.1' is not of the form host:port"),
+    ({'cluster': ['127.0.0.1:70000', '127.0.0.1:2'], 'task_index': 0}, 'is not of the form host:port'),
     ({'cluster': ['no-such-host.invalid:1', '127.0.0.1:2'], 'task_index': 1},
-     "the host of 'no-such-host.invalid:1' is not known"),
-    ({'cluster': ['127.0.0.1:1', '127.0.0.1:1'], 'task_index': 0}, 'names a machine twice'),
+     "the host of 'no-such-host.invalid:1' cannot be resolved"),
+    ({'cluster': ['127.0.0.1:1', '127.0.0.1:1'], 'task_index': 0}, 'contains a machine twice'),
     ({'cluster': ['127.0.0.1:1', '127.0.0.1:2'], 'task_index': 0, 'option': 'export'},
-     '--cluster is for --option=train, test and predict: --option=export works on one machine'),
+     '--cluster works only with --option=train, test and predict: leave it out for --option=export'),
 ])
 def test_bad_flags(changed, words):
     with pytest.raises(UserError) as error:
@@ -47,11 +47,11 @@ def test_bad_flags(changed, words):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('{', 'TF_CONFIG in the environment is not understood'),
-    ('[]', 'TF_CONFIG in the environment is not understood'),
+    ('{', 'the environment variable TF_CONFIG is invalid'),
+    ('[]', 'the environment variable TF_CONFIG is invalid'),
     (tf_config({'worker': ['127.0.0.1:1']}, 'worker', 3), 'task index 3 of 1'),
-    (tf_config({'worker': [1, 2]}, 'worker', 1), 'not understood'),
-    (tf_config({'worker': ['127.0.0.1:1'], 'ps': ['127.0.0.1:2']}, 'worker', 0), "of the type 'ps'"),
+    (tf_config({'worker': [1, 2]}, 'worker', 1), 'is invalid'),
+    (tf_config({'worker': ['127.0.0.1:1'], 'ps': ['127.0.0.1:2']}, 'worker', 0), "of type 'ps'"),
 ])
 def test_bad_tf_config(text, words, monkeypatch):
     monkeypatch.setenv('TF_CONFIG', text)
@@ -88,7 +88,7 @@ def test_losses_in_quick_succession_end_the_run(monkeypatch, capsys):
     monkeypatch.setattr(cluster, 'POLL_SECONDS', 0)
     calls = []
 
-    with pytest.raises(UserError, match='task 1 .a:1. is gone: 5 times in a row'):
+    with pytest.raises(UserError, match='task 1 .a:1. is gone, 5 times in a row'):
         for attempt in cluster.Cluster().attempts():
             with attempt:
                 calls.append(len(calls))
@@ -161,7 +161,7 @@ def test_three_machines_equal_one_whatever_dies(start):
     np.testing.assert_allclose(losses(three), losses(one), rtol=1e-4)
     assert len(losses(three)) == STEPS + 1
     assert three.output().count('resumed from') == 2
-    assert 'serves its devices to task 0' in three.output(2) and 'has ended: done' in three.output(2)
+    assert 'provides its devices to task 0' in three.output(2) and 'has ended: done' in three.output(2)
 
 
 def test_a_signal_ends_all_in_good_order(start):
@@ -185,8 +185,9 @@ def test_another_tensorflow_or_project_is_refused_by_name(monkeypatch):
     for machine in (chief, helper):
         machine.start(tf.ConfigProto())
     own = same_code.described()
-    for other, words in (('1.2.3 ' + own.split()[1], 'runs TensorFlow 1.2.3, this one %s: ' % tf.__version__),
-                         (tf.__version__ + ' 0a', 'runs another state of this project')):
+    for other, words in (('1.2.3 ' + own.split()[1],
+                          'runs TensorFlow 1.2.3, but this machine runs %s: ' % tf.__version__),
+                         (tf.__version__ + ' 0a', 'runs another version of this project')):
         said, refusals = iter([other, own]), []
         monkeypatch.setattr(same_code, 'described', said.__next__)  # the helper's call comes first
         thread = threading.Thread(target=refusal_of, args=(helper, refusals), daemon=True)
@@ -197,7 +198,7 @@ def test_another_tensorflow_or_project_is_refused_by_name(monkeypatch):
             chief.wait()
         assert str(error.value).startswith('task 1 (%s) %s' % (addresses[1], words)) and len(str(error.value)) < 300
         thread.join()
-        assert 'task 0 (%s) refused this machine' % addresses[0] in refusals[0]
+        assert 'task 0 (%s) rejected this machine' % addresses[0] in refusals[0]
 
 
 def test_the_checksum_is_of_names_and_contents_of_the_code(tmp_path):

@@ -54,7 +54,7 @@ def test_paths(elsewhere, name):
     assert FLAGS[name].value == os.path.expanduser('~root') + '/x'
     assert name in refused('--%s=a\0b' % name)
     if FLAGS[name].default:
-        assert refused('--%s=' % name) == 'flag --%s=: a path is needed.' % name
+        assert refused('--%s=' % name) == 'flag --%s=: give a path.' % name
     else:
         parse('--%s=' % name)
 
@@ -97,17 +97,17 @@ def test_nearest_flag():
     (['--option'], 'option'),
     (['--novisual=1'], 'novisual'),
     (['--flagfile'], 'flagfile'),
-    (['--flagfile=no\0ne'], 'a path has no NUL character'),
-    (['--flagfile='], 'a path is needed'),
+    (['--flagfile=no\0ne'], 'a path cannot contain a NUL character'),
+    (['--flagfile='], 'give a path'),
     (['--flagfile=none.flags'], "flag file 'none.flags' cannot be read (No such file or directory)"),
     (['--flagfile=tests'], "flag file 'tests' cannot be read (not a regular file)"),
     (['--flagfile=dataset/prediction.png'], "flag file 'dataset/prediction.png' cannot be read"),
     (['test'], "unexpected argument 'test': write --option=test."),
-    (['photo.JPG'], '--option=predict with --image= before each, or --image_dir=FOLDER'),
+    (['photo.JPG'], 'give --option=predict and --image=FILE for each, or --image_dir=FOLDER'),
     (['--test_data_list=photo.jpg'], 'this is an image, not a list: predict images with --image'),
-    (['--image='], 'a path is needed'),
-    (['--export_dir=a\udc80'], 'TensorFlow writes to names in UTF-8 only'),  # found by the stress suite
-    (['--image=a.jpg', '--image=no\0ne'], 'a path has no NUL character'),
+    (['--image='], 'give a path'),
+    (['--export_dir=a\udc80'], 'TensorFlow can only write files whose names are UTF-8'),  # found by the stress suite
+    (['--image=a.jpg', '--image=no\0ne'], 'a path cannot contain a NUL character'),
     (['--data_list', 'label.PNG'], '--data_list=label.PNG: this is an image'),
     (['num_steps=3'], 'flags are written --name=value'),
     (['--overlap=0.91'], '--overlap=0.91'),
@@ -136,7 +136,7 @@ def test_a_mistake_in_a_flag_file_is_named_by_its_line(elsewhere):
     message = refused('--flagfile', 'outer.flags')
     assert message.startswith("'outer.flags', line 1: 'inner.flags', line 1: flag --momentum=nan")
     (elsewhere / 'inner.flags').write_text('--flagfile=outer.flags\n')
-    assert 'names itself' in refused('--flagfile=outer.flags')
+    assert 'includes itself' in refused('--flagfile=outer.flags')
     os.mkfifo(str(elsewhere / 'pipe'))
     assert 'not a regular file' in refused('--flagfile=pipe')
 
@@ -161,7 +161,7 @@ def test_lines_of_a_flag_file_as_people_write_them(elsewhere):
     (b'--num_steps', 'num_steps'),
     (b'num_steps 8', 'flags are written --name=value'),
     (b'--num_steps eight', 'it is not a whole number'),
-    (b'--data_dir=a --num_classes=2', "'--num_classes=2' follows another flag: write each flag on a line of its own."),
+    (b'--data_dir=a --num_classes=2', "'--num_classes=2' follows another flag: write each flag on a separate line."),
     (b'--visual --num_classes 2', "'--num_classes' follows another flag"),
     ('--num_steps=3'.encode('utf-16'), 'not UTF-8 text); save it as UTF-8.'),
 ])
@@ -260,7 +260,7 @@ def test_threads_that_the_system_does_not_start():
     process = subprocess.run([sys.executable, '-c', code], cwd=command_line.REPO, stderr=subprocess.PIPE,
                              universal_newlines=True)
     assert process.returncode == 1 and process.stderr == (
-        'error: the system starts no more threads: lower --num_threads, or raise the limits of processes and of memory '
+        'error: the system cannot start more threads: lower --num_threads, or raise the limits on processes and memory '
         '(ulimit -u, ulimit -v).\n')
 
 

@@ -96,7 +96,7 @@ def test_label_folders_without_pictures_and_numbers_of_classes_that_are_not_know
     paint(tmp_path, 'images/a.png', 'images/b.png', 'labels/a.png', 'labels/b.png')
     (tmp_path / 'masks').mkdir()
     code, _, err = run('convert_annotations.py', '--make_list', str(tmp_path / 'images'), str(tmp_path / 'masks'))
-    assert code == 1 and '--label_dir=' in err and 'no image in it' in err and '--image_dir' not in err
+    assert code == 1 and '--label_dir=' in err and 'contains no images' in err and '--image_dir' not in err
     Image.fromarray(np.array([[0, 255]], np.uint8)).save(str(tmp_path / 'labels' / 'a.png'))
     Image.fromarray(np.array([[0, 255]], np.uint8)).save(str(tmp_path / 'labels' / 'b.png'))
     assert '--num_classes=2 --label_map=binary ' in make_list(tmp_path)[1]
@@ -213,7 +213,7 @@ def test_coco_paints_crowds_first_and_larger_areas_first_in_the_order_of_categor
     wanted[15:20, 15:20] = 1
     wanted[:, 50:52] = 1
     np.testing.assert_array_equal(mask(tmp_path), wanted)
-    assert 'painted as 255, ignored: 1' in err and 'without a polygon or mask: 1' in err
+    assert 'ignored, with value 255: 1' in err and 'without a polygon or mask: 1' in err
     assert (tmp_path / 'labels' / 'classes.txt').read_text() == 'background 0 0 0\nwheel 128 0 0\ntree 0 128 0\n'
     check_printed_command(out)
     assert convert(tmp_path, path, '--keep_crowds')[0] == 0
@@ -243,7 +243,7 @@ def test_files_of_classes_and_missing_images(tmp_path):
     path = write(tmp_path / 'a.json', coco({'category_id': 3, 'segmentation': [FLAT]}))
     names = write(tmp_path / 'names.txt', '__ignore__\n_background_\ntree\nwheel\n')
     code, out, err = convert(tmp_path, path, '--classes=%s' % names)
-    assert code == 0 and 'not there' in err and 'no list is written' in err and 'next' not in out, err
+    assert code == 0 and 'do not exist' in err and 'no list is written' in err and 'next' not in out, err
     assert mask(tmp_path).max() == 2
     names.write_text('tree 0 0 0\nwheel 1 2 3\n')
     picture(tmp_path / 'pictures' / 'a.png')
@@ -263,7 +263,7 @@ def test_odd_labels_and_several_annotations_of_an_image(tmp_path):
         write(tmp_path / name, labelme('a.png', *[shape(label, [[0, i], [5, i]], 'rectangle')
                                                   for i, label in enumerate(labels)]))
     code, out, err = convert(tmp_path, tmp_path)
-    assert code == 0 and 'upper and lower case' in err and 'Car, car' in err and 'listed several times: 1 (' in err, err
+    assert code == 0 and 'differ only in case' in err and 'Car, car' in err and 'listed several times: 1 (' in err, err
     lines = (tmp_path / 'labels' / 'classes.txt').read_text(encoding='utf-8').splitlines()
     assert [line.rsplit(' ', 3)[0] for line in lines] == ['background', 'class 1', 'of lines', 'Car', 'car', '\u6811']
     assert mask(tmp_path)[:6, 0].tolist() == [2, 3, 4, 5, 1, 0]
@@ -294,8 +294,8 @@ def test_an_earlier_conversion_is_replaced_whole_and_nothing_else_is(tmp_path):
 
 
 @pytest.mark.parametrize('content, told', [
-    ('{"shapes": [', 'damaged JSON'), ('[' * 100000, 'damaged JSON'), ('', 'damaged JSON'), ('[1, 2]', 'neither'),
-    ('3', 'neither'), ('{}', 'neither'), ('<?xml version="1.0"?><annotations/>', 'export as COCO 1.0'),
+    ('{"shapes": [', 'damaged JSON'), ('[' * 100000, 'damaged JSON'), ('', 'damaged JSON'), ('[1, 2]', 'not LabelMe'),
+    ('3', 'not LabelMe'), ('{}', 'not LabelMe'), ('<?xml version="1.0"?><annotations/>', 'export as COCO 1.0'),
     ([{'version': 0, 'tags': [], 'shapes': [], 'tracks': []}], 'export as COCO 1.0'),
     ({'name': 'task', 'labels': [], 'jobs': []}, 'export as COCO 1.0'),
     ({'imgHeight': 4, 'imgWidth': 4, 'objects': []}, 'convert_cityscapes.py'),
@@ -304,13 +304,13 @@ def test_an_earlier_conversion_is_replaced_whole_and_nothing_else_is(tmp_path):
     (labelme('a.png', shape('car', [[1, 2], [3], [5, 6]])), 'damaged annotation'),
     (labelme('a.png', shape('', SQUARE)), 'label is empty'), (labelme('a.png', shape(None, SQUARE)), 'damaged'),
     (labelme('a.png', 5), 'damaged annotation'), (labelme('a.png', {'label': 'car'}), 'points'),
-    (labelme('a.png', shape('car', SQUARE), imageHeight=1 << 15, imageWidth=1 << 14), 'no size'),
-    (labelme('a.png', shape('car', SQUARE), imageHeight=0), 'no size'),
+    (labelme('a.png', shape('car', SQUARE), imageHeight=1 << 15, imageWidth=1 << 14), 'not a valid size'),
+    (labelme('a.png', shape('car', SQUARE), imageHeight=0), 'not a valid size'),
     (labelme('a.png', shape('car', SQUARE), imageHeight='x'), 'damaged'),
     (labelme('none.png', shape('car', SQUARE), imageHeight=None, imageWidth=None), '--image_dir'),
     (labelme('b.png', shape('car', SQUARE)), '30 x 60'),
     (labelme('a.png', *[shape('c%d' % i, SQUARE) for i in range(255)]), '256 classes'),
-    (labelme('a.png', shape('ignore', SQUARE)), 'no label but'),
+    (labelme('a.png', shape('ignore', SQUARE)), 'no labels other than'),
     (labelme('a.png', shape('car', SQUARE, 'line')), 'type line'),
     (coco({'category_id': 4, 'segmentation': [FLAT]}), 'annotation 0'),
     (coco({'category_id': 3, 'segmentation': [FLAT], 'image_id': 2}), 'annotation 0'),
@@ -327,8 +327,8 @@ def test_an_earlier_conversion_is_replaced_whole_and_nothing_else_is(tmp_path):
     (coco(images=[{'id': i, 'file_name': 'a.png', 'height': 4, 'width': 4} for i in (1, 2)]), 'no polygon'),
     (coco({'category_id': 3, 'segmentation': [FLAT]}, images=[
         {'id': i, 'file_name': 'a.png', 'height': 40, 'width': 60} for i in (1, 2)]), 'more than once'),
-    (coco(images=5), 'damaged annotation'), (coco(categories=[{}]), "no 'id'"),
-    (coco({'category_id': 3, 'segmentation': [FLAT]}, images=[{'id': 1, 'file_name': 5}]), 'no text'),
+    (coco(images=5), 'damaged annotation'), (coco(categories=[{}]), "'id' is missing"),
+    (coco({'category_id': 3, 'segmentation': [FLAT]}, images=[{'id': 1, 'file_name': 5}]), 'not text'),
 ])
 def test_what_cannot_be_converted_is_refused_by_name_and_leaves_nothing(tmp_path, content, told):
     if 'counts' in str(content):
@@ -363,7 +363,7 @@ def test_names_of_images_never_lead_out_of_the_folder(tmp_path):
 
 
 def test_folders_of_other_files_are_refused(tmp_path):
-    assert 'is not there' in refusal(convert(tmp_path, tmp_path / 'nothing'))
+    assert 'does not exist' in refusal(convert(tmp_path, tmp_path / 'nothing'))
     (tmp_path / 'in').mkdir()
     assert 'no .json' in refusal(convert(tmp_path, tmp_path / 'in'))
     write(tmp_path / 'in' / 'a.xml', '<annotation/>')
@@ -373,7 +373,7 @@ def test_folders_of_other_files_are_refused(tmp_path):
     assert 'b.json' in refusal(convert(tmp_path, tmp_path / 'in'))
     assert 'give either' in refusal(run('convert_annotations.py'))
     assert '--label_dir' in refusal(run('convert_annotations.py', '--annotations=%s' % tmp_path))
-    assert 'lies in' in refusal(convert(tmp_path, tmp_path / 'in' / 'a.json', '--list_dir=%s' % (tmp_path / 'labels')))
+    assert 'inside' in refusal(convert(tmp_path, tmp_path / 'in' / 'a.json', '--list_dir=%s' % (tmp_path / 'labels')))
 
 
 def test_neither_tensorflow_nor_pycocotools_is_needed_for_polygons(tmp_path):
@@ -388,5 +388,5 @@ def test_neither_tensorflow_nor_pycocotools_is_needed_for_polygons(tmp_path):
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
         assert process.returncode == code, process.stderr
         if code:
-            assert 'a.json: it holds run' in process.stderr and '-r requirements-coco.txt' in process.stderr
+            assert 'a.json: run-length masks need' in process.stderr and '-r requirements-coco.txt' in process.stderr
             assert 'Traceback' not in process.stderr

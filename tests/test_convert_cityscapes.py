@@ -163,7 +163,7 @@ def test_all_lists(root):
             ('train_fine', 2, 2975), ('val_fine', 1, 500), ('train_coarse', 1, 2975), ('val_coarse', 1, 500),
             ('train_extra', 2, 19998), ('test', 2, 1525), ('train', 4, 22973)]:
         assert '%s.txt: %d images' % (name, count) in out
-        assert '%s.txt has %d images, the complete data set %d.' % (name, count, complete) in err
+        assert '%s.txt has %d images, but the complete data set has %d.' % (name, count, complete) in err
     for name in LISTS:
         source = read_labeled_image_list(str(root), str(root.parent / 'lists' / (name + '.txt')))
         check_files_exist(source, need_labels=name != 'test')
@@ -189,7 +189,7 @@ def test_one_split_alone(root, kind, split, name):
     assert lists(root) == {name: [line(kind, split, 'ulm_000000_000019'), '']}
     absent = [line for line in out.splitlines() if 'not written' in line]
     assert len(absent) == 6
-    assert any('train.txt: not written, it is train_fine and train_extra together' in line for line in absent)
+    assert any('train.txt: not written, as it combines train_fine and train_extra' in line for line in absent)
 
 
 def test_test_images_alone(root):
@@ -230,7 +230,7 @@ def test_labels_from_label_ids(root, package, kind):
     out, _ = converted(root, package)
     made = read(path_of(root, kind, 'train', 'ulm_000000_000019', SUFFIX))
     np.testing.assert_array_equal(made, TRAIN_IDS)
-    assert '2 *_labelTrainIds.png written, 0 were there' in out
+    assert '2 *_labelTrainIds.png written, 0 already existed' in out
     folder = os.path.join(str(root), kind, 'train', 'ulm')
     assert len(os.listdir(folder)) == 6  # no other file is left
 
@@ -244,7 +244,7 @@ def test_second_run_makes_only_what_is_missing(root, package):
     os.utime(made[0], (1, 1))
     os.remove(made[1])
     out, _ = converted(root, package)
-    assert '1 *_labelTrainIds.png written, 2 were there' in out
+    assert '1 *_labelTrainIds.png written, 2 already existed' in out
     assert os.stat(made[0]).st_mtime == 1
     np.testing.assert_array_equal(read(made[1]), TRAIN_IDS)
 

@@ -143,9 +143,9 @@ def test_voc_alone(tmp_path, voc):
         assert mode == 'L'
         np.testing.assert_array_equal(label, label_of(key, 'voc'))
     assert 'train.txt: 3 images' in out
-    assert 'with --sbd_dir it is 10582' in out
+    assert 'with --sbd_dir there are 10582' in out
     for name, count, published in [('train', 3, 1464), ('val', 2, 1449), ('trainval', 5, 2913), ('test', 2, 1456)]:
-        assert '%s.txt has %d images, the published list %d' % (name, count, published) in err
+        assert '%s.txt has %d images, but the published list has %d' % (name, count, published) in err
 
 
 def test_with_sbd(tmp_path, voc, sbd):
@@ -160,10 +160,10 @@ def test_with_sbd(tmp_path, voc, sbd):
     for key, (mode, label) in made.items():
         assert mode == 'L'
         np.testing.assert_array_equal(label, label_of(key, 'voc' if key in TRAIN + VAL else 'sbd'))
-    assert '7 labels written, 0 were there' in out
+    assert '7 labels written, 0 already existed' in out
     assert '--sbd_dir' not in out
     for name, count, published in [('train', 5, 10582), ('val', 2, 1449), ('trainval', 7, 12031)]:
-        assert '%s.txt has %d images, the published list %d' % (name, count, published) in err
+        assert '%s.txt has %d images, but the published list has %d' % (name, count, published) in err
     assert 'missing' not in err
 
 
@@ -197,7 +197,7 @@ def test_second_run_makes_only_what_is_missing(tmp_path, voc, sbd):
     kept = os.path.join(label_dir, TRAIN[1] + '.png')
     os.utime(kept, (1, 1))
     out, _ = converted(tmp_path, *args)
-    assert '3 labels written, 4 were there' in out
+    assert '3 labels written, 4 already existed' in out
     assert os.stat(kept).st_mtime == 1
     for key, (mode, label) in labels(voc).items():
         assert mode == 'L'
@@ -207,7 +207,7 @@ def test_second_run_makes_only_what_is_missing(tmp_path, voc, sbd):
 def test_adding_sbd_later(tmp_path, voc, sbd):
     converted(tmp_path, '--voc_dir=' + voc)
     out, _ = converted(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + sbd)
-    assert '2 labels written, 5 were there' in out
+    assert '2 labels written, 5 already existed' in out
     assert len(lines(tmp_path, 'train')) == 6
 
 
@@ -229,13 +229,13 @@ def test_without_test_images(tmp_path):
     voc = make_voc(tmp_path, test=False)
     _, err = converted(tmp_path, '--voc_dir=' + voc)
     assert sorted(os.listdir(str(tmp_path / 'lists'))) == ['train.txt', 'trainval.txt', 'val.txt']
-    assert 'test.txt not written' in err
+    assert 'test.txt is not written' in err
 
 
 def test_images_that_are_missing_are_reported(tmp_path, voc, sbd):
     os.remove(os.path.join(voc, 'JPEGImages', SBD_VAL[0] + '.jpg'))
     _, err = converted(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + sbd)
-    assert '1 images of the lists are missing from JPEGImages (%s)' % SBD_VAL[0] in err
+    assert '1 images in the lists are missing in JPEGImages (%s)' % SBD_VAL[0] in err
 
 
 def test_labels_that_are_missing_are_reported_and_left_out(tmp_path, voc, sbd):
@@ -243,7 +243,7 @@ def test_labels_that_are_missing_are_reported_and_left_out(tmp_path, voc, sbd):
         os.remove(os.path.join(voc, 'SegmentationClass', key + '.png'))
     os.remove(os.path.join(sbd, 'cls', SBD_VAL[0] + '.mat'))
     _, err = converted(tmp_path, '--voc_dir=' + voc, '--sbd_dir=' + sbd)
-    assert "3 of VOC's images have no label in SegmentationClass" in err
+    assert "3 VOC images without a label in SegmentationClass" in err
     assert 'SBD lists 1 images without a file in cls (%s)' % SBD_VAL[0] in err
     assert lines(tmp_path, 'train') == pair_lines([TRAIN[1], TRAIN[2], SBD_TRAIN[0]])
     assert lines(tmp_path, 'val') == pair_lines(VAL[:1])  # images that only SBD labels are not used for validation
@@ -334,7 +334,7 @@ def test_bad_labels_of_sbd(tmp_path, voc, sbd, damage):
     shutil.rmtree(sbd)
     make_sbd(tmp_path / 'again')
     out, _ = converted(tmp_path, '--voc_dir=' + voc, '--sbd_dir=%s' % (tmp_path / 'again'))
-    assert '1 labels written, 6 were there' in out
+    assert '1 labels written, 6 already existed' in out
 
 
 def truncated(path):

@@ -120,10 +120,10 @@ def test_raise_on_problems_names_the_first(tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         raise_on_problems(check(bad))
     message = str(caught.value)
-    assert message.startswith('the data has 5 problems: 0.png holds') and len(message) <= 300
+    assert message.startswith('the data has 5 problems: 0.png has') and len(message) <= 300
     assert [path in message for _, path in bad] == [True, False, False, False, False]
     assert message.endswith(' ... --option=check lists them all.')
-    with pytest.raises(UserError, match='the data has 2 problems: 0.png holds .*label. 1.png holds .*the label.$'):
+    with pytest.raises(UserError, match='the data has 2 problems: 0.png has .*label. 1.png has .*the label.$'):
         raise_on_problems(check(bad[:2]))
     with pytest.raises(UserError) as caught:
         raise_on_problems(check(bad[:1]), 'list a.txt')
@@ -137,7 +137,7 @@ def test_one_long_problem_is_told_alone(tmp_path):
     assert len(result.problems) == 4
     with pytest.raises(UserError) as caught:
         raise_on_problems(result, 'list a.txt')
-    assert len(str(caught.value)) <= 300 and 'must be the same size' in str(caught.value)
+    assert len(str(caught.value)) <= 300 and 'must have the same size' in str(caught.value)
     name = 'x' * (300 - len(' has 4 problems: ' + result.problems[0]))
     with pytest.raises(UserError) as caught:
         raise_on_problems(result, name)
@@ -252,7 +252,7 @@ def test_thin_classes(tmp_path, kind, width, scale, thin):
     """With one loss pixel in 8x8, shapes 3 pixels wide are too thin; those 10 pixels wide are not."""
     result = check([pair(tmp_path, str(i), drawn(kind, width)) for i in range(2)], 3, scale=scale)
     sentence = describe_thin_classes(result, load_classes(3))
-    assert ('1 class is drawn only in lines or specks' in sentence and ': 1; scale' in sentence) if thin else (
+    assert ('1 class is drawn only as lines or specks' in sentence and ': 1; enlarge' in sentence) if thin else (
         sentence == '')
 
 
@@ -260,13 +260,13 @@ def test_a_class_is_thin_in_all_labels_or_not_at_all(tmp_path):
     label = np.zeros([40, 50], np.uint8)
     label[:, 10:13], label[5:15, 20:30] = 1, 2
     thin, both = pair(tmp_path, 'a', label), pair(tmp_path, 'b', np.where(label == 2, np.uint8(1), label))
-    assert ': 1 aeroplane; scale' in describe_thin_classes(check([thin]), load_classes(21))
+    assert ': 1 aeroplane; enlarge' in describe_thin_classes(check([thin]), load_classes(21))
     assert describe_thin_classes(check([thin, both]), load_classes(21)) == ''
     assert describe_thin_classes(check([thin], 3, ignore_label=1), load_classes(3, 1)) == ''
     tiny = pair(tmp_path, 'c', label[:16, :16])  # no shape in it can be wide
     assert describe_thin_classes(check([tiny]), load_classes(21)) == ''
     Image.fromarray(label.astype(np.uint16)).save(thin[1])
-    assert ': 1; scale' in describe_thin_classes(check([thin], 3), load_classes(3))
+    assert ': 1; enlarge' in describe_thin_classes(check([thin], 3), load_classes(3))
 
 
 PALETTE = 'sky 0 0 0\nsea 0 0 200\nland 0 200 0\n'

@@ -117,8 +117,8 @@ def test_data_dir(tmp_path, data_dir, expected):
 
 
 @pytest.mark.parametrize('data, words', [
-    (b'', ['names no image']),
-    (b'\n# nothing\n\n', ['names no image']),
+    (b'', ['contains no images']),
+    (b'\n# nothing\n\n', ['contains no images']),
     (b'a.jpg b.png\nmy image.jpg my label.png\n', ['line 2', '4 fields', 'quote', 'tab']),
     (b'a.jpg\tb.png\tc.png\n', ['line 1', '3 fields']),
     (b'\n"a b.jpg c.png\n', ['line 2', 'quote', '"a b.jpg c.png']),
@@ -176,7 +176,7 @@ def test_lists_that_are_no_regular_files_are_refused_at_once(tmp_path, kind):
         path = '/dev/zero'
     refused(lambda: read_labeled_image_list('', path), quoted(path), 'cannot be read')
     if kind == 'fifo':
-        refused(lambda: check_files_exist(made([path], ['']), False), 'no regular files')
+        refused(lambda: check_files_exist(made([path], ['']), False), 'not regular files')
 
 
 def test_lines_are_those_of_the_file(tmp_path):
@@ -269,8 +269,8 @@ def test_missing_labels(tmp_path):
 
 
 @pytest.mark.parametrize('lines, told', [
-    ('2007_000032\n2007_000039\n', "these are VOC's ids: make the list with convert_voc.py"),
-    ('2007_000032 -1\n2007_000039  1\n', "these are VOC's ids"),
+    ('2007_000032\n2007_000039\n', "these are VOC image ids: make the list with convert_voc.py"),
+    ('2007_000032 -1\n2007_000039  1\n', "these are VOC image ids"),
     ('a.jpg,a.png\nb.jpg,b.png\n', "put a space or a tab between image and label, not ','"),
     ('a.jpg, a.png\n', "label, not ','"),
     ('a.jpg;a.png\n', "label, not ';'"),
@@ -296,8 +296,8 @@ def test_lists_written_in_another_way(tmp_path, lines, told):
     ('"a.jpg","a.png"', "put a space or a tab between image and label, not ','"),
     ('a.jpg , a.png', "label, not ','"),
     ('0 a.jpg, a.png', "label, not ','"),
-    ('image path label path', '4 fields instead of an image and a label: quote paths with spaces or put a tab between '
-                              'the two; remove the line if it is a header'),
+    ('image path label path', '4 fields instead of an image and a label: quote paths that contain spaces or put a tab '
+                              'between the two; remove the line if it is a header'),
 ])
 def test_lines_written_in_another_way(tmp_path, line, told):
     path = write(tmp_path, line)

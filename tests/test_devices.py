@@ -223,7 +223,7 @@ def test_images_of_a_lost_machine_go_to_the_others(pool, capsys, silent):
             threading.Thread(target=lambda: taken.wait() and running.lose(1, 'task 1 (a:1) is gone')).start()
         assert [one.classes for one in running.predictions(reads(9))] == list(range(9))
     back.set()
-    assert capsys.readouterr().err == 'task 1 (a:1) is gone: its images go to the others\n'  # once only
+    assert capsys.readouterr().err == 'task 1 (a:1) is gone: the other devices take over its images\n'  # once
     for device in running._devices:
         device.thread.join()
     assert len(late) in ((1, 2) if silent else (0,)) and not running._results
@@ -286,7 +286,7 @@ def test_machines_predict_what_one_does(model, tmp_path):
 def test_a_machine_with_too_few_devices_is_named(model, tmp_path):
     machines = servers([2, 1])
     with serving(machines[1]), pytest.raises(
-            UserError, match=r'task 1 \(127.0.0.1:\d+\) has no CPU:1: give every machine the same'):
+            UserError, match=r'task 1 \(127.0.0.1:\d+\) has no CPU:1: use the same'):
         predicted(model(machines[0], num_gpus=2), photos(tmp_path, 6) * 99)
 
 
@@ -378,7 +378,7 @@ def test_a_machine_killed_in_the_middle(model, tmp_path):
         machines.processes[2].kill()
         assert machines.codes() == [0, 0, -signal.SIGKILL], machines.output(0)
     told = machines.output(0)
-    assert told.count('is gone: its images go to the others') == 1 and 'Traceback' not in told
+    assert told.count('is gone: the other devices take over its images') == 1 and 'Traceback' not in told
     for kind in ('prediction', 'visual_prediction'):
         names = sorted(os.listdir(str(tmp_path / 'one' / kind)))
         assert len(names) == 20 and names == sorted(os.listdir(str(tmp_path / 'three' / 'out' / kind)))

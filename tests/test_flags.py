@@ -118,10 +118,10 @@ LEAVE = ', leave it out or put it into a flag file.\n'
     (['--option=test', '--test_step=3', '--power=1', '--test_num_steps=3'], '--option=test does not read --power, '
      '--test_step, --test_num_steps: give --valid_step and --valid_num_steps, leave them out or put them into a flag '
      'file.'),
-    (['--ohem_fraction=0.5'], '--ohem_fraction needs --loss=ohem: give that too, or leave it out.\n'),
-    (['--restore_decoder'], '--restore_decoder needs --pretrain_file: give that too, or leave it out.\n'),
+    (['--ohem_fraction=0.5'], '--ohem_fraction needs --loss=ohem: also give that, or leave it out.\n'),
+    (['--restore_decoder'], '--restore_decoder needs --pretrain_file: also give that, or leave it out.\n'),
     (['--option=test', '--crf_iterations=3', '--crf_gaussian_sxy=2'], '--crf_iterations needs --crf, '
-     '--crf_gaussian_sxy needs --crf: give that too, or leave them out.'),
+     '--crf_gaussian_sxy needs --crf: also give that, or leave them out.'),
     (['--norandom_scale', '--random_scale_range=1,2'], '--random_scale_range needs --random_scale'),
     (['--option=export', '--image=x.jpg'], '--image is for --option=predict, not --option=export.'),
 ])

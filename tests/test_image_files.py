@@ -269,7 +269,7 @@ def test_files_that_are_no_images(tmp_path, load):
     refused(load, save(tmp_path, b'', 'empty.png'), 'empty')
     refused(load, save(tmp_path, b'GIF is not this\n' * 9, 'text.png'), 'not an image')
     refused(load, str(tmp_path), 'directory')
-    refused(load, 'a\0b\x1b.png', 'no file can have this name')
+    refused(load, 'a\0b\x1b.png', 'this is not a valid file name')
     refused(load, str(tmp_path / ('long' * 100)), 'name too long')
 
 
@@ -403,7 +403,7 @@ def test_large_files_are_read_if_the_memory_holds_them(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, 'free', lambda: float('inf'))
     np.testing.assert_array_equal(load_image(path), pixels)
     monkeypatch.setattr(memory, 'free', lambda: 250)
-    assert 'damaged' not in refused(load_image, path, 'more than the 125', 'tiles')
+    assert 'damaged' not in refused(load_image, path, 'more than the limit of 125', 'tiles')
 
 
 def test_a_jpeg_too_large_for_tensorflow_is_not_called_damaged(tmp_path, monkeypatch):

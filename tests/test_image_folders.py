@@ -31,10 +31,10 @@ def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, capsys, monkeyp
     touch(tmp_path, 'a.jpg', 'b.HEIC', 'sub/c.heic', 'd.avif', 'README', '.hidden', 'out/metrics.json')
     assert below(tmp_path, tmp_path / 'out') == ['a.jpg']
     assert capsys.readouterr().err == (
-        'note: --image_dir=%s: files left out, because their suffix is not that of an image: 4 (2 .heic, 1 .avif, '
-        '1 without a suffix; pip install -r requirements-heif.txt for HEIC)\n' % quoted(tmp_path))
+        'note: --image_dir=%s: files skipped, as their extensions are not those of images: 4 (2 .heic, 1 .avif, '
+        '1 without suffix; to read HEIC: pip install -r requirements-heif.txt)\n' % quoted(tmp_path))
     (tmp_path / 'a.jpg').unlink()
-    with pytest.raises(UserError, match=r'no image in it \(other files: 2 .heic, 1 .avif, 1 .json, 1 without'):
+    with pytest.raises(UserError, match=r'contains no images \(other files: 2 .heic, 1 .avif, 1 .json, 1 without'):
         below(tmp_path)
     touch(tmp_path / 'many', *('%d.%s%d' % (i, '\x1b' * 30, i) for i in range(9)))
     with pytest.raises(UserError, match='and [5-8] more') as error:
@@ -75,11 +75,11 @@ def test_a_folder_that_cannot_be_read_is_reported(tmp_path, capsys):
         assert below(tmp_path) == ['a.jpg']
     finally:
         (tmp_path / 'shut').chmod(0o700)
-    assert 'shut cannot be read (Permission denied): its images are left out' in capsys.readouterr().err
+    assert 'shut cannot be read (Permission denied): its images are skipped' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name, told', [
-    ('empty', 'there is no image in it'), ('absent', 'is not there'), ('a.jpg', 'is no folder: give an image with'),
+    ('empty', 'contains no images'), ('absent', 'does not exist'), ('a.jpg', 'is not a folder: give images with'),
 ])
 def test_no_folder_of_images(tmp_path, name, told):
     touch(tmp_path, 'a.jpg', 'empty/notes.txt')

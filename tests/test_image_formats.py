@@ -223,7 +223,7 @@ def test_pages_are_mentioned_once(tmp_path, capsys):
     for _ in range(2):
         np.testing.assert_array_equal(load_image(path), values[0])
     warning, = capsys.readouterr().err.splitlines()
-    assert 'it has 2 pages or pictures, of which the first is used; --image_bands' in warning
+    assert 'has 2 pages or frames, of which only the first is used; to read bands' in warning
     np.testing.assert_array_equal(load_image(path, ImageFormat(None, (6, 5, 4))), values[1, :, :, ::-1])
 
 
@@ -280,9 +280,9 @@ def test_bands_of_a_tiff_are_turned_as_pillow_turns_them(tmp_path, number):
     ('--image_range=4095', 'give two numbers, the lower one first'),
     ('--image_range=0,1,2', 'give two numbers, the lower one first'),
     ('--image_range=a,b', 'give two numbers, the lower one first'),
-    ('--image_bands=0,1,2', 'give one or three numbers of bands, from 1'),
-    ('--image_bands=1,2', 'give one or three numbers of bands, from 1'),
-    ('--image_bands=1.5', 'give one or three numbers of bands, from 1'),
+    ('--image_bands=0,1,2', 'give one or three band numbers, starting from 1'),
+    ('--image_bands=1,2', 'give one or three band numbers, starting from 1'),
+    ('--image_bands=1.5', 'give one or three band numbers, starting from 1'),
 ])
 def test_wrong_values_are_refused(flag, sentence):
     error = told('--option=check', flag)
@@ -376,7 +376,7 @@ def test_swapped_sizes_name_apply_exif(tmp_path, small):  # noqa: F811
     (tmp_path / 'list.txt').write_text('0.jpg label0.png\n')
     flags = flags_for(tmp_path)
     stdout = run(flags, '--option=check')[1]
-    assert 'they must be the same size; the image has an EXIF orientation that turns it: give --apply_exif' in stdout
+    assert 'they must have the same size; the image has an EXIF orientation that turns it: give --apply_exif' in stdout
     assert '--apply_exif' in told(flags, '--option=train')
     done(flags, '--option=check', '--apply_exif')
     done(flags, '--option=train', '--apply_exif')
@@ -395,7 +395,7 @@ def test_predict_says_once_that_photos_are_turned(tmp_path, small):  # noqa: F81
     assert 'images with an EXIF orientation that is not applied: 3' in done(flags, '--option=check')[0]
     done(flags, '--option=train')
     _, stderr = done(flags, '--option=predict')
-    assert stderr.count('its EXIF orientation, 3, is not applied; --apply_exif turns such images') == 1
+    assert stderr.count('its EXIF orientation, 3, is not applied; give --apply_exif to apply it') == 1
     _, stderr = done(flags, '--option=predict', '--apply_exif')
     assert 'orientation' not in stderr
 

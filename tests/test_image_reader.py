@@ -198,7 +198,7 @@ def test_jpeg_is_decoded_as_the_originals(tmp_path):
 
 @pytest.mark.parametrize('fault, named', [
     ('truncated', 'image1.png'), ('truncated jpeg', 'image1.jpg'), ('size', 'same size'),
-    ('values', 'holds the value 200'),
+    ('values', 'has the value 200'),
 ])
 def test_a_bad_file_is_reported_by_name(tmp_path, fault, named):
     pairs = [write_pair(tmp_path, 'image%d' % i, 20, 20, i) for i in range(3)]

@@ -76,9 +76,9 @@ def test_balanced_weights(tmp_path):
     ('1 2', 'give 3 numbers'), ('1 2 -3', 'none negative'), ('0 0 0', 'not all 0'), ('1 2 nan', 'give 3'),
     ('a b c', 'file of numbers'), (None, 'No such file'), ('1\n\n2 nan', 'line 3: nan is not a finite'),
     ('1\n1e39\n0', 'line 2: inf is not a finite'), ('1\n2\n-3', 'line 3: -3 is negative: give 3'),
-    ('1,2.5,0', "line 1: '1,2.5,0' is no number; separate them by spaces or lines"),
-    ('1\n0,5\n2', "line 2: '0,5' is no number; separate them by spaces or lines, and write 0.5 for 0,5"),
-    ('1\n2\nx', "line 3: 'x' is no number)"),
+    ('1,2.5,0', "line 1: '1,2.5,0' is not a number; separate numbers by spaces or line breaks"),
+    ('1\n0,5\n2', "line 2: '0,5' is not a number; separate numbers by spaces or line breaks, and write 0.5, not 0,5"),
+    ('1\n2\nx', "line 3: 'x' is not a number)"),
 ])
 def test_bad_class_weights(tmp_path, text, words):
     path = tmp_path / 'weights.txt'

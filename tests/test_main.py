@@ -263,7 +263,7 @@ def test_check_reads_all_lists(tmp_path):
     image, label, flags = copy_of_the_sample(tmp_path)
     spoil(image, label, flags)
     code, stdout, stderr = run('--option=check', *flags)
-    assert code == 1 and 'holds the value 99' in stdout and 'error: the data has 1 problem' in stderr
+    assert code == 1 and 'has the value 99' in stdout and 'error: the data has 1 problem' in stderr
 
 
 def test_pretrained_weights(trained_small, small, tmp_path):
@@ -360,7 +360,7 @@ def pipe_as_log(image, label, flags):
     (lambda image, label, flags: os.remove(label), 'label.png'),
     (truncate, 'image.jpg'),
     (resize, 'label.png 20x20'),
-    (spoil, 'holds the value 99'),
+    (spoil, 'has the value 99'),
     (no_lines, 'list.txt'),
     (lambda image, label, flags: flags.append('--data_list=none.txt'), 'none.txt'),
     (lambda image, label, flags: flags.append('--modeldir=%s/model' % image), '--modeldir'),
@@ -379,7 +379,7 @@ def test_bad_input_of_training(small, tmp_path, spoiler, told):
 def test_values_outside_the_classes_are_told_without_the_first_scan_too(small, tmp_path):
     image, label, flags = copy_of_the_sample(tmp_path)
     spoil(image, label, flags)
-    assert 'holds the value 99' in refused('--option=train', *(flags + ['--check_labels=false']))
+    assert 'has the value 99' in refused('--option=train', *(flags + ['--check_labels=false']))
 
 
 def test_a_batch_without_a_valid_pixel_trains(small, tmp_path):
@@ -387,7 +387,7 @@ def test_a_batch_without_a_valid_pixel_trains(small, tmp_path):
     image, label, flags = copy_of_the_sample(tmp_path)
     shutil.copy(label, str(tmp_path / 'sound.png'))
     Image.fromarray(np.full(Image.open(label).size[::-1], 255, np.uint8)).save(label)
-    assert 'no label has a pixel' in refused('--option=train', *flags)
+    assert 'all pixels of all labels are' in refused('--option=train', *flags)
     (tmp_path / 'list.txt').write_text('image.jpg label.png\nimage.jpg sound.png\n')
     code, _, stderr = run('--option=train', *(flags + ['--batch_size=1']))
     assert code == 0, stderr

@@ -116,7 +116,7 @@ def test_load_classes():
     ('road 1 2 3.5\n', 'line 1'),
     ('road 1 2 \u00b2\n', 'line 1'),
     ('1 2 3\n', 'line 1'),
-    ('# c\nroad 1 2 3\n\nsky 1 2 3\n', 'line 4: line 2 has the same colour 1 2 3'),
+    ('# c\nroad 1 2 3\n\nsky 1 2 3\n', 'line 4: line 2 has the same colour, 1 2 3'),
     ('road 1 2 3\n', 'has 1 classes, fewer than --num_classes=2'),
     ('', 'has 0 classes'),
     ('road 1 2 3\nsky \x1b[31m 4 5 6000000000000000000000\n', 'line 2'),
@@ -153,7 +153,7 @@ def test_palettes_that_are_no_regular_files_are_refused_at_once(tmp_path):
             load_palette(path, 2)
     with pytest.raises(UserError, match='irectory'):
         load_palette(str(tmp_path), 2)
-    with pytest.raises(UserError, match='no file can have this name'):
+    with pytest.raises(UserError, match='this is not a valid file name'):
         load_palette('a\0b', 2)
 
 

@@ -140,7 +140,7 @@ def test_output_in_a_new_folder(tmp_path):
 
 def test_log_that_is_a_pipe_is_refused(tmp_path):
     os.mkfifo(str(tmp_path / 'pipe'))
-    assert_fails(plot(tmp_path, '--logfile=pipe'), 'pipe', 'not a file')
+    assert_fails(plot(tmp_path, '--logfile=pipe'), 'pipe', 'neither a file')
 
 
 @pytest.mark.parametrize('argument', ['--smooth=0', '--smooth=x', '--smoth=3', 'word'])
@@ -191,15 +191,15 @@ def test_repeated_steps_of_metrics_are_replaced(tmp_path):
     (['step,total,mean_iou', ',1,'], "line 2: '' in the column 'step' is not a number"),
     (['step,total,mean_iou', '0,,'], "line 2: '' in the column 'total' is not a number"),
     (['step,total,iou/\x1bcar', '0,1,\x1b[2J'], r"line 2: '\x1b[2J' in the column 'iou/\x1bcar' is not a number"),
-    (['step,total', '1.5,1'], 'line 2: 1.5 is no number of a step'),
-    (['step,total', 'nan,1'], 'line 2: nan is no number of a step'),
-    (['step,total', '1e300,1'], 'line 2: 1e+300 is no number of a step'),
-    (['step,total', '-1,1'], 'line 2: -1.0 is no number of a step'),
+    (['step,total', '1.5,1'], 'line 2: 1.5 is not a valid step'),
+    (['step,total', 'nan,1'], 'line 2: nan is not a valid step'),
+    (['step,total', '1e300,1'], 'line 2: 1e+300 is not a valid step'),
+    (['step,total', '-1,1'], 'line 2: -1.0 is not a valid step'),
     (['step,total', '0,1', '1,1,1'], 'line 3: the number of columns is 3, not 2'),
     (['step,total', '0,1', '', '1'], 'line 4: the number of columns is 1, not 2'),
     (['step,total', '0,"' + 200000 * '1' + '"'], 'line 2: field larger than field limit'),
     (['step,total'], 'is empty: wait until training has written a line'),
-    (['step,total', '0,nan', '1,inf'], 'no finite loss to draw'),
+    (['step,total', '0,nan', '1,inf'], 'no finite loss'),
 ], ids=lambda value: value[:40] if isinstance(value, str) else '')
 def test_bad_metrics(tmp_path, lines, message):
     write_log(tmp_path, lines, 'metrics.csv')
@@ -261,11 +261,11 @@ def test_several_runs(tmp_path):
     write_log(tmp_path, ['0, 3', '10, 2'], 'b.txt')
     code, out, err = plot(tmp_path, '--logfile=a,b.txt,a', '--labels=first,second,third', '--output=c.png')
     assert code == 0, err
-    first = 'The curve of 50 losses, steps 0 to 49, best mean IoU 40.00% at step 40, from a is saved in c.png'
-    assert out.splitlines() == [first, 'The curve of 2 losses, steps 0 to 10, from b.txt is saved in c.png', first]
+    first = 'curve of 50 losses, steps 0 to 49, best mean IoU 40.00% at step 40, from a saved in c.png'
+    assert out.splitlines() == [first, 'curve of 2 losses, steps 0 to 10, from b.txt saved in c.png', first]
     assert Image.open(str(tmp_path / 'c.png')).size[0] > 1000
-    assert_fails(plot(tmp_path, '--logfile=a,b.txt', '--labels=first'), 'the number of --labels is 1, of logs 2')
-    assert_fails(plot(tmp_path, '--logfile=a,missing'), "'missing' is not a file", '--logfile')
+    assert_fails(plot(tmp_path, '--logfile=a,b.txt', '--labels=first'), 'there are 1 --labels but 2 logs')
+    assert_fails(plot(tmp_path, '--logfile=a,missing'), "'missing' is neither a file", '--logfile')
 
 
 def test_default_is_the_metrics_of_the_default_modeldir(tmp_path):
@@ -273,7 +273,7 @@ def test_default_is_the_metrics_of_the_default_modeldir(tmp_path):
     write_metrics(tmp_path / 'model' / 'metrics.csv', range(7))
     code, out, err = plot(tmp_path)
     assert code == 0, err
-    assert out == 'The curve of 7 losses, steps 0 to 6, from model/metrics.csv is saved in training_curve.png\n'
+    assert out == 'curve of 7 losses, steps 0 to 6, from model/metrics.csv saved in training_curve.png\n'
 
 
 def test_extreme_numbers_are_drawn(tmp_path):

@@ -194,8 +194,8 @@ def test_an_image_that_vanishes_before_its_overlay(settings, tmp_path, capsys):
     (['--image_dir={0}', '--option=train'], '--image_dir is for --option=predict'),
     (['--image={0}/absent.jpg'], 'absent.jpg: no such file'),
     (['--image={0}'], 'is a folder: give it with --image_dir'),
-    (['--image_dir={0}/a.jpg'], 'is no folder: give an image with --image'),
-    (['--image_dir={0}/empty'], 'there is no image in it'),
+    (['--image_dir={0}/a.jpg'], 'is not a folder: give images with --image'),
+    (['--image_dir={0}/empty'], 'contains no images'),
     (['--image={0}/a.jpg', '--num_classes=11'],
      'was trained with --num_classes=6, this run has --num_classes=11: '),
 ])

@@ -209,8 +209,8 @@ def test_bad_input_is_refused(conf, flags, tmp_path, monkeypatch):
 
     conf_ = conf('regular')
     refused('there is no directory', modeldir=[str(tmp_path / 'none')])
-    refused('number of --labels is 1, of folders in --modeldir 2', modeldir=['a', 'b'], labels=['a'])
-    refused('there is no directory', modeldir=[])  # the default, model, is not in this folder
+    refused('there are 1 --labels but 2 folders in --modeldir', modeldir=['a', 'b'], labels=['a'])
+    refused('there is no directory', modeldir=[])  # model, which is not in this folder
     refused('no complete checkpoint', modeldir=[str(tmp_path)])
     Model(conf_).train()
     folder, path = [conf_.modeldir], os.path.join(conf_.modeldir, 'settings.json')

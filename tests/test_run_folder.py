@@ -193,6 +193,6 @@ def test_damaged_settings_are_reported_as_such_when_the_checkpoint_is_opened(tmp
 
 def test_what_is_no_file_at_the_place_of_the_lock_is_named(tmp_path):
     (tmp_path / '.lock').mkdir()
-    message = '/.lock is a folder, no regular file: remove it or give another --modeldir.$'
+    message = '/.lock is a folder, not a regular file: remove it or give another --modeldir.$'
     with pytest.raises(UserError, match=message), RunFolder(str(tmp_path), {}).locked():
         pass

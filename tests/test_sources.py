@@ -69,7 +69,7 @@ def test_open_source(tmp_path, capsys):
     assert sources.labelled_list(conf(tmp_path), classes, 'data_list', 2).lines == [1, 2]
     assert 'lines only' not in capsys.readouterr().err
     assert len(sources.labelled_list(conf(tmp_path), classes, 'data_list', 9).images) == 3
-    assert 'has 3 images only' in capsys.readouterr().err
+    assert 'has only 3 images' in capsys.readouterr().err
 
 
 def predicted(folder, **changed):
@@ -91,7 +91,7 @@ def test_images_to_predict(tmp_path, capsys):
     assert capsys.readouterr().err == ''
     found = predicted(tmp_path, image_dir=str(tmp_path), test_num_steps=9)
     assert found == (['a.jpg', 'b.jpg', 'other.png'], ['a', 'b', 'other'])
-    assert 'has 3 images only' in capsys.readouterr().err
+    assert 'has only 3 images' in capsys.readouterr().err
 
 
 def test_a_list_of_which_nothing_is_there(tmp_path):
@@ -105,7 +105,7 @@ def test_the_check_says_what_is_wrong_with_a_whole_list(tmp_path, capsys):
     (tmp_path / 'train.txt').write_text('2007_000032\n2007_000039\n')
     with pytest.raises(UserError, match='problems, listed above'):
         sources.check_lists(conf(tmp_path), load_classes(21))
-    assert "train.txt: these are VOC's ids: make the list with convert_voc.py" in capsys.readouterr().out
+    assert "train.txt: these are VOC image ids: make the list with convert_voc.py" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('flag', ['data_list', 'valid_data_list'])
@@ -157,7 +157,7 @@ def test_good_lists(tmp_path, capsys):
     out = reported(tmp_path, capsys)
     assert out.count('problems 0') == 3
     assert out.count('warnings 0') == 3
-    assert out.endswith('all files are as they should be\n')
+    assert out.endswith('no problems\n')
     assert out.index('--data_list') < out.index('--valid_data_list') < out.index('--test_data_list')
 
 
@@ -171,7 +171,7 @@ def test_a_list_that_does_not_exist_is_a_warning(tmp_path, capsys):
     make(tmp_path, {'train': {'a': BALANCED}, 'test': {'b': BALANCED}})
     out = reported(tmp_path, capsys)
     assert '--valid_data_list=%s does not exist' % quoted(tmp_path / 'val.txt') in out
-    assert out.endswith('no file is broken; 1 warning above\n')
+    assert out.endswith('no problems; 1 warning above\n')
     refused(tmp_path, capsys, 'does not exist', data_list=str(tmp_path / 'absent.txt'))
 
 
@@ -192,25 +192,25 @@ def test_missing_files_are_named_with_their_line(tmp_path, capsys):
 def test_most_classes_without_a_pixel(tmp_path, capsys):
     make(tmp_path, {'train': {'a': [[0, 3, 20, 255]]}, 'val': {'b': BALANCED}, 'test': {'c': None}})
     out = reported(tmp_path, capsys)
-    assert '18 of 21 classes have no pixel: 1 2 4 ' in out
-    assert out.endswith('no file is broken; 1 warning above\n')
+    assert '18 of 21 classes have no pixels: 1 2 4 ' in out
+    assert out.endswith('no problems; 1 warning above\n')
     make(tmp_path, {'train': {'a': [[255, 255]]}})
-    assert 'no label has a pixel of any class' in reported(tmp_path, capsys)
+    assert 'no label contains a pixel of any class' in reported(tmp_path, capsys)
 
 
 def test_camvid_with_the_default_flags(tmp_path, capsys):
     label = np.arange(12)[None]
     make(tmp_path, {'train': {'0001TP_1': label}, 'val': {'0001TP_2': label}, 'test': {'0001TP_3': label}})
     out = reported(tmp_path, capsys, palette='')
-    hint = 'labels hold 0..11 only: is --num_classes=12 meant, or 11 with --ignore_label=11 if 11 is void?'
+    hint = 'labels contain only 0..11: is --num_classes=12 meant, or 11 with --ignore_label=11 if 11 is void?'
     assert out.count(hint) == 3
-    assert out.count("VOC's names are assumed for the 21 classes; --palette names others.") == 1
-    assert out.endswith('no file is broken; 4 warnings above\n')
+    assert out.count("VOC's names are assumed for the 21 classes; give --palette for other names.") == 1
+    assert out.endswith('no problems; 4 warnings above\n')
     out = reported(tmp_path, capsys, palette='', num_classes=12)
-    assert out.count('note: no pixel is ignored; if class 11 is void, give --num_classes=11 --ignore_label=11') == 3
+    assert out.count('note: no pixels are ignored; if class 11 is void, give --num_classes=11 --ignore_label=11') == 3
     out = reported(tmp_path, capsys, palette='', num_classes=11, ignore_label=11)
     assert 'note' not in out
-    assert out.endswith('all files are as they should be\n')
+    assert out.endswith('no problems\n')
 
 
 def test_every_absent_class_is_named(tmp_path, capsys):
@@ -218,14 +218,14 @@ def test_every_absent_class_is_named(tmp_path, capsys):
     label = [[0, 1, 2, 4]]
     make(tmp_path, {'train': {'a': label}, 'val': {'b': label}, 'test': {'c': label}})
     out = reported(tmp_path, capsys, palette='', num_classes=5)
-    assert out.count('1 of 5 classes has no pixel: 3.') == 3 and 'void' not in out
-    assert out.endswith('no file is broken; 3 warnings above\n')
+    assert out.count('1 of 5 classes has no pixels: 3.') == 3 and 'void' not in out
+    assert out.endswith('no problems; 3 warnings above\n')
     out = reported(tmp_path, capsys, palette='', num_classes=9)
-    assert out.count('5 of 9 classes have no pixel: 3, 5, 6, 7, 8; no label has a class above 4: '
+    assert out.count('5 of 9 classes have no pixels: 3, 5, 6, 7, 8; no label has a class above 4: '
                      'is --num_classes=5 meant?') == 3
     (tmp_path / 'p.txt').write_text(''.join('c%d 0 0 %d\n' % (i, i) for i in range(5)))
     sources.labelled_list(conf(tmp_path), load_classes(5, 255, str(tmp_path / 'p.txt')), 'data_list')
-    assert '1 of 5 classes has no pixel: 3 c3.' in capsys.readouterr().err
+    assert '1 of 5 classes has no pixels: 3 c3.' in capsys.readouterr().err
     out = reported(tmp_path, capsys, palette='', num_classes=5, ignore_label=3)
     assert 'no pixel' not in out and 'void' not in out
 
@@ -256,9 +256,10 @@ def test_black_and_white_masks_are_recognised(tmp_path, capsys, kind, named):
         assert reported(tmp_path, capsys, palette=palette, num_classes=2).count('warnings 0') == 2
         return
     out = reported(tmp_path, capsys, palette=palette, num_classes=2)
-    start = '1 of 2 classes has no pixel: %s; one class only counts (%s), so predicting it everywhere scores 100 %%.'
+    start = ('1 of 2 classes has no pixels: %s; only one class has pixels (%s), so predicting it everywhere scores '
+             '100 %%.')
     assert out.count(start % (('1 roof', '0 ground') if named else ('1', '0'))) == 2
-    assert out.count('labels hold 0 and 255 only, as black-and-white masks') == 2 and 'save white as 1' in out
+    assert out.count('labels contain only 0 and 255, like black-and-white masks') == 2 and 'save white as 1' in out
     sources.labelled_list(conf(tmp_path), load_classes(2, 255, palette), 'data_list')
     assert 'black-and-white masks' in capsys.readouterr().err
     out = refused(tmp_path, capsys, '2 problems', palette=palette, num_classes=2, ignore_label=-1)
@@ -270,7 +271,7 @@ def test_black_and_white_masks_are_recognised(tmp_path, capsys, kind, named):
 def test_labels_of_the_background_alone(tmp_path, capsys):
     masks(tmp_path, 0, 'grey')
     out = reported(tmp_path, capsys, palette='', num_classes=2)
-    assert out.count('1 of 2 classes has no pixel: 1; one class only counts (0)') == 2 and 'white' not in out
+    assert out.count('1 of 2 classes has no pixels: 1; only one class has pixels (0)') == 2 and 'white' not in out
 
 
 def test_colours_are_no_black_and_white_masks(tmp_path, capsys):
@@ -278,10 +279,10 @@ def test_colours_are_no_black_and_white_masks(tmp_path, capsys):
     label[0] = 224, 224, 192
     make(tmp_path, {'train': {'a': label}, 'val': {'b': label}})
     out = reported(tmp_path, capsys, num_classes=2)
-    assert 'one class only counts' in out and 'white' not in out
+    assert 'only one class has pixels' in out and 'white' not in out
     label[0] = 255
     make(tmp_path, {'train': {'a': label}, 'val': {'b': label}})
-    assert 'a black-and-white mask needs a palette file that names white' in reported(tmp_path, capsys, num_classes=2)
+    assert 'for a black-and-white mask, add white to the palette' in reported(tmp_path, capsys, num_classes=2)
 
 
 @pytest.mark.parametrize('ignore_label', [255, 0])
@@ -290,7 +291,7 @@ def test_training_needs_a_pixel_that_counts(tmp_path, ignore_label):
     with pytest.raises(UserError) as caught:
         sources.labelled_list(conf(tmp_path), load_classes(3, ignore_label), 'data_list')
     message = str(caught.value)
-    assert 'no label has a pixel of any class, all are --ignore_label=%d' % ignore_label in message
+    assert 'all pixels of all labels are --ignore_label=%d' % ignore_label in message
     assert len(message) <= 300 and ('white' in message) == (ignore_label == 255)
     sources.labelled_list(conf(tmp_path, valid_data_list=str(tmp_path / 'train.txt')), load_classes(3, ignore_label),
                           'valid_data_list')
@@ -314,9 +315,9 @@ def test_label_ids_of_cityscapes_are_named(tmp_path, capsys, monkeypatch):
     assert out.count('convert_cityscapes.py') == 2 and 'is --num_classes' not in out
     label_ids(tmp_path, [7, 23, 33, 255])
     out = refused(tmp_path, capsys, '2 problems', num_classes=19)
-    assert "labelIds.png holds Cityscapes' label ids (23 33): convert_cityscapes.py turns" in out
+    assert "labelIds.png contains Cityscapes' label ids (23 33): convert them" in out
     label_ids(tmp_path, [7, 23, 33, 255], 'renamed')
-    assert "renamed.png holds Cityscapes' label ids (23 33): convert" in refused(tmp_path, capsys, num_classes=19)
+    assert "renamed.png contains Cityscapes' label ids (23 33): convert" in refused(tmp_path, capsys, num_classes=19)
     assert 'convert' not in refused(tmp_path, capsys, num_classes=20)
     label_ids(tmp_path, range(34))
     assert 'convert' not in reported(tmp_path, capsys, num_classes=34)
@@ -331,7 +332,7 @@ def test_last_class_of_a_palette_that_is_called_void(tmp_path, capsys):
     out = reported(tmp_path, capsys, palette=str(tmp_path / 'p.txt'), num_classes=12)
     assert "class 11 is called 'Void': is --num_classes=11 with --ignore_label=11 meant?" in out
     out = reported(tmp_path, capsys, palette=str(tmp_path / 'p.txt'), num_classes=11, ignore_label=11)
-    assert out.endswith('all files are as they should be\n')
+    assert out.endswith('no problems\n')
 
 
 def difficult(folder, colours):
@@ -355,11 +356,12 @@ def test_what_is_difficult_to_train(tmp_path, capsys, monkeypatch):
     flags = {'input_height': 33, 'input_width': 50}
     palette = str(tmp_path / 'p.txt')
     train, val = reported(tmp_path, capsys, 3, palette=palette, **flags).split('--valid_data_list')
-    told = 'palette PNGs whose own colours contradict --palette: 3, '
+    told = 'palette PNGs whose colours contradict --palette: 3, '
     for out, name in ((train, 'a.png'), (val, 'd.png')):
         sentence, = [line for line in out.splitlines() if told in line]
-        assert name in sentence and 'class 1 is 0 99 0 there, 0 0 99 in --palette' in sentence and len(sentence) <= 300
-    for words in ('drawn only in lines or specks', ': 1 wire; ', 'tiles of about 100x66, twice the crop', '  weight'):
+        assert name in sentence and len(sentence) <= 300
+        assert 'class 1 is 0 99 0 there, but 0 0 99 in --palette' in sentence
+    for words in ('drawn only as lines or specks', ': 1 wire; ', 'tiles of about 100x66', '  weight'):
         assert words in train and words not in val
     assert 'a weight above' not in train
 
@@ -395,7 +397,7 @@ def test_the_check_warns_of_large_balanced_weights(tmp_path, capsys):
 
 def test_train_ids_under_a_map_of_label_ids(tmp_path, capsys):
     label_ids(tmp_path, range(19), 'aachen_000000_000019_gtFine_labelTrainIds')
-    told = "names of Cityscapes' train ids already, which --label_map=cityscapes takes for label ids: 1, "
+    told = "labels that seem to contain Cityscapes' train ids, which --label_map=cityscapes treats as label ids: 1, "
     classes = load_classes(19, 255, '', 'cityscapes')
     for label_map, count in (('cityscapes', 2), ('', 0)):
         sources.check_lists(conf(tmp_path, label_map=label_map), classes)
@@ -427,7 +429,7 @@ def test_a_training_says_each_thing_once(tmp_path):
 def test_vocs_names_are_right_for_vocs_images(tmp_path, capsys):
     make(tmp_path, {'train': {'2007_000032': BALANCED}, 'val': {'2007_000033': BALANCED},
                     'test': {'2008_000006': None}})
-    assert reported(tmp_path, capsys, palette='').endswith('all files are as they should be\n')
+    assert reported(tmp_path, capsys, palette='').endswith('no problems\n')
 
 
 def test_images_in_training_and_validation_list(tmp_path, capsys):
@@ -442,4 +444,4 @@ def test_the_sample_has_no_fault(capsys):
     folder = pathlib.Path(ROOT, 'dataset', 'sample')
     flags = conf(folder, test_data_list=str(folder / 'val.txt'))
     sources.check_lists(flags, load_classes(6, 255, str(folder / 'classes.txt')))
-    assert capsys.readouterr().out.endswith('all files are as they should be\n')
+    assert capsys.readouterr().out.endswith('no problems\n')

@@ -137,7 +137,7 @@ def test_variables_are_spread_by_size():
 @pytest.mark.parametrize('batch, words', [(10, 'give 8 or 12'), (3, 'give 4.'), (5, 'give 4 or 8')])
 def test_a_batch_that_cannot_be_divided(batch, words):
     towers.Towers(4, Cluster()).check_batch(8)
-    with pytest.raises(UserError, match='--batch_size=%d cannot be divided by 4 towers: ' % batch) as error:
+    with pytest.raises(UserError, match='--batch_size=%d is not divisible by the number of towers' % batch) as error:
         towers.Towers(4, Cluster()).check_batch(batch)
     assert words in str(error.value)
 
@@ -145,5 +145,5 @@ def test_a_batch_that_cannot_be_divided(batch, words):
 def test_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setattr(runtime, 'gpus', lambda: ['one', 'two'])
     assert towers.Towers(2, Cluster()).devices[1].endswith('GPU:1')
-    with pytest.raises(UserError, match='--num_gpus=3: TensorFlow sees 2 GPUs'):
+    with pytest.raises(UserError, match='--num_gpus=3, but TensorFlow sees only 2 GPUs'):
         towers.Towers(3, Cluster())

@@ -1,4 +1,4 @@
-"""Writes the page that lists all flags, from their records: python tools/make_flags_page.py > docs/flags.md."""
+"""Writes the page that lists all flags: python tools/make_flags_page.py > docs/flags.md."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import main  # noqa: E402, F401  after the path is set; it defines the flags
+import main  # noqa: E402, F401  defines the flags
 from utils.system.command_line import NOTHING, RECORDS  # noqa: E402
 
 START = '''# Flags
@@ -34,7 +34,7 @@ HEAD = """
 
 
 def shown(value):
-    """Returns a value as it is written on the command line."""
+    """Returns a value as written on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
@@ -43,19 +43,19 @@ def shown(value):
 
 
 def default(record, other):
-    """Returns the text of a flag's default in main.py, followed by that in main_msc.py if it is another.
+    """Returns the text for the default of a flag in main.py, followed by its default in main_msc.py if it differs.
 
     Args:
-      record: the flag's FlagRecord.
-      other: its default in main_msc.py.
+      record: the FlagRecord of the flag.
+      other: the default in main_msc.py.
     """
-    if 'by default' in record.help:  # the default depends on the machine or is None
+    if 'by default' in record.help:  # the help explains the default
         return ''
     return shown(record.default) + ('' if other == record.default else ' (main_msc.py: %s)' % shown(other))
 
 
 def row(record, other):
-    """Returns a flag's row of the table; the arguments are those of `default`."""
+    """Returns the row of the table for a flag; the arguments are as for `default`."""
     meaning = record.help
     if record.needs and '--' + record.needs not in meaning:
         meaning += ' (needs --%s)' % record.needs.replace('|', ' or ')
@@ -67,7 +67,7 @@ def row(record, other):
 
 def page():
     """Returns the text of docs/flags.md."""
-    import main_msc  # noqa: F401  sets its own defaults, for this process
+    import main_msc  # noqa: F401  changes the defaults of some flags in this process
 
     text, topic = START, ''
     for record in RECORDS.values():

@@ -1,9 +1,9 @@
-"""Paints the sample data set in dataset/sample: small still lifes of five classes, in PASCAL VOC 2012's layout.
+"""Paints the sample data set in dataset/sample: small still lifes with five classes, in the layout of PASCAL VOC 2012.
 
     python tools/make_sample.py [--out_dir=FOLDER] [--seed=SEED]
 
 Every picture is painted in float RGB at three times its size and then averaged down. Objects are painted from far to
-near, each in its own coordinates, u to the right and v downwards, in which it fills about [-1, 1] x [-1, 1].
+near. Each has its own coordinates, u to the right and v downwards, and fills about [-1, 1] x [-1, 1].
 """
 
 import os
@@ -36,7 +36,7 @@ BACKGROUND_SHARE = (0.38, 0.58)
 # ---- paint and light ----
 
 def value_noise(rng, x, y):
-    """Returns smooth noise in [-1, 1] at x and y, two arrays of one shape, with about one bump per unit."""
+    """Returns smooth noise in [-1, 1] at x and y, two arrays with equal shapes, with about one bump per unit."""
     table = rng.uniform(-1, 1, (64, 64))
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
     fx, fy = x - x0, y - y0
@@ -48,34 +48,34 @@ def value_noise(rng, x, y):
 
 
 def smooth_step(low, high, x):
-    """Returns 0 below low, 1 above high, and a cubic between them."""
+    """Returns 0 where x is below low, 1 where it is above high, and a smooth cubic transition between them."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def jitter(rng, colour, amount=0.05):
-    """Returns an RGB colour in [0, 1] with small random changes of its channels and brightness."""
+    """Returns an RGB colour in [0, 1] with small random changes of channels and brightness."""
     return np.clip(np.asarray(colour) * (1 + rng.uniform(-amount, amount))
                    + rng.uniform(-amount, amount, 3) / 2, 0, 1)
 
 
 def blend(first, second, weight):
-    """Mixes two colours or colour images by weights [h, w]; returns [h, w, 3]."""
+    """Mixes two colours or colour images with weights [h, w]; returns [h, w, 3]."""
     return first + (second - first) * weight[..., None]
 
 
 def dot(first, second):
-    """Returns the dot product of two vectors, given as components that are numbers or arrays."""
+    """Returns the dot product of two vectors whose components are numbers or arrays."""
     return sum(a * b for a, b in zip(first, second))
 
 
 def diffuse(normal, light, ambient=0.5):
-    """Returns the brightness [h, w] from Lambert's law and ambient light; normal is a tuple of three arrays [h, w]."""
+    """Returns the brightness [h, w] by Lambert's law with ambient light; normal is a tuple of three arrays [h, w]."""
     return ambient + (1.15 - ambient) * np.maximum(dot(normal, light), 0)
 
 
 def highlight(normal, light, sharpness):
-    """Returns Phong's highlight, [h, w] in [0, 1], for a viewer along z."""
+    """Returns the Phong highlight, [h, w] in [0, 1], for a viewer along z."""
     facing = dot(normal, light)
     return np.maximum(2 * facing * normal[2] - light[2], 0) ** sharpness
 
@@ -135,7 +135,7 @@ def paint_plant(u, v, light, rng, green=(0.27, 0.62, 0.16)):
 
 
 def paint_fish(u, v, light, rng, pink=(0.93, 0.30, 0.60), purple=(0.42, 0.10, 0.47)):
-    """Paints a striped fish with scales, fins and an eye, its head to the left or to the right."""
+    """Paints a striped fish with scales, fins and an eye, which faces left or right."""
     tilt = rng.uniform(-0.25, 0.25)
     side = rng.choice([-1, 1])
     u, v = side * (u * np.cos(tilt) + v * np.sin(tilt)), v * np.cos(tilt) - u * np.sin(tilt)
@@ -160,7 +160,7 @@ def paint_fish(u, v, light, rng, pink=(0.93, 0.30, 0.60), purple=(0.42, 0.10, 0.
 
 
 def masonry(a, b, rng, clay, mortar):
-    """Returns rows of bricks, [h, w, 3], at positions a along a wall and b up it, in units of a brick's length."""
+    """Returns an image of bricks, [h, w, 3], at positions a along a wall and b up the wall, in brick lengths."""
     row = np.floor(b * 2.2)
     x = a + 0.5 * (row % 2)
     column = np.floor(x)
@@ -172,7 +172,7 @@ def masonry(a, b, rng, clay, mortar):
 
 
 def paint_brick(u, v, light, rng, clay=(0.70, 0.20, 0.13), mortar=(0.66, 0.42, 0.36)):
-    """Paints a block of masonry, seen from above one of its corners: two walls and the top."""
+    """Paints a block of masonry, seen from above a corner: two walls and the top."""
     clay, mortar = jitter(rng, clay), np.asarray(mortar)
     corner, height = rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.2)
     edge_left, edge_right = (-0.96 - corner, -0.30), (0.96 - corner, -0.30)
@@ -222,7 +222,7 @@ def paint_mug(u, v, light, rng, glaze=(0.13, 0.33, 0.80)):
 
 
 def paint_stone(u, v, light, rng):
-    """Paints a grey pebble, part of the background's clutter."""
+    """Paints a grey pebble, which is clutter in the background."""
     wobble = 1 + 0.12 * value_noise(rng, 5 + 2 * u, 5 + 2 * v)
     v = v * 1.3 - 0.25
     grey = rng.uniform(0.35, 0.75) * jitter(rng, (1, 0.98, 0.94), 0.03)
@@ -232,14 +232,14 @@ def paint_stone(u, v, light, rng):
 
 
 def paint_carton(u, v, light, rng):
-    """Paints a cream or grey box, part of the background's clutter."""
+    """Paints a cream or grey box, which is clutter in the background."""
     paper = rng.uniform(0.5, 0.85) * jitter(rng, (1, 0.96, 0.9), 0.03)
     return paint_brick(u, v, light, rng, paper, paper * 0.85)
 
 
 PAINTERS = {'orange': paint_orange, 'plant': paint_plant, 'fish': paint_fish,
             'brick': paint_brick, 'mug': paint_mug}
-SOLES = {'orange': 0.99, 'plant': 0.95, 'fish': 0.56, 'brick': 0.92, 'mug': 0.96}  # v at which each object stands
+SOLES = {'orange': 0.99, 'plant': 0.95, 'fish': 0.56, 'brick': 0.92, 'mug': 0.96}  # v of the bottom of each object
 SIZE_FACTORS = {'fish': 1.15, 'plant': 1.05}
 CLUTTER = (paint_stone, paint_carton)
 
@@ -263,7 +263,7 @@ def fabric(x, y, rng):
 
 
 def plaster(x, y, rng):
-    """Returns rough plaster or stone: noise of three sizes."""
+    """Returns rough plaster or stone: noise at three scales."""
     return (1 + 0.08 * value_noise(rng, x / 22, y / 22) + 0.05 * value_noise(rng, x / 6, y / 6)
             + 0.05 * value_noise(rng, x / 1.5, y / 1.5))
 
@@ -299,7 +299,7 @@ def paint_background(x, y, horizon, rng):
     wall = WALLS[rng.randint(len(WALLS))](x + rng.uniform(0, 50), y, rng)
     glow = 1.1 - 0.35 * np.hypot(x / width - rng.uniform(0.1, 0.9), y / width - rng.uniform(0, 0.3))
     colour = jitter(rng, NEUTRALS[first], 0.05) * (wall * glow)[..., None]
-    near = np.maximum(y - horizon, 0) + 45  # the vanishing line lies 45 pixels above the table's far edge
+    near = np.maximum(y - horizon, 0) + 45  # the vanishing line lies 45 pixels above the far edge of the table
     table = TABLES[rng.randint(len(TABLES))](
         (x - width / 2) * 90 / near + 300, 7000 / near + rng.uniform(0, 50), rng)
     surface = jitter(rng, NEUTRALS[second], 0.05) * (table * (0.8 + 0.0035 * near))[..., None]
@@ -310,12 +310,12 @@ def paint_background(x, y, horizon, rng):
 # ---- scenes ----
 
 def draw(canvas, labels, instances, thing, light, rng):
-    """Paints the shadow of a thing and then the thing itself, in place.
+    """Paints the shadow of a thing and then the thing, in place.
 
     Args:
       canvas: float RGB array [h, w, 3].
       labels, instances: uint8 arrays [h, w].
-      thing: a dict from `layout`.
+      thing: a dict, as in the result of `layout`.
       light: the direction of the light, three numbers.
       rng: a RandomState.
     """
@@ -340,7 +340,7 @@ def layout(width, height, horizon, names, rng):
 
     Returns:
       list of dicts, from far to near, with the keys paint (the painter), label, instance (0 for clutter), x, y, radius
-      (in pixels), sole (the v at which the thing stands) and foot (the y at which it stands).
+      (in pixels), sole (the v of its bottom) and foot (the y of its bottom).
     """
     things = []
     for _ in range(rng.randint(1, 4)):
@@ -363,7 +363,7 @@ def layout(width, height, horizon, names, rng):
 
 
 def add_border(labels, instances):
-    """Returns the labels, uint8 [h, w], with a pixel of BORDER on both sides of each edge between two objects."""
+    """Returns the labels, uint8 [h, w], with the pixels on both sides of each edge between objects set to BORDER."""
     edge = np.zeros(labels.shape, bool)
     across, down = instances[:, 1:] != instances[:, :-1], instances[1:] != instances[:-1]
     edge[:, 1:] |= across
@@ -374,7 +374,7 @@ def add_border(labels, instances):
 
 
 def paint_scene(width, height, names, rng):
-    """Returns a still life: image, uint8 [height, width, 3], and labels, uint8 [height, width]."""
+    """Paints a still life; returns (image, labels), uint8 [height, width, 3] and [height, width]."""
     scale = SUPERSAMPLING
     y, x = (np.mgrid[:height * scale, :width * scale] + 0.5) / scale
     light = np.array([rng.choice([-1, 1]) * rng.uniform(0.3, 0.6), rng.uniform(-0.65, -0.45), 0])
@@ -392,14 +392,14 @@ def paint_scene(width, height, names, rng):
 
 
 def well_composed(labels, names):
-    """Returns whether the background's share is within BACKGROUND_SHARE and no class is nearly hidden."""
+    """Returns whether the share of background pixels is in BACKGROUND_SHARE and no class is nearly hidden."""
     low, high = BACKGROUND_SHARE
     visible = [(labels == CLASSES.index(name)).mean() for name in set(names)]
     return low <= (labels == 0).mean() <= high and min(visible) > 0.2 / len(names)
 
 
 def scenes(seed):
-    """Yields (name, image, labels) of each scene; a scene that is not well composed is painted again."""
+    """Yields (name, image, labels) for each scene; scenes that are not well composed are painted again."""
     order, queue = np.random.RandomState(seed), []
     for index in range(NUM_TRAIN + NUM_VAL):
         count = (3, 2, 3, 4)[index % 4]
@@ -437,7 +437,7 @@ def write_sample(folder, seed):
 
 
 def move_files(source, target):
-    """Moves every file below source to its place below target; the lists, at the top, are moved last."""
+    """Moves every file below source to the same place below target; the lists, at the top level, are moved last."""
     for folder, _, files in sorted(os.walk(source), reverse=True):
         place = os.path.join(target, os.path.relpath(folder, source))
         os.makedirs(place, exist_ok=True)
@@ -454,7 +454,7 @@ def main():
         write_sample(temporary, FLAGS.seed)
         move_files(temporary, target)
     except OSError as error:
-        raise UserError('--out_dir=%s cannot be written to (%s): name another folder.' % (
+        raise UserError('--out_dir=%s cannot be written to (%s): give another folder.' % (
             FLAGS.out_dir, error.strerror or error))
     finally:
         if temporary:

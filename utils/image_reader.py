@@ -1,4 +1,4 @@
-"""The queue-based reader: several threads load and augment images ahead of the network, in a reproducible order."""
+"""The image reader: several threads load and augment images ahead of time, in a reproducible order."""
 
 import collections
 import contextlib
@@ -12,16 +12,16 @@ from utils.data.pixels import AS_STORED
 from utils.label_utils import preprocess
 from utils.system.errors import UserError
 
-DEVICE = '/cpu:0'  # for the reader's ops: on a GPU, each op would copy the image there and back
-MOST_BYTES = 1 << 30  # approximate limit on the memory of all images that threads work on or queues hold
-BYTES_IN_WORK = 40  # per pixel of a whole image that a thread works on: decoded, as floats, and its label
+DEVICE = '/cpu:0'  # for the reader's ops; on a GPU, each op would copy the image to the GPU and back
+MOST_BYTES = 1 << 30  # approximate memory limit for all images that are in threads or in queues
+BYTES_IN_WORK = 40  # memory per pixel of an image in a thread: the decoded image, its float copies and the label
 
 
 class Sample(typing.NamedTuple):
-    """A sample as it is read from files; its fields are arrays or tensors."""
-    number: typing.Any  # its number k in the endless sequence of samples
-    encoded: typing.Any  # the bytes of a JPEG file, which TensorFlow decodes; b'' for other formats
-    pixels: typing.Any  # uint8 RGB [H, W, 3] for formats other than JPEG; [0, 0, 3] for JPEG
+    """A sample as read from files; the fields are arrays or tensors."""
+    number: typing.Any  # the number k in the endless sequence of samples
+    encoded: typing.Any  # the bytes of a JPEG file for TensorFlow to decode; otherwise b''
+    pixels: typing.Any  # uint8 RGB [H, W, 3] if Python decoded the file; otherwise [0, 0, 3]
     label: typing.Any  # int32 [H, W, 1]
 
 
@@ -29,48 +29,48 @@ SAMPLE_TYPES = Sample(number=tf.int64, encoded=tf.string, pixels=tf.uint8, label
 
 
 class ImageReader(object):
-    """Reads pairs of image and label: shuffled and augmented without end, or each whole image once in order.
+    """Reads pairs of image and label: either shuffled and augmented without end, or each whole image once, in order.
 
-    Every thread has its own queue: thread t reads samples t, t + num_threads, t + 2 * num_threads and so on, and
-    another thread takes samples from these queues in turn. Thus the order and the augmentation of the samples depend
-    only on the seed, not on the number of threads or on their timing.
+    Every thread has its own queue: thread t reads samples t, t + num_threads, t + 2 * num_threads and so on. Another
+    thread takes samples from these queues in turn. Thus the order and the augmentation of the samples depend only on
+    the seed, not on the number of threads or on their timing.
 
-    Files are opened in Python, so that errors name the file. JPEGs are decoded by TensorFlow, as in the original; other
-    images and labels are decoded by Pillow.
+    Files are opened in Python, so that errors name the file. As in the original, TensorFlow decodes grey and RGB JPEGs;
+    Pillow decodes other images and labels.
     """
 
     def __init__(self, images, labels, classes, net_input, num_threads=1, seed=0, image_format=AS_STORED):
         """
         Args:
-          images: paths of the images.
-          labels: paths of their labels; '' for an image without one.
+          images: a list of paths.
+          labels: a list of paths; '' for an image without a label.
           classes: a Classes. Label values other than 0..num_classes-1 and ignore_label are errors; padding and missing
-            labels are set to ignore_label.
-          net_input: a compat.Input, the channel order and the mean of the network's input.
-          num_threads: number of threads that load and augment images; fewer are used for images so large that the
-            memory would be exhausted.
-          seed: of the order and the augmentation, 0..2**32-1.
+            labels become ignore_label.
+          net_input: a compat.Input, the format of the network's input.
+          num_threads: the number of threads that load and augment images. For large images, fewer threads are used to
+            limit the memory.
+          seed: the seed for order and augmentation, 0..2**32-1.
           image_format: the ImageFormat of the images.
         """
         self.images, self.labels = images, labels
         self.classes, self.net_input, self.seed, self.image_format = classes, net_input, seed, image_format
         self.num_threads = at_most(num_threads, BYTES_IN_WORK * largest_area(images))
         self._positions = []  # for each thread, the number of the sample that it reads next
-        self._orders = {}  # epoch -> permutation
-        self._errors = []
+        self._orders = {}  # {epoch: permutation}
+        self._errors = []  # exceptions raised in threads
         self._inspected = set()  # indices of the labels that have been checked
-        self._recent = collections.deque(maxlen=4 * self.num_threads)  # paths of at least all images now in work
+        self._recent = collections.deque(maxlen=4 * self.num_threads)  # recent paths, including all images in progress
 
     def training_batch(self, batch_size, augmentation):
         """Builds the ops that read a batch of shuffled, augmented crops.
 
         Args:
-          batch_size: N.
-          augmentation: an augment.Augmentation, whose size is (h, w); smaller images are padded at the bottom and the
+          batch_size: the number of samples, N.
+          augmentation: an augment.Augmentation, whose size is (h, w). Smaller images are padded at the bottom and the
             right.
 
         Returns:
-          tensors (images float32 [N, h, w, 3] minus the mean, labels int32 [N, h, w, 1]).
+          tensors (images, labels): float32 [N, h, w, 3] minus the mean, and int32 [N, h, w, 1].
         """
         height, width = augmentation.size
         mean = np.array(self.net_input.img_mean, np.float32)
@@ -99,11 +99,11 @@ class ImageReader(object):
         """Builds the ops that read the next whole image; each image is read once, in the order of the list.
 
         Args:
-          faults: a dict to which {index: sentence} is added for each file that cannot be read, and a single black pixel
-            replaces the image. If None, the first such file ends the run.
+          faults: a dict to which {index: sentence} is added for each file that cannot be read; a black pixel replaces
+            such an image. If None, the first such file ends the run.
 
         Returns:
-          tensors (image float32 [1, H, W, 3] minus the mean, label int32 [1, H, W, 1]).
+          tensors (image, label): float32 [1, H, W, 3] minus the mean, and int32 [1, H, W, 1].
         """
         def produce(thread):
             sample = Sample(*tf.py_func(lambda t: self._load_next(t, faults), [thread], SAMPLE_TYPES))
@@ -116,10 +116,10 @@ class ImageReader(object):
 
     @contextlib.contextmanager
     def running(self, sess, start=0):
-        """Runs the threads from sample number `start`.
+        """Runs the threads within a `with` block, beginning with sample number `start`.
 
         Raises:
-          UserError: a file could not be read; it replaces the tf.errors.OpError of the closed queue.
+          UserError: a file could not be read. This replaces the tf.errors.OpError of the closed queue.
         """
         self._positions = [start + thread for thread in range(self.num_threads)]
         coord = tf.train.Coordinator()
@@ -132,7 +132,7 @@ class ImageReader(object):
             raise
         finally:
             coord.request_stop()
-            with contextlib.suppress(tf.errors.OpError):  # its first cause has been raised above
+            with contextlib.suppress(tf.errors.OpError):  # its cause has been raised above
                 coord.join(threads, stop_grace_period_secs=30, ignore_live_threads=True)
 
     def _merged(self, produce, capacity, shapes=None):
@@ -155,9 +155,9 @@ class ImageReader(object):
         return k
 
     def _load_next(self, thread, faults):
-        """Loads the thread's next Sample in list order; after the last, raises StopIteration, which ends the queue.
+        """Loads the thread's next Sample in list order; after the last one, raises StopIteration, which ends the queue.
 
-        With `faults`, JPEGs are decoded here, with the same decoder: in the graph, a damaged one would end the run.
+        With `faults`, JPEGs are decoded here, with the same decoder. In the graph, a damaged JPEG would end the run.
         """
         k = self._next_number(thread)
         if k >= len(self.images):
@@ -172,7 +172,7 @@ class ImageReader(object):
             return Sample(k, b'', np.zeros([1, 1, 3], np.uint8), np.zeros([1, 1, 1], np.int32))
 
     def _load_shuffled(self, thread):
-        """Loads the thread's next Sample in the shuffled order of its epoch."""
+        """Loads the thread's next Sample in the shuffled order of the epoch."""
         k = self._next_number(thread)
         epoch, place = divmod(k, len(self.images))
         if epoch not in self._orders:
@@ -181,7 +181,7 @@ class ImageReader(object):
         return self._load(k, self._orders[epoch][place])
 
     def _load(self, k, index):
-        """Loads the image and the label at an index of the list as the k-th Sample."""
+        """Loads the image and the label at an index of the list as Sample number k."""
         path = self.images[index]
         self._recent.append(path)
         with self._keeping_errors():
@@ -190,7 +190,7 @@ class ImageReader(object):
             return Sample(k, encoded, pixels, self._load_label(index, size or pixels.shape[:2]))
 
     def _load_label(self, index, size):
-        """Loads the label of an image of size (H, W) as int32 [H, W, 1]; checks it the first time."""
+        """Loads the label of an image with size (H, W) as int32 [H, W, 1]; checks it the first time."""
         path = self.labels[index]
         if not path:
             return np.full(tuple(size) + (1,), self.classes.ignore_label, np.int32)
@@ -204,19 +204,19 @@ class ImageReader(object):
         return label.astype(np.int32)[:, :, np.newaxis]
 
     def _orientation(self, index, size, label):
-        """Returns the EXIF orientation of an image whose size is not that of its label; 1 if it does not explain it."""
+        """Returns the EXIF orientation of an image if it may explain why its label has another size; otherwise 1."""
         if label.shape == tuple(size)[::-1] != tuple(size) and not self.image_format.apply_exif:
             return image_files.read_image(self.images[index], self.image_format).orientation
         return 1
 
     def _change(self, k, image, label, changes, fill):
-        """Applies augment.change to the k-th sample and keeps its errors."""
+        """Applies augment.change to sample k and keeps its errors."""
         with self._keeping_errors():
             return augment.change(image, label, changes, self.seed, k, fill)
 
     @contextlib.contextmanager
     def _keeping_errors(self):
-        """Keeps an exception for _raise_first_cause, since TensorFlow passes on only its text."""
+        """Keeps an exception for _raise_first_cause, as TensorFlow passes on only its text."""
         try:
             yield
         except Exception as error:
@@ -224,7 +224,7 @@ class ImageReader(object):
             raise
 
     def _raise_first_cause(self):
-        """Raises the exception that stopped the threads: the UserError of a file, or that of an augmentation."""
+        """Raises the exception that stopped the threads, such as the UserError for a file."""
         if self._errors:
             raise self._errors[0] from None
         for path in list(self._recent):  # TensorFlow's decoder does not name the file
@@ -232,17 +232,17 @@ class ImageReader(object):
 
 
 def at_most(wanted, item_bytes):
-    """Returns how many items of item_bytes to keep: `wanted`, or fewer to stay below MOST_BYTES, but at least 1."""
+    """Returns `wanted`, or fewer so that as many items of item_bytes take at most MOST_BYTES, but at least 1."""
     return max(1, min(wanted, MOST_BYTES // max(1, item_bytes)))
 
 
-def largest_area(images, looked_at=32):
-    """Returns the number of pixels of the largest of about `looked_at` images, taken evenly from the list.
+def largest_area(images, count=32):
+    """Returns the number of pixels of the largest among about `count` images, spaced evenly in the list.
 
-    Images that cannot be read are left out; an error is raised when they are loaded.
+    Images that cannot be read are skipped; the error is raised when they are loaded.
     """
     areas = [0]
-    for path in images[::max(1, len(images) // looked_at)]:
+    for path in images[::max(1, len(images) // count)]:
         with contextlib.suppress(UserError):
             height, width = image_files.image_size(path)
             areas.append(height * width)
@@ -250,7 +250,7 @@ def largest_area(images, looked_at=32):
 
 
 def decoded(sample):
-    """Returns (image, label) of a Sample of tensors: uint8 RGB [H, W, 3] and int32 [H, W, 1]."""
+    """Returns (image, label) for a Sample of tensors: uint8 RGB [H, W, 3] and int32 [H, W, 1]."""
     image = tf.cond(tf.equal(sample.encoded, ''), lambda: sample.pixels,
                     lambda: tf.image.decode_jpeg(sample.encoded, channels=3))
     return with_channels(image, sample.label)

@@ -1,4 +1,4 @@
-"""Converts images to network inputs and back, and labels to images: in colours, or as an overlay with a legend."""
+"""Converts images to network inputs and back, and labels to colours or to overlays with a legend."""
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -8,8 +8,8 @@ from utils import fonts
 from utils.data.palette import LUMA, MAX_CLASSES, VOID_COLOUR, Palette, voc_colours
 
 TINT = 0.6  # the share of the class's colour in the chroma of an overlay
-BRIGHT = 140  # above this luma of a class's colour, the line beside its border is black instead of white
-LINE_EVERY = 300.0  # pixels of an overlay's shorter side per pixel of line width
+BRIGHT = 140  # if the luma of a class's colour is higher, the line beside its border is black instead of white
+LINE_EVERY = 300.0  # pixels of the shorter side of an overlay per pixel of line width
 
 
 def decode_labels(mask, num_images=1, num_classes=21, palette=None):
@@ -17,7 +17,7 @@ def decode_labels(mask, num_images=1, num_classes=21, palette=None):
 
     Args:
       mask: integer array [N, h, w, 1] or [N, h, w].
-      num_images: how many of the N masks to convert, from the first; all of them if N is smaller.
+      num_images: the number of masks to convert, starting with the first; all of them if N is smaller.
       num_classes: number of classes; values outside 0..num_classes-1 get VOC's void colour (224, 224, 192).
       palette: a Palette; VOC's colours if None.
 
@@ -26,8 +26,8 @@ def decode_labels(mask, num_images=1, num_classes=21, palette=None):
     """
     mask = np.asarray(mask)[:num_images]
     mask = mask[..., 0] if mask.ndim == 4 else mask  # [n, h, w]
-    # Colours have four bytes because numpy's take is faster with 32-bit numbers than with rows of three bytes. With
-    # mode='wrap' it does not check the indices, which are all within the table.
+    # Colours have four bytes because numpy's take is faster for 32-bit numbers than for rows of three bytes. With
+    # mode='wrap', it does not check the indices, which all lie within the table.
     table = np.zeros([MAX_CLASSES + 1, 4], np.uint8)
     table[:, :3] = colour_table(num_classes, palette)
     if mask.dtype != np.uint8:
@@ -52,7 +52,7 @@ def preprocess(image, net_input):
     Returns:
       float32 [H, W, 3] in net_input's channel order, minus its mean.
     """
-    # A product with a permutation matrix is exact, and faster than tf.reverse and a subtraction.
+    # Multiplying by a permutation matrix is exact, and faster than tf.reverse followed by a subtraction.
     order = np.eye(3, dtype=np.float32)[::-1 if net_input.channel_order == 'bgr' else 1]
     pixels = tf.reshape(tf.cast(image, tf.float32), [-1, 3])
     pixels = tf.nn.xw_plus_b(pixels, order, -np.array(net_input.img_mean, np.float32))
@@ -64,15 +64,15 @@ def inv_preprocess(images, num_images, img_mean, channel_order='bgr'):
 
     Args:
       images: float array [N, h, w, 3], mean-subtracted.
-      num_images: how many of the N images to convert, from the first; all of them if N is smaller.
-      img_mean: three floats, in the images' channel order.
-      channel_order: 'bgr' or 'rgb', the images' order.
+      num_images: the number of images to convert, starting with the first; all of them if N is smaller.
+      img_mean: three floats, in the channel order of the images.
+      channel_order: 'bgr' or 'rgb', the channel order of the images.
 
     Returns:
       uint8 RGB array [min(num_images, N), h, w, 3].
 
     Raises:
-      ValueError: channel_order is neither.
+      ValueError: channel_order is neither 'bgr' nor 'rgb'.
     """
     if channel_order not in ('bgr', 'rgb'):
         raise ValueError("channel_order '%s' is not one of: bgr rgb" % channel_order)
@@ -83,20 +83,20 @@ def inv_preprocess(images, num_images, img_mean, channel_order='bgr'):
 
 
 def overlay(image, mask, palette, num_classes):
-    """Returns the image tinted and outlined by class, with a legend of its classes on the right.
+    """Returns the image with its classes tinted and outlined, and with a legend on the right.
 
-    The tint changes a pixel's hue but not its brightness, so that the photo stays recognisable under dark classes.
-    Where the hue is not visible (a black or grey class, or a white sky), lines show the region: one in the class's
-    colour along its border, and inside of that one in white or black.
+    The tint changes the hue of a pixel but not its brightness, so that the photo remains recognisable under dark
+    classes. Where the hue is not visible (for black or grey classes, or on a white sky), lines show the region: one in
+    the colour of the class along its border, and a white or black one on the inside.
 
     Args:
       image: uint8 RGB array [h, w, 3].
-      mask: integer array [h, w]; pixels with values outside 0..num_classes-1 are not changed.
+      mask: integer array [h, w]; pixels with values outside 0..num_classes-1 remain unchanged.
       palette: a Palette; VOC's colours if None.
       num_classes: number of classes.
 
     Returns:
-      uint8 RGB array [at least h, w + width of the legend, 3].
+      uint8 RGB array [max(h, height of the legend), w + width of the legend, 3].
     """
     palette = palette or Palette(voc_colours(), None)
     image, mask = np.asarray(image), np.asarray(mask)
@@ -117,7 +117,7 @@ def overlay(image, mask, palette, num_classes):
 
 
 def tint(image, colours):
-    """Moves the chroma of an image towards that of colours; the luma (ITU-R BT.601) of each pixel is unchanged.
+    """Moves the chroma of an image towards the chroma of `colours`; the luma (ITU-R BT.601) does not change.
 
     Args:
       image, colours: uint8 RGB arrays [h, w, 3].
@@ -128,19 +128,22 @@ def tint(image, colours):
     image, colours = image.astype(np.float32), colours.astype(np.float32)
     luma = (image @ LUMA)[..., None]  # [h, w, 1]
     chroma = (1 - TINT) * (image - luma) + TINT * (colours - (colours @ LUMA)[..., None])
-    room = np.where(chroma > 0, 255 - luma, luma)  # up to white or down to black
+    room = np.where(chroma > 0, 255 - luma, luma)  # the distance to 255 or to 0
     factor = np.min(room / np.maximum(np.abs(chroma), 1e-3), axis=2, keepdims=True)
     return np.clip(luma + np.minimum(factor, 1) * chroma, 0, 255)
 
 
 def legend(classes, palette, scale=1, row=16):
-    """Returns a legend with the colours and names of n classes, uint8 RGB [row * scale * n, width, 3].
+    """Draws a legend with the colours and names of n classes.
 
     Args:
-      classes: list of class indices.
+      classes: list of n class indices.
       palette: a Palette.
-      scale: factor by which the legend is enlarged; Pillow's built-in font has only one size in old versions.
-      row: height of a row before it is enlarged, in pixels.
+      scale: factor by which the legend is enlarged, as old versions of Pillow's built-in font have only one size.
+      row: height of a row in pixels, before enlarging.
+
+    Returns:
+      uint8 RGB array [row * scale * max(n, 1), width, 3].
     """
     names = {index: palette.names[index] if palette.names else 'class %d' % index for index in classes}
     font = fonts.legend_font(names)
@@ -156,7 +159,7 @@ def legend(classes, palette, scale=1, row=16):
 
 
 def _borders(mask):
-    """Returns which pixels of a mask [h, w] have a neighbour with another value, bool [h, w]."""
+    """Returns a bool array [h, w]: whether a pixel of a mask [h, w] has a neighbour with another value."""
     border = np.zeros(mask.shape, bool)
     rows, columns = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
     border[1:] |= rows
@@ -167,13 +170,13 @@ def _borders(mask):
 
 
 def _grown(area, pixels):
-    """Returns a bool area [h, w], grown by a number of pixels in the four directions."""
+    """Returns a bool array [h, w], dilated by a number of pixels in the four directions."""
     for _ in range(pixels):
-        area, inner = area.copy(), area
-        area[1:] |= inner[:-1]
-        area[:-1] |= inner[1:]
-        area[:, 1:] |= inner[:, :-1]
-        area[:, :-1] |= inner[:, 1:]
+        area, previous = area.copy(), area
+        area[1:] |= previous[:-1]
+        area[:-1] |= previous[1:]
+        area[:, 1:] |= previous[:, :-1]
+        area[:, :-1] |= previous[:, 1:]
     return area
 
 

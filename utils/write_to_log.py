@@ -1,4 +1,4 @@
-"""Writes lines of log.txt, and scalars and pictures for TensorBoard."""
+"""Writes lines to log.txt, and scalars and pictures for TensorBoard."""
 
 import contextlib
 import io
@@ -14,39 +14,39 @@ from PIL import Image
 from utils import label_utils
 from utils.system.errors import UserError, quoted, reason
 
-SUMMARY_IMAGES = 4  # most images of a batch in a summary
+SUMMARY_IMAGES = 4  # the most images of a batch in a summary
 FLUSH_SECONDS = 120
-RECORD_FRAME = 16  # bytes that a TFRecord adds to an event, for its length and two checksums
-# Links are not followed, where the system can refuse them; Windows would write \r\n for \n.
+RECORD_FRAME = 16  # bytes that a TFRecord adds to an event: its length and two checksums
+# Links are not followed if the system supports this. O_BINARY keeps Windows from writing \r\n for \n.
 LINE_FLAGS = os.O_WRONLY | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)
 
 
 def write_log(text, logfile):
-    """Appends one line to the log file and hands it to the operating system.
+    """Appends one line to the log file.
 
     Raises:
-      UserError: the line cannot be written completely; in this case no part of it is left.
+      UserError: the line cannot be written completely; no part of it remains in the file.
     """
     try:
         write_line((text + '\n').encode('utf-8'), logfile)
     except OSError as error:
-        raise UserError("log '%s' cannot be written (%s): free space or give another --logfile." % (
+        raise UserError("log '%s' cannot be written (%s): free some space or give another --logfile." % (
             quoted(logfile), reason(error)))
 
 
 def write_line(line, path, start=None):
-    """Appends bytes to a file, which is created if it does not exist, or overwrites its end.
+    """Appends bytes to a file, or overwrites its end; creates the file if it does not exist.
 
     Args:
       line: bytes.
-      path: of the file.
-      start: the offset to write at; the line must reach at least to the end of the file. None appends.
+      path: the path of the file.
+      start: the offset at which to write; the line must reach at least to the end of the file. None appends.
 
     Returns:
-      the offset at which the bytes start.
+      the offset of the line in the file.
 
     Raises:
-      OSError: the bytes cannot be written completely; in this case the file has its former size.
+      OSError: the line cannot be written completely; the file then has its previous size.
     """
     file = os.open(path, LINE_FLAGS, 0o666)
     try:
@@ -55,7 +55,7 @@ def write_line(line, path, start=None):
         written = 0
         try:
             os.lseek(file, start, os.SEEK_SET)  # os.pwrite does not exist on Windows
-            while written < len(line):  # a full disk takes only a part, and the next call then raises the reason
+            while written < len(line):  # a full disk accepts only a part; the next call then raises the error
                 written += os.write(file, line[written:])
         except OSError:
             os.ftruncate(file, size)
@@ -66,22 +66,22 @@ def write_line(line, path, start=None):
 
 
 class SummaryWriter(object):
-    """Writes an event file for TensorBoard into logdir, as tf.summary.FileWriter does, but reports failures to write.
+    """Writes an event file for TensorBoard, as tf.summary.FileWriter does, but reports write errors.
 
-    FileWriter writes in a thread of its own, whose errors are lost. Here, every method raises a UserError that names
-    --logdir if the events cannot be written; the file then ends with the last event that was flushed.
+    FileWriter writes in a separate thread, whose errors get lost. Here, every method raises a UserError that names
+    --logdir if events cannot be written; the file then ends with the last flushed event.
     """
 
     def __init__(self, logdir, graph=None, suffix=None):
-        """Opens a file with a new name in the folder logdir, which must exist.
+        """Creates a file with a new name in the folder logdir, which must exist.
 
         Args:
           logdir: the folder.
           graph: a tf.Graph to show, or None.
-          suffix: the end of the file's name, after a dot; None for none.
+          suffix: the end of the file name, after a dot; None for no suffix.
         """
         self.path, self.records = None, None
-        self.size, self.flushed_size, self.flushed = 0, 0, time.time()  # in bytes, bytes and seconds
+        self.size, self.flushed_size, self.flushed = 0, 0, time.time()  # bytes, bytes, seconds since the epoch
         with self._reported(logdir):
             self.path = _new_event_file(logdir, '.' + suffix if suffix else '')
             self.records = tf.python_io.TFRecordWriter(self.path)
@@ -98,7 +98,7 @@ class SummaryWriter(object):
             self.flush()
 
     def flush(self):
-        """Hands all events to the operating system."""
+        """Writes all buffered events to the file."""
         with self._reported(self.path):
             self.records.flush()
             if os.path.getsize(self.path) != self.size:
@@ -125,7 +125,7 @@ class SummaryWriter(object):
 
     @contextlib.contextmanager
     def _reported(self, place):
-        """Turns a failure to write into a UserError that names `place`; cuts the file after its last flushed event."""
+        """Turns a write error into a UserError that names `place`; truncates the file after the last flushed event."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
@@ -134,28 +134,28 @@ class SummaryWriter(object):
                     self._close_records()
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, self.flushed_size)
-            raise UserError('%s: events cannot be written (%s): free space or give another --logdir.' % (
+            raise UserError('%s: events cannot be written (%s): free some space or give another --logdir.' % (
                 quoted(place), reason(error)))
 
 
-def truncate_events(path, counts):
-    """Cuts an event file before its first incomplete or damaged event, or the first that `counts` rejects.
+def truncate_events(path, accepts):
+    """Truncates an event file before the first event that is incomplete, damaged or not accepted.
 
     Args:
-      path: of the file.
-      counts: a function of a tf.Event, which returns whether to keep it.
+      path: the path of the file.
+      accepts: a function that returns whether to keep a tf.Event.
     """
     size = 0
     with contextlib.suppress(tf.errors.DataLossError):
         for record in tf.python_io.tf_record_iterator(path):
-            if not counts(tf.Event.FromString(record)):
+            if not accepts(tf.Event.FromString(record)):
                 break
             size += len(record) + RECORD_FRAME
     os.truncate(path, size)
 
 
 def _new_event_file(logdir, suffix):
-    """Creates an empty file that TensorBoard recognizes as an event file; no other run has its name."""
+    """Creates an empty file with a unique name that TensorBoard recognises as an event file; returns its path."""
     for number in itertools.count():
         path = os.path.join(logdir, 'events.out.tfevents.%010d.%s.%d.%d%s' % (
             time.time(), socket.gethostname(), os.getpid(), number, suffix))
@@ -168,13 +168,13 @@ def _new_event_file(logdir, suffix):
 
 
 def scalar_summary(values):
-    """Returns a tf.Summary of {tag: number}."""
+    """Returns a tf.Summary for {tag: number}."""
     return tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=float(value))
                              for tag, value in sorted(values.items())])
 
 
 def image_summary(tag, pictures):
-    """Returns a tf.Summary of uint8 RGB pictures [N, h, w, 3]; picture i has the tag TAG/i."""
+    """Returns a tf.Summary of uint8 RGB pictures [N, h, w, 3]; the tag of picture i is 'tag/i'."""
     values = []
     for i, picture in enumerate(pictures):
         png = io.BytesIO()
@@ -185,10 +185,10 @@ def image_summary(tag, pictures):
 
 
 def panel(pictures, classes, net_input):
-    """Returns pictures of input | label | prediction, side by side, of the first images of a batch.
+    """Returns pictures of input, label and prediction, side by side, for the first images of a batch.
 
     Args:
-      pictures: arrays (network input [N, h, w, 3], labels [N, h, w, 1], class maps [N, h, w]).
+      pictures: arrays (network inputs [N, h, w, 3], labels [N, h, w, 1], class maps [N, h, w]).
       classes: a Classes.
       net_input: the compat.Input of the network.
 

@@ -94,7 +94,7 @@ def other_code(case, one):
     with open(os.path.join(folder, sorted(names)[case.rng.randint(len(names))]), 'a') as file:
         file.write('#')
     one.start(1, script=os.path.join(folder, 'tests', 'narrow_main.py'))
-    assert_named(one, ['runs another state of this project'])
+    assert_named(one, ['runs another version of this project'])
 
 
 def other_tensorflow(case, one):
@@ -108,7 +108,7 @@ def assert_named(one, words):
     one.start(0)
     codes = [one.processes[task].wait() for task in (0, 1)]
     runs.assert_refused(one.output(0), codes[0], ['task 1 (%s) %s' % (one.addresses[1], some) for some in words])
-    runs.assert_refused(one.output(1), codes[1], ['task 0 (%s) refused this' % one.addresses[0]])
+    runs.assert_refused(one.output(1), codes[1], ['task 0 (%s) rejected this' % one.addresses[0]])
 
 
 def assert_loopback(one):

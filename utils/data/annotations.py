@@ -1,7 +1,7 @@
-"""Reads annotations of LabelMe, COCO (also as CVAT exports it) and Datumaro, and paints them as index masks.
+"""Reads LabelMe, COCO (including CVAT's COCO exports) and Datumaro annotations and paints them as index masks.
 
-The format is recognised by the content of a .json file. Coordinates are checked when a file is read, so that only
-run-length masks can still be refused when they are painted.
+The format is detected from the content of the .json file. Coordinates are checked when a file is read, so the only
+annotations that can still be refused while painting are run-length masks and very large circles.
 """
 
 import collections
@@ -22,53 +22,53 @@ from utils.system import runtime
 from utils.system.command_line import PICTURES
 from utils.system.errors import UserError, quoted, reason
 
-MOST_PIXELS = 1 << 28  # of a mask
+MOST_PIXELS = 1 << 28  # in a mask
 MOST_COORDINATE = 1 << 24  # pixels; Pillow computes with 32-bit integers
-MOST_RADIUS = 20000  # pixels; the squares of Pillow's ellipse overflow beyond
+MOST_RADIUS = 20000  # pixels; with a larger radius, integers overflow when Pillow draws an ellipse
 EXPORT = 'export as COCO 1.0 there and convert that'
 
 _FAULTS = (AttributeError, IndexError, KeyError, MemoryError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 class Region(NamedTuple):
-    """An area of one label."""
+    """An area with one label."""
     label: Optional[str]  # None for a crowd, whose pixels are ignored
     kind: str  # a key of PAINTERS
-    data: Any  # what its painter takes
+    data: Any  # the shape, in the form that its painter expects
 
 
 class Picture(NamedTuple):
-    """The annotations of an image."""
+    """The annotations of one image."""
     where: str  # the annotation file and the image, for messages
-    name: str  # relative path with / and a suffix, after which the mask is named
-    image: str  # path of the image; '' if it is not there
-    size: Optional[Tuple[int, int]]  # (height, width); None if the file does not tell it
-    regions: List[Region]  # in the order of painting
+    name: str  # relative path with / and an extension; the mask is named after it
+    image: str  # path of the image; '' if it does not exist
+    size: Optional[Tuple[int, int]]  # (height, width); None if the file does not give the size
+    regions: List[Region]  # in the order in which they are painted
 
 
 class Annotations(NamedTuple):
-    """What annotation files hold."""
+    """The content of one or more annotation files."""
     kind: str  # a key of READERS
     pictures: List[Picture]
-    labels: List[str]  # in the order of their classes, perhaps several times
-    left_out: collections.Counter  # {kind of annotation that is not painted: number}
+    labels: List[str]  # in the order of their classes; may contain duplicates
+    left_out: collections.Counter  # {kind of annotation that is not painted: number of such annotations}
 
 
 # ---- files ----
 
 def read(path, image_dir='', keep_crowds=False):
-    """Reads an annotation file, or a folder of LabelMe's.
+    """Reads an annotation file, or a folder of LabelMe files.
 
     Args:
       path: the file or folder.
-      image_dir: the folder of the images; where they usually are beside the annotations if empty.
-      keep_crowds: whether a crowd of COCO has its label, as other regions do.
+      image_dir: the folder that contains the images. If empty, the usual places near the annotations are searched.
+      keep_crowds: whether COCO crowds keep their label instead of being ignored.
 
     Returns:
       an Annotations.
 
     Raises:
-      UserError: a file is damaged or of no known format, or several files are not all of LabelMe.
+      UserError: a file is damaged or has an unknown format, or a folder contains formats other than LabelMe's.
     """
     files = json_files(path)
 
@@ -88,7 +88,8 @@ def read(path, image_dir='', keep_crowds=False):
             len(problems), problems[0]))
     other = [file for file, part in zip(files, parts) if part.kind != 'labelme']
     if other and len(files) > 1:
-        raise UserError('--annotations=%s holds %d .json files, and %s is not of LabelMe: name one such file.' % (
+        raise UserError('--annotations=%s contains %d .json files, but %s is not a LabelMe file: give that file '
+                        'alone.' % (
             quoted(path, 60), len(files), quoted(os.path.relpath(other[0], path), 60)))
     labels = [label for part in parts for label in part.labels]
     return Annotations(parts[0].kind, [picture for part in parts for picture in part.pictures],
@@ -97,7 +98,11 @@ def read(path, image_dir='', keep_crowds=False):
 
 
 def json_files(path):
-    """Returns the file itself, or the sorted paths of the .json files below a folder, hidden ones left out."""
+    """Returns [path] for a file, or the sorted paths of all .json files below a folder, except hidden ones.
+
+    Raises:
+      UserError: the folder contains no .json file.
+    """
     if not os.path.isdir(path):
         return [path]
     files, others = [], collections.Counter()
@@ -109,75 +114,74 @@ def json_files(path):
                 files.append(os.path.join(folder, name))
             others[suffix] += 1
     if not files:
-        raise UserError('--annotations=%s: there is no .json file in it%s.' % (
-            quoted(path), '; if its XML files are of CVAT, ' + EXPORT if others['.xml'] else ''))
+        raise UserError('--annotations=%s: the folder contains no .json file%s.' % (
+            quoted(path), '; if its XML files come from CVAT, ' + EXPORT if others['.xml'] else ''))
     return sorted(files)
 
 
 def load(path):
-    """Returns the content of a JSON file; raises UserError if it is missing, damaged or no JSON."""
+    """Returns the content of a JSON file; raises UserError if the file is missing, damaged or not JSON."""
     try:
         data = read_file(path)
     except OSError as error:
         raise UserError('%s: cannot be read (%s).' % (quoted(path), reason(error)))
     start = data[:64].lstrip(b'\xef\xbb\xbf \t\r\n')
     if start.startswith(b'<'):
-        raise UserError("%s: XML, as CVAT and others save annotations, is not read: %s." % (quoted(path), EXPORT))
+        raise UserError('%s: XML annotations, such as those of CVAT, are not supported: %s.' % (quoted(path), EXPORT))
     if start.startswith(b'PK\x03\x04'):
-        raise UserError("%s: a zip file; unzip it and name the .json file in it, or of CVAT's task backup %s." % (
+        raise UserError("%s is a zip file: unzip it and give the .json file in it; if it is a CVAT task backup, %s." % (
             quoted(path), EXPORT))
     try:
         return json.loads(data)
     except UnicodeDecodeError:
-        raise UserError('%s: not UTF-8 text; save it as UTF-8.' % quoted(path))
+        raise UserError('%s is not UTF-8 text: save it as UTF-8.' % quoted(path))
     except (MemoryError, RecursionError, ValueError) as error:
-        raise UserError('%s: damaged JSON (%s); get the file again.' % (quoted(path), reason(error)[:80]))
+        raise UserError('%s: damaged JSON (%s): get the file again.' % (quoted(path), reason(error)[:80]))
 
 
 def recognise(content, path):
-    """Returns the key of READERS for the content of a JSON file; raises UserError if it is of no such format."""
+    """Returns the key of READERS for the content of a JSON file; raises UserError if the format is not supported."""
     first = content[0] if isinstance(content, list) and content else content
     keys = set(first) if isinstance(first, dict) else set()
     if {'shapes', 'tracks'} <= keys or {'labels', 'jobs'} <= keys or {'labels', 'bug_tracker'} <= keys:
-        raise UserError("%s: CVAT's task backup is not read: %s." % (quoted(path), EXPORT))
+        raise UserError('%s: CVAT task backups are not supported: %s.' % (quoted(path), EXPORT))
     if isinstance(content, dict):
         for kind, needed in (('labelme', {'shapes'}), ('coco', {'images', 'annotations'}),
                              ('datumaro', {'items', 'categories'})):
             if needed <= keys:
                 return kind
         if {'imgHeight', 'objects'} <= keys:
-            raise UserError('%s: polygons of Cityscapes are converted by convert_cityscapes.py.' % quoted(path))
-    raise UserError('%s: neither LabelMe nor COCO nor Datumaro JSON; export as COCO instances (a dict of images, '
-                    'annotations and categories).' % quoted(path))
+            raise UserError('%s: to convert Cityscapes polygons, use convert_cityscapes.py.' % quoted(path))
+    raise UserError('%s is not LabelMe, COCO or Datumaro JSON: export the annotations as COCO instances (a dict of '
+                    'images, annotations and categories).' % quoted(path))
 
 
 @contextlib.contextmanager
-def _mending(where):
-    """Turns errors that a wrong value or a missing pycocotools causes into a UserError that names the place."""
+def _reporting_damage(where):
+    """Turns errors caused by invalid values or a missing pycocotools into a UserError that names the place."""
     try:
         yield
     except UserError:
         raise
     except ImportError:
-        raise UserError('%s: it holds run-length masks, which need pycocotools: pip install -r requirements-coco.txt.'
-                        % where)
+        raise UserError('%s: run-length masks need pycocotools: pip install -r requirements-coco.txt.' % where)
     except _FAULTS as error:
-        raise UserError('%s: damaged annotation (%s); mend it or leave it out.' % (where, _told(error)))
+        raise UserError('%s: damaged annotation (%s): fix it or remove it.' % (where, _explanation(error)))
 
 
-def _told(error):
-    """Returns what is wrong with a value that caused an error, in ordinary words."""
+def _explanation(error):
+    """Returns an explanation of an error in plain words."""
     if isinstance(error, KeyError):
-        return 'there is no %s' % reason(error)[:40]
+        return '%s is missing' % reason(error)[:40]
     if isinstance(error, (AttributeError, IndexError, TypeError)):
-        return 'a value is of the wrong kind'
+        return 'a value has the wrong type'
     return reason(error)[:80]
 
 
 def _clean(name):
-    """Returns a path from an annotation file as a relative one below a folder, with / between its parts."""
+    """Returns an image path from an annotation file as a relative path with / as separator and no `..`."""
     if not isinstance(name, str) or '\0' in name:
-        raise ValueError('the name of the image is no text')
+        raise ValueError('the name of an image is not text')
     name.encode('utf-8')  # raises a ValueError for half of a surrogate pair
     parts = [part for part in re.split(r'[/\\]+', name) if part not in ('', '.', '..') and not part.endswith(':')]
     if not parts:
@@ -186,7 +190,7 @@ def _clean(name):
 
 
 def _locate(name, folders, suffixes=('',)):
-    """Returns the path of an image in the first folder that has its relative path, else its base name; '' if none."""
+    """Returns the path of an image: folder/name in the first folder that has it, else folder/basename; else ''."""
     for spelling in (name, name.rsplit('/', 1)[-1]):
         for folder in folders:
             for suffix in suffixes:
@@ -196,8 +200,8 @@ def _locate(name, folders, suffixes=('',)):
     return ''
 
 
-def _around(path, image_dir):
-    """Returns the folders where the images of a COCO or Datumaro file may be."""
+def _image_folders(path, image_dir):
+    """Returns the folders in which to look for the images of a COCO or Datumaro file."""
     if image_dir:
         return [image_dir]
     subset = re.sub(r'^instances_', '', os.path.splitext(os.path.basename(path))[0])
@@ -209,15 +213,15 @@ def _around(path, image_dir):
 # ---- formats ----
 
 def _labelme(content, path, folder, image_dir, keep_crowds):
-    """Returns the Annotations of a LabelMe file, painted in the file's order."""
+    """Returns the Annotations of a LabelMe file, whose regions are painted in the order of the file."""
     regions, left_out = [], collections.Counter()
-    with _mending(quoted(path)):
+    with _reporting_damage(quoted(path)):
         for shape in content['shapes']:
             kind, label = shape.get('shape_type') or 'polygon', _label(shape['label'])
             if kind in ('polygon', 'rectangle', 'circle'):
                 points = _points(shape['points'])
                 if len(points) < {'polygon': 3}.get(kind, 2):
-                    left_out[kind + 's of too few points'] += 1
+                    left_out[kind + 's with too few points'] += 1
                     continue
                 regions.append(Region(label, kind, points if kind == 'circle' else [points]))
             else:
@@ -226,19 +230,19 @@ def _labelme(content, path, folder, image_dir, keep_crowds):
         name = os.path.relpath(path, folder or '.')
         beside = os.path.dirname(path)
         stem = os.path.splitext(os.path.basename(path))[0]
-        told = content.get('imagePath')
-        raw = os.path.join(beside, told.replace('\\', '/')) if isinstance(told, str) and '\0' not in told else ''
+        given = content.get('imagePath')
+        raw = os.path.join(beside, given.replace('\\', '/')) if isinstance(given, str) and '\0' not in given else ''
         places = [os.path.join(image_dir, os.path.dirname(name)), image_dir] if image_dir else [beside]
         image = raw if raw and not image_dir and is_regular_file(raw) else (
-            _locate(_clean(told), places) if told else '') or _locate(stem, places, PICTURES)
+            _locate(_clean(given), places) if given else '') or _locate(stem, places, PICTURES)
     return Annotations('labelme', [Picture(quoted(path), name.replace(os.sep, '/'), image, size, regions)],
                        [region.label for region in regions], left_out)
 
 
 def _coco(content, path, folder, image_dir, keep_crowds):
-    """Returns the Annotations of a COCO file: of each image the crowds first, then the larger areas first."""
+    """Returns the Annotations of a COCO file; crowds are painted first, then regions from large to small."""
     left_out, regions = collections.Counter(), collections.defaultdict(list)
-    with _mending(quoted(path)):
+    with _reporting_damage(quoted(path)):
         categories = sorted(((item['id'], _label(item['name'])) for item in content['categories']))
         label_of = dict(categories)
         if len(label_of) < len(categories):
@@ -249,18 +253,18 @@ def _coco(content, path, folder, image_dir, keep_crowds):
         for item in content['annotations']:
             where = 'annotation %s: ' % quoted(item.get('id', '?'), 20)
             if item['image_id'] not in images or item['category_id'] not in label_of:
-                raise ValueError(where + 'there is no such image or category')
+                raise ValueError(where + 'its image or category does not exist')
             try:
                 kind, data = _segmentation(item.get('segmentation'))
             except _FAULTS as error:
-                raise ValueError(where + _told(error)[:60])
+                raise ValueError(where + _explanation(error)[:60])
             if kind:
                 crowd = bool(item.get('iscrowd')) and not keep_crowds
                 regions[item['image_id']].append((not crowd, -_area(kind, data), len(regions[item['image_id']]), Region(
                     None if crowd else label_of[item['category_id']], kind, data)))
             else:
                 left_out['annotations without a polygon or mask'] += 1
-        places, pictures = _around(path, image_dir), []
+        places, pictures = _image_folders(path, image_dir), []
         for key, item in images.items():
             name = _clean(item['file_name'])
             pictures.append(Picture('%s, image %s' % (quoted(path, 60), quoted(name, 60)), name, _locate(name, places),
@@ -270,7 +274,7 @@ def _coco(content, path, folder, image_dir, keep_crowds):
 
 
 def _segmentation(segmentation):
-    """Returns (kind, data) of a COCO segmentation: polygons, a run-length mask, or (None, None) if it is empty."""
+    """Returns the kind and data of a Region for a COCO segmentation; (None, None) if it is empty."""
     if isinstance(segmentation, dict):
         return 'rle', {'counts': segmentation['counts'], 'size': _size(*segmentation['size'])}
     polygons = [_points(numbers) for numbers in segmentation or () if len(numbers) >= 6]
@@ -286,11 +290,11 @@ def _area(kind, data):
 
 
 def _datumaro(content, path, folder, image_dir, keep_crowds):
-    """Returns the Annotations of a Datumaro file, painted by z_order."""
+    """Returns the Annotations of a Datumaro file, whose regions are painted in ascending z_order."""
     left_out, pictures = collections.Counter(), []
-    with _mending(quoted(path)):
+    with _reporting_damage(quoted(path)):
         labels = [_label(item['name']) for item in content['categories']['label']['labels']]
-        places = _around(path, image_dir)
+        places = _image_folders(path, image_dir)
         for item in content['items']:
             regions = []
             for number, annotation in enumerate(item['annotations']):
@@ -308,7 +312,8 @@ def _datumaro(content, path, folder, image_dir, keep_crowds):
                     continue
                 label_id = annotation['label_id']
                 if label_id is None or not 0 <= label_id < len(labels):
-                    raise ValueError('item %s: there is no label %s' % (quoted(item['id'], 30), quoted(label_id, 20)))
+                    raise ValueError('item %s: label %s does not exist' % (
+                        quoted(item['id'], 30), quoted(label_id, 20)))
                 regions.append((annotation.get('z_order', 0), number, Region(labels[label_id], kind, data)))
             image = item.get('image') or {}
             name = _clean(image.get('path') or item['id'])
@@ -324,7 +329,7 @@ READERS = {'labelme': _labelme, 'coco': _coco, 'datumaro': _datumaro}
 
 
 def _label(name):
-    """Returns a label with single spaces between its words; raises ValueError if it is empty or no text."""
+    """Returns a label with single spaces between its words; raises ValueError if it is empty."""
     name = ' '.join(name.split())
     if not name:
         raise ValueError('a label is empty')
@@ -332,20 +337,24 @@ def _label(name):
 
 
 def _points(numbers):
-    """Returns coordinates, a flat list or pairs, as float64 [n, 2], (x, y); raises ValueError if they are none."""
+    """Returns (x, y) coordinates, given as a flat list or as pairs, as float64 [n, 2].
+
+    Raises:
+      ValueError: a value is not a number, or is larger than MOST_COORDINATE.
+    """
     points = np.array(numbers, np.float64).reshape(-1, 2)
     if not np.isfinite(points).all() or np.abs(points).max(initial=0) > MOST_COORDINATE:
-        raise ValueError('a coordinate is not a number of pixels')
+        raise ValueError('a coordinate is not finite or too large')
     return points
 
 
 def _size(height, width):
-    """Returns (height, width) as integers, or None if both are None; raises ValueError if they are no size."""
+    """Returns (height, width) as integers, or None if both are None; raises ValueError for an invalid size."""
     if height is None and width is None:
         return None
     size = int(height), int(width)
     if size != (height, width) or min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
-        raise ValueError('%s x %s pixels are no size up to %d pixels' % (
+        raise ValueError('%s x %s is not a valid size of at most %d pixels' % (
             quoted(height, 20), quoted(width, 20), MOST_PIXELS))
     return size
 
@@ -353,7 +362,7 @@ def _size(height, width):
 # ---- masks ----
 
 def paint(picture, size, value_of):
-    """Paints the regions of a picture, over a background of 0.
+    """Paints the regions of a picture on a background of zeros.
 
     Args:
       picture: a Picture.
@@ -364,11 +373,11 @@ def paint(picture, size, value_of):
       uint8 [h, w].
 
     Raises:
-      UserError: a run-length mask does not fit, or pycocotools is missing.
+      UserError: a run-length mask is damaged or has another size, a circle is too large, or pycocotools is missing.
     """
     mask = Image.new('L', size[::-1], 0)
     canvas = ImageDraw.Draw(mask)
-    with _mending(picture.where):
+    with _reporting_damage(picture.where):
         for region in picture.regions:
             PAINTERS[region.kind](mask, canvas, region.data, IGNORE_LABEL if region.label is None else (
                 value_of[region.label]))
@@ -381,7 +390,7 @@ def _paint_polygons(mask, canvas, polygons, value):
 
 
 def _paint_area(mask, canvas, polygons, value):
-    """Paints the pixels whose centre lies in one of the polygons (even-odd rule), as COCO measures areas."""
+    """Paints the pixels whose centres lie inside any of the polygons (even-odd rule), as COCO's masks do."""
     inside = np.zeros(mask.size[::-1], bool)  # [h, w]
     for points in polygons:
         (x, y), (next_x, next_y) = points.T, np.roll(points, -1, axis=0).T
@@ -404,23 +413,30 @@ def _paint_circle(mask, canvas, points, value):
     (x, y), (edge_x, edge_y) = points[:2].tolist()
     radius = math.hypot(edge_x - x, edge_y - y)
     if radius > MOST_RADIUS:
-        raise ValueError('a circle has a radius of more than %d pixels' % MOST_RADIUS)
+        raise ValueError('the radius of a circle is larger than %d pixels' % MOST_RADIUS)
     canvas.ellipse([x - radius, y - radius, x + radius, y + radius], fill=value)
 
 
 def _paint_rle(mask, canvas, rle, value):
     if rle['size'] != mask.size[::-1]:
-        raise ValueError('a run-length mask of %d x %d pixels' % rle['size'])
+        raise ValueError('a run-length mask has %d x %d pixels, unlike the image' % rle['size'])
     mask.paste(value, mask=Image.fromarray(_rle(rle) * np.uint8(255)))
 
 
-# LabelMe's own masks include the edges of its polygons, COCO's areas do not.
+# Masks made by LabelMe include the edges of the polygons; those made by COCO do not.
 PAINTERS = {'polygon': _paint_polygons, 'area': _paint_area, 'rectangle': _paint_rectangle, 'circle': _paint_circle,
             'rle': _paint_rle}
 
 
 def _rle(rle, ask='decode'):
-    """Returns a run-length mask, {'counts': list or text, 'size': (h, w)}, as uint8 [h, w] of 0 and 1; or its 'area'.
+    """Decodes a run-length mask or measures its area.
+
+    Args:
+      rle: {'counts': list of run lengths or COCO's compressed string, 'size': (h, w)}.
+      ask: 'decode' or 'area'.
+
+    Returns:
+      uint8 [h, w] of zeros and ones; for 'area', the number of ones.
 
     Raises:
       ImportError: pycocotools is missing.
@@ -432,16 +448,17 @@ def _rle(rle, ask='decode'):
     counts = rle['counts']
     if isinstance(counts, list):
         if not all(isinstance(count, int) and 0 <= count <= MOST_PIXELS for count in counts):
-            raise ValueError('a run length is no number of pixels')
+            raise ValueError('a run length is not a valid number of pixels')
         packed = masks.frPyObjects({'counts': counts, 'size': [height, width]}, height, width)
     else:
         packed = {'counts': counts.encode('ascii'), 'size': [height, width]}
     if ask == 'area':
         return masks.area(packed)
-    # Lengths that sum to less leave memory as it was. They cover the mask if they do not fit into one pixel less.
+    # If the run lengths cover fewer pixels than the mask has, decode() leaves the rest uninitialized. They cover the
+    # whole mask if decoding into a mask with one pixel less fails.
     decoded = masks.decode(packed)
     try:
         masks.decode(dict(packed, size=[height * width - 1, 1]))
     except ValueError:
         return decoded
-    raise ValueError('a run-length mask covers fewer pixels than its size says')
+    raise ValueError('the run lengths of a mask cover fewer pixels than its size')

@@ -1,7 +1,7 @@
 """Data augmentation: the order of the samples, the random crop of each, and the random changes of that crop.
 
-All random numbers here depend only on the seed and the sample's number, so that a training that is resumed, or that
-reads with another number of threads, sees the same samples.
+All random numbers depend only on the seed and the number of the sample, so training sees the same samples when it is
+resumed or uses a different number of threads.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ class Augmentation:
     random_mirror: bool = True  # whether left and right are swapped with probability 0.5
     scales: typing.Optional[typing.Sequence[float]] = None  # the scales to choose from; None: uniform in scale_range
     scale_range: typing.Tuple[float, float] = (0.5, 1.5)  # (lowest, highest)
-    # {name in AUGMENTATIONS: value of its flag} of the augmentations that are switched on
+    # {name in AUGMENTATIONS: value of its flag}, for the augmentations that are switched on
     changes: typing.Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
 
 
 class Placement(typing.NamedTuple):
-    """Where the crop lies in its image."""
-    scaled: typing.Any  # int32 [2], (height, width) that the image is scaled to
+    """The position of a crop in its image."""
+    scaled: typing.Any  # int32 [2], (height, width) of the image after scaling
     offset: typing.Any  # int32 [2], first row and column of the crop in the scaled and mirrored image
     mirror: typing.Any  # bool, whether left and right are swapped
 
@@ -40,8 +40,8 @@ PLACEMENT_TYPES = Placement(scaled=tf.int32, offset=tf.int32, mirror=tf.bool)
 
 
 class Fill(typing.NamedTuple):
-    """The values of pixels that show no part of the picture."""
-    colour: np.ndarray  # float32 [3], RGB: the mean that is subtracted later, so that the network sees 0
+    """The values for pixels outside the picture."""
+    colour: np.ndarray  # float32 [3], RGB: the mean that is subtracted later, so that the network's input is 0
     label: int  # ignore_label
 
 
@@ -50,7 +50,7 @@ def augmentation_from_flags(conf, scales):
 
     Args:
       conf: the flags as attributes.
-      scales: the scales to choose from unless --random_scale_range is given; None for the default range.
+      scales: the scales to choose from if --random_scale_range is not given; None for the default range.
     """
     chosen = {'scales': scales}
     if conf.random_scale_range:
@@ -68,14 +68,14 @@ def shuffled(seed, epoch, count):
 
 
 def draw(augmentation, seed, k, size):
-    """Draws where the crop of the k-th sample lies.
+    """Draws the position of the crop of sample k.
 
-    The scale is uniform in scale_range, or one of scales; the scaled size is int(size * scale), at least 1. All
-    positions at which the crop fits into the scaled image are equally likely.
+    The scale is drawn uniformly from `scale_range`, or from `scales` if given; the scaled size is int(size * scale), at
+    least 1. All positions at which the crop fits into the scaled image are equally likely.
 
     Args:
       augmentation: an Augmentation.
-      seed, k: integers in 0..2**32-1; nothing else affects the random numbers.
+      seed, k: integers in 0..2**32-1. The random numbers depend only on these.
       size: (height, width) of the image.
 
     Returns:
@@ -95,21 +95,21 @@ def draw(augmentation, seed, k, size):
 
 
 def crop_pair(image, label, placement, crop, smooth=True):
-    """Returns a crop of the scaled and mirrored pair without computing any other pixels.
+    """Returns a crop of a scaled and mirrored image and label, computing only the pixels of the crop.
 
-    The result is the same as from scaling the whole image bilinearly and the whole label by nearest neighbour (with
-    TensorFlow's legacy rules), mirroring both and slicing, up to rounding errors in the image below 0.01 of 255 levels.
+    The result equals bilinear scaling of the whole image and nearest-neighbour scaling of the whole label (with
+    TensorFlow's legacy rules), followed by mirroring and slicing, up to rounding errors below 0.01 in the image.
 
     Args:
       image: uint8 [H, W, 3].
       label: int32 [H, W, 1].
       placement: a Placement of tensors.
-      crop: (h, w); the result is smaller where the scaled image is.
-      smooth: False if the image is not scaled; its pixels are then copied as they are.
+      crop: (h, w); the result is smaller if the scaled image is smaller.
+      smooth: False if the image is not scaled; its pixels are then copied unchanged.
 
     Returns:
-      (image, label): float32 (uint8 if not smooth) [min(h, scaled h), min(w, scaled w), 3], and int32 of the same
-      height and width, 1.
+      (image, label): float32 (uint8 if not smooth) [min(h, scaled h), min(w, scaled w), 3], and int32 with the same
+      height and width and one channel.
     """
     scaled, offset, mirror = placement
     size, shown = tf.shape(image)[:2], tf.minimum(scaled, crop)
@@ -121,8 +121,8 @@ def crop_pair(image, label, placement, crop, smooth=True):
     label = gather_pixels(label, rows, columns)
     if not smooth:
         return gather_pixels(image, rows, columns), label
-    # Positions beyond the last pixel's centre take the last pixel (tf.pad is slower). A box whose left end is right of
-    # its right end mirrors.
+    # Repeat the last row and column for positions beyond the centres of the last pixels (tf.pad is slower). To mirror,
+    # crop_and_resize gets a box whose left edge is to the right of its right edge.
     image = tf.concat([image, image[-1:]], axis=0)
     image = tf.concat([image, image[:, -1:]], axis=1)  # [H + 1, W + 1, 3]
     corners = tf.stack([rows[0], columns[0], rows[-1], columns[-1]])
@@ -135,13 +135,13 @@ def gather_pixels(image, rows, columns):
     last = tf.shape(image)[:2] - 1
     rows = tf.minimum(tf.cast(rows, tf.int32), last[0])
     columns = tf.minimum(tf.cast(columns, tf.int32), last[1])
-    # Columns are gathered as rows of the transpose, which are copied as a whole and not value by value.
+    # Columns are gathered as rows of the transposed image, because whole rows are copied at once.
     image = tf.transpose(tf.gather(image, rows), [1, 0, 2])  # [W, len(rows), C]
     return tf.transpose(tf.gather(image, columns), [1, 0, 2])
 
 
 def pad_pair(image, label, crop, ignore_label):
-    """Pads both to the size `crop`, (h, w), at the bottom and the right: the image by 0, the label by ignore_label."""
+    """Pads image and label at the bottom and right to the size `crop`, (h, w), with 0 and ignore_label."""
     missing = tf.maximum(crop - tf.shape(image)[:2], 0)
     pad = tf.stack([[0, missing[0]], [0, missing[1]], [0, 0]])
     image, label = tf.pad(image, pad), tf.pad(label, pad, constant_values=ignore_label)
@@ -153,21 +153,22 @@ def pad_pair(image, label, crop, ignore_label):
 # Changes of the crop ------------------------------------------------------------------------------------------------
 #
 # Each function takes
-#   image: float32 RGB [h, w, 3], from 0 to 255, and label: int32 [h, w, 1], both of which it may overwrite; they are
-#     smaller than the crop if the scaled image is, and are padded later;
+#   image: float32 RGB [h, w, 3], from 0 to 255, and label: int32 [h, w, 1]. The function may overwrite both. They are
+#     smaller than the crop if the scaled image is smaller; padding follows later;
 #   random: a numpy RandomState for this sample and this function;
-#   setting: the value of its flag, which is not 0, False or None;
-#   fill: a Fill, for pixels that show no part of the picture;
+#   setting: the value of the flag, which is not 0, False or None;
+#   fill: a Fill, for pixels outside the picture;
 # and returns (image, label) of the same shapes.
 
 
 def jitter_colour(image, label, random, setting, fill):
-    """Changes brightness, contrast and saturation, in this order, by factors that are uniform in [1 - s, 1 + s].
+    """Changes brightness, contrast and saturation, in this order, by random factors.
 
-    Contrast is the distance from the crop's mean grey, saturation that from each pixel's own grey.
+    Contrast scales the difference from the mean grey of the crop; saturation scales the difference from the grey of
+    each pixel.
 
     Args:
-      setting: (b, c, s), each from 0 to 1.
+      setting: (b, c, s), each from 0 to 1; the factors are uniform in [1 - b, 1 + b], [1 - c, 1 + c], [1 - s, 1 + s].
     """
     brightness, contrast, saturation = (1 + random.uniform(-1, 1, 3) * setting).astype(np.float32)
     image = image * brightness
@@ -182,9 +183,9 @@ def flip_vertical(image, label, random, setting, fill):
 
 
 def rotate(image, label, random, degrees, fill):
-    """Rotates about the crop's centre by an angle that is uniform in [-degrees, degrees].
+    """Rotates about the centre of the crop by a random angle, uniform in [-degrees, degrees].
 
-    The image is interpolated bilinearly, the label by its nearest neighbour.
+    The image is interpolated bilinearly, the label by nearest neighbour.
     """
     angle = random.uniform(-degrees, degrees)
     channels = [Image.fromarray(image[:, :, c]).rotate(angle, Image.BILINEAR, fillcolor=float(fill.colour[c]))
@@ -193,7 +194,7 @@ def rotate(image, label, random, degrees, fill):
     return np.stack([np.asarray(channel) for channel in channels], axis=2), np.asarray(classes)[:, :, np.newaxis]
 
 
-# {name of the flag: function}, in the order of application. To add one, write a function, a line here and a flag.
+# {name of the flag: function}, in the order of application. To add one, write a function, add it here, add a flag.
 AUGMENTATIONS = {
     'random_colour': jitter_colour,  # before `rotate`, so that the fill remains the mean
     'random_flip_vertical': flip_vertical,
@@ -202,9 +203,9 @@ AUGMENTATIONS = {
 
 
 def change(image, label, changes, seed, k, fill):
-    """Applies the changes of an Augmentation to the crop of the k-th sample.
+    """Applies the changes of an Augmentation to the crop of sample k.
 
-    Each has its own random stream, so that switching one on does not affect the random numbers of the others.
+    Each change has its own random stream, so switching one on does not affect the random numbers of the others.
 
     Args:
       image: RGB [h, w, 3] of numbers from 0 to 255.
@@ -217,9 +218,9 @@ def change(image, label, changes, seed, k, fill):
       (image, label): float32 [h, w, 3] and int32 [h, w, 1].
 
     Raises:
-      ValueError: a function returned arrays of other shapes.
+      ValueError: a function returned an image or a label of another shape.
     """
-    image, label = np.array(image, np.float32), np.array(label)  # copies: TensorFlow's own must not be overwritten
+    image, label = np.array(image, np.float32), np.array(label)  # copies, as TensorFlow owns the originals
     for name, function in AUGMENTATIONS.items():
         if name in changes:
             random = np.random.RandomState([CHANGES, seed, k, zlib.crc32(name.encode())])

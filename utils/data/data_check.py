@@ -1,4 +1,4 @@
-"""Checks images and labels: reads every file of a list and reports problems that would make a run fail or go wrong."""
+"""Checks images and labels: reads every file of a list and reports errors, and data that may not be as intended."""
 
 import collections
 import contextlib
@@ -23,54 +23,54 @@ class CheckResult(object):
     """The findings about a list of images and labels."""
     num_images: int  # number of images that could be read
     num_labels: int  # number of labels that could be read
-    sizes: collections.Counter  # of (height, width) of the images
+    sizes: collections.Counter  # {(height, width): number of images}
     histogram: np.ndarray  # number of pixels of each class, int64 [num_classes]
     ignored: int  # number of pixels of ignore_label
-    problems: List[str]  # sentences about faults that would stop a run, in the order of the list
+    problems: List[str]  # sentences about errors that would stop a run, in the order of the list
     warnings: List[str]  # sentences about things that may be unintended, in the order of the list
     turned: List[str]  # paths of the images whose EXIF orientation is not applied
-    percentiles: Optional[Tuple[float, float]]  # the 0.5th and 99.5th of the values of images of more than 8 bits
-    mean: np.ndarray  # of the images' pixels, float64 [3], RGB
-    thick: np.ndarray  # number of pixels of each class in thick regions, see thick_pixels, int64 [num_classes]
-    contradictions: List[Tuple[str, int, Tuple[int, int, int]]]  # (label's path, class, its colour in the label's file)
-    kinds: Set[str]  # kinds of remarks on images, as in LoadedImage.remarks, that `warnings` holds
+    percentiles: Optional[Tuple[float, float]]  # 0.5th and 99.5th percentile of the values of images above 8 bits
+    mean: np.ndarray  # mean of the pixels of all images, float64 [3], RGB
+    thick: np.ndarray  # number of pixels of each class in thick regions (see thick_pixels), int64 [num_classes]
+    contradictions: List[Tuple[str, int, Tuple[int, int, int]]]  # (path of a label, class, its colour in that file)
+    kinds: Set[str]  # kinds of remarks on images (keys of LoadedImage.remarks) that `warnings` contains
 
 
-_LABEL_IDS = re.compile(r'(?i)(label|instance)Ids')  # not labelTrainIds, which are classes
-MOST_NAMED = 5  # absent classes that are listed with their names
-VALUES = 2000000  # about as many values of images of more than 8 bits are kept for their percentiles
-THIN = 0.05  # a class with a smaller share of its pixels in thick regions is thin
-SMALL = 17  # pixels; labels with a smaller side, less than the least crop, are not searched for thin classes
-MOST_WEIGHT = 100  # a larger weight of a class is warned of
-WHITE = 255  # the value of the object in black-and-white masks, where a class index is needed
+_LABEL_IDS = re.compile(r'(?i)(label|instance)Ids')  # does not match labelTrainIds, whose values are classes
+MOST_NAMED = 5  # the most absent classes that are listed with their names
+VALUES = 2000000  # approximate number of values of images above 8 bits that are kept to compute the percentiles
+THIN = 0.05  # a class is thin if a smaller share of its pixels lies in thick regions
+SMALL = 17  # pixels; labels with a shorter side, smaller than any crop, are not searched for thin classes
+MOST_WEIGHT = 100  # a larger class weight causes a warning
+WHITE = 255  # the value of objects in black-and-white masks, which should have been a class index
 
 
 class PairResult(NamedTuple):
     """The findings about an image and its label."""
     size: Optional[Tuple[int, int]]  # (height, width) of the image; None if it cannot be read
-    histogram: Optional[np.ndarray]  # number of pixels of each class, int64 [num_classes]; None if no label is readable
+    histogram: Optional[np.ndarray]  # number of pixels of each class, int64 [num_classes]; None without a valid label
     ignored: int  # number of pixels of ignore_label
     problems: List[str]
     warnings: List[str]
-    orientation: int = 1  # EXIF orientation of the image that is not applied
-    values: Optional[np.ndarray] = None  # a sample of the values of an image of more than 8 bits, [n]
-    colour_sums: np.ndarray = np.zeros(3)  # of the image's pixels, float64 [3], RGB
-    kinds: Tuple[str, ...] = ()  # of the image's remarks
+    orientation: int = 1  # the EXIF orientation if it is not applied; 1 otherwise
+    values: Optional[np.ndarray] = None  # a sample of the values of an image above 8 bits, [n]
+    colour_sums: np.ndarray = np.zeros(3)  # sums of the pixels of the image, float64 [3], RGB
+    kinds: Tuple[str, ...] = ()  # the kinds of remarks on the image
     thick: Optional[np.ndarray] = None  # number of pixels of each class in thick regions, int64 [num_classes]
-    contradiction: Optional[Tuple[int, Tuple[int, int, int]]] = None  # (class, its colour in the label's file)
+    contradiction: Optional[Tuple[int, Tuple[int, int, int]]] = None  # (class, its colour in the label file)
 
 
 def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None, image_format=AS_STORED, scale=1.0):
     """Reads and checks all images and labels.
 
     Args:
-      images, labels: lists of paths; the label is '' for an image without one.
+      images, labels: lists of paths; the label of an image without a label is ''.
       classes: a Classes.
-      num_threads: how many files are read at the same time.
-      desc: the text of the progress bar on stderr.
-      lines: the line number of each pair in its list, to be named in the sentences; or None.
+      num_threads: the number of threads that read files.
+      desc: the description of the progress bar on stderr.
+      lines: the line number of each pair in its list, to be given in the sentences; or None.
       image_format: the ImageFormat of the images.
-      scale: the mean of the random scales of training, for which thin classes are searched.
+      scale: the mean of the random scales of training, used in the search for thin classes.
 
     Returns:
       a CheckResult.
@@ -110,33 +110,33 @@ def check_pairs(images, labels, classes, num_threads=4, desc='check', lines=None
 
 
 def _add_decoder_lines(image_path, result, image_format):
-    """Returns the PairResult, with a warning that names the image if its decoder prints lines, which do not name it."""
+    """Returns the PairResult, with a warning that names the image if its decoder prints anything."""
     with runtime.held_stderr() as held, contextlib.suppress(UserError):
         held.drop = True
         read_image(image_path, image_format)
     lines = [line for line in held.text.splitlines() if line.strip()]
     if not lines or result.problems:
         return result
-    warning = '%s: its decoder finds damage but continues (%s).' % (quoted(image_path), printable(lines[0])[:80])
+    warning = '%s: the decoder reports damage but continues (%s).' % (quoted(image_path), printable(lines[0])[:80])
     return result._replace(warnings=result.warnings + [warning])
 
 
 def map_with_progress(function, items, num_threads, desc, unit, file=None):
-    """Yields function(item) for a list of items, in order, computed by threads, with a progress bar on stderr."""
+    """Yields function(item) for each item of a list, in order; threads compute it and stderr shows a progress bar."""
     pool = ThreadPool(num_threads)
     try:
         yield from tqdm(pool.imap(function, items), desc=desc, total=len(items), unit=unit, file=file)
-    finally:  # after Ctrl-C too: calls that have started are finished, the others are dropped
+    finally:  # also after Ctrl-C: finishes the calls in progress and drops the others
         pool.terminate()
         pool.join()
 
 
 def raise_on_problems(result, name='the data'):
-    """Raises UserError if there are problems, with their number and as many of the first three as fit into MOST_TOLD.
+    """Raises UserError if there are problems; the message gives their number and up to three of them.
 
     Args:
       result: a CheckResult.
-      name: the name of the data in the message.
+      name: the name of the data in the message, which has at most MOST_TOLD characters if one problem fits.
     """
     count = len(result.problems)
     if not count:
@@ -155,7 +155,7 @@ def print_report(result, names=None, weights=None):
     Args:
       result: a CheckResult.
       names: names of the classes, or None.
-      weights: a weight for each class, for a column of the table, or None.
+      weights: the weight of each class, shown in a column of the table; or None.
     """
     print('images %d, labels %d' % (result.num_images, result.num_labels))
     common = ['%dx%d (%d)' % (width, height, count) for (height, width), count in result.sizes.most_common(5)]
@@ -200,7 +200,7 @@ def _check_pair(image_path, label_path, classes, image_format, sampled, scale):
             found = found._replace(values=_sample(stored_values(image_path, image_format), sampled))
     except UserError as error:
         found.problems.append(str(error))
-        if not image_format.value_range:  # which may be what the image needs
+        if not image_format.value_range:  # a range, proposed from these values, may be what the image needs
             with contextlib.suppress(UserError):
                 found = found._replace(values=_sample(stored_values(image_path, image_format), sampled))
     if not label_path:
@@ -216,24 +216,27 @@ def _check_pair(image_path, label_path, classes, image_format, sampled, scale):
                            contradiction=_contradiction(label_path, counts, classes))
     if unknown:
         white = [colour for _, colour in unknown] == [(WHITE,) * 3]
-        found.warnings.append('%s: %d pixels are ignored, as the palette does not have their colours (r g b: %s%s).' % (
+        found.warnings.append('%s: %d pixels are ignored, as their colours are not in the palette (r g b: %s%s).' % (
             quoted(label_path), sum(pixels for pixels, _ in unknown), show_colours(unknown),
-            '; a black-and-white mask needs a palette file that names white, or --label_map=binary' if white else ''))
+            '; for a black-and-white mask, add white to the palette or give --label_map=binary' if white else ''))
     return found
 
 
 def _contradiction(label_path, counts, classes):
-    """Returns (class, its colour in the palette of the label's file) if that is not --palette's, otherwise None.
+    """Finds a class whose colour in the palette of the label file is not its colour in --palette.
 
-    A palette says nothing about the classes if it is grey or black in all entries that the label uses, and so does a
-    black entry, as tools write where no colour is known.
+    The palette of a file is not compared if all entries that the label uses are grey. Black entries are not compared
+    either, as many tools write black where they know no colour.
 
     Args:
       label_path: a label that can be read.
       counts: the number of pixels of each class in it, [num_classes].
       classes: a Classes.
+
+    Returns:
+      (class, its colour in the label file), or None.
     """
-    if not classes.palette.named or classes.label_map:  # with a map, the entries are not those of classes
+    if not classes.palette.named or classes.label_map:  # with a map, the file's entries do not stand for classes
         return None
     colours = own_palette(label_path)
     used = np.flatnonzero(counts[:len(colours)]) if colours is not None else []
@@ -244,28 +247,29 @@ def _contradiction(label_path, counts, classes):
 
 
 def thick_pixels(label, classes, scale=1.0):
-    """Returns about how many pixels of each class are in regions that are more than 4 pixels wide, in any direction.
+    """Estimates how many pixels of each class lie in regions that are more than 4 pixels wide in every direction.
 
-    The loss takes the label of every 8th pixel in each direction, as 8 is the stride of the network's output, and
-    predictions are as coarse. It sees too few pixels of lines up to 4 pixels wide to learn them: after training on a
-    class of lines 3 pixels wide, its IoU was 0.
+    The network's output has a stride of 8, so the loss uses the label of every 8th pixel in each direction, and
+    predictions are equally coarse. That is too few pixels to learn lines up to 4 pixels wide: after training on a class
+    of lines 3 pixels wide, its IoU was 0.
 
-    To be fast (0.1 ms for 480 x 360 pixels), this looks at every second row and column, and counts the squares of 3 x 3
-    of these pixels that are of one class. None fits into a line of 4 pixels, but a few may where lines cross. Of the
-    pixels of squares of 10 x 10, a third are the centre of one.
+    To be fast (0.1 ms for 480 x 360 pixels), the function keeps every second row and column and counts the 3 x 3
+    squares of kept pixels that have a single class. No such square fits into a line 4 pixels wide, though a few fit
+    where lines cross. In a square region of 10 x 10 pixels, it counts about a third of the pixels.
 
     Args:
       label: integer array [h, w].
       classes: a Classes.
-      scale: of training images, on average; from 2, every pixel is counted, and the regions are those of more than 2.
+      scale: the mean scale of training images. From 2, all rows and columns are kept, so regions more than 2 pixels
+        wide count.
 
     Returns:
-      int64 [num_classes]; all pixels of a label that is SMALL.
+      int64 [num_classes]; the counts of all pixels if a side of the label is shorter than SMALL.
     """
     if min(label.shape) < SMALL:
         return count_labels(label, classes)[0]
     step = 1 if scale >= 2 else 2
-    label = np.ascontiguousarray(label[::step, ::step])  # which is compared five times as fast
+    label = np.ascontiguousarray(label[::step, ::step])  # comparing contiguous arrays is five times as fast
     below, beside = label[1:] == label[:-1], label[1:-1, 1:] == label[1:-1, :-1]
     column, row = below[1:] & below[:-1], beside[:, 1:] & beside[:, :-1]  # of three pixels of one class
     square = column[:, :-2] & column[:, 1:-1] & column[:, 2:] & row
@@ -273,23 +277,23 @@ def thick_pixels(label, classes, scale=1.0):
 
 
 def describe_thin_classes(result, classes):
-    """Returns a sentence on the classes of a CheckResult that have nearly no thick regions; '' if there is none."""
+    """Returns a sentence about the classes of a CheckResult with hardly any thick regions; '' if there are none."""
     thin = np.flatnonzero(result.thick < THIN * result.histogram).tolist()
     if not thin:
         return ''
-    return ('%d class%s drawn only in lines or specks a few pixels wide, which the loss hardly sees, as it takes one '
-            'pixel of 8x8: %s; scale images and labels up, draw wider, or give a larger --random_scale_range such as '
-            '2,3.' % (
+    return ('%d class%s drawn only as lines or specks a few pixels wide, which the loss hardly sees, as it uses one '
+            'pixel of every 8x8: %s; enlarge images and labels, draw wider lines, or give a larger '
+            '--random_scale_range such as 2,3.' % (
                 len(thin), 'es are' if len(thin) > 1 else ' is',
                 some(thin, MOST_NAMED, show=lambda index: class_name(index, classes.palette.names))))
 
 
 def balanced_class_weights(histogram):
-    """Returns a weight for each class: the median of the classes' pixel frequencies, divided by that of the class.
+    """Returns a weight for each class: the median pixel frequency of all classes divided by the class's frequency.
 
     This is median frequency balancing (Eigen and Fergus 2015, section 6.3.2), except that frequencies are relative to
-    all pixels rather than to the pixels of images that contain the class. Classes without a pixel get weight 1 and are
-    left out of the median.
+    all pixels rather than to the pixels of the images that contain the class. Classes without pixels get weight 1 and
+    are left out of the median.
 
     Args:
       histogram: [num_classes], the number of pixels of each class.
@@ -306,21 +310,21 @@ def balanced_class_weights(histogram):
 
 
 def describe_large_weights(weights, classes):
-    """Returns a sentence on the balanced weights, [num_classes], above MOST_WEIGHT; '' if there is none."""
+    """Returns a sentence about the balanced weights, [num_classes], above MOST_WEIGHT; '' if there are none."""
     large = sorted(np.flatnonzero(weights > MOST_WEIGHT).tolist(), key=lambda index: -weights[index])
     if not large:
         return ''
-    return ('--class_weights=balanced gives %d class%s a weight above %d: %s; a few pixels then decide the loss: give '
-            'a file with smaller weights, or label more of %s.' % (
+    return ('--class_weights=balanced gives %d class%s a weight above %d: %s; a few pixels then dominate the loss: '
+            'give a file with smaller weights, or label more of %s.' % (
                 len(large), 'es' if len(large) > 1 else '', MOST_WEIGHT,
                 some(large, MOST_NAMED, show=lambda index: '%s (%.0f)' % (
                     class_name(index, classes.palette.names), weights[index])), 'them' if len(large) > 1 else 'it'))
 
 
 def _sample(values, count):
-    """Returns the finite ones of `count` random values, or of all if there are fewer, of any array: float64 [n]."""
+    """Returns the finite values among `count` random values of an array (all if it has fewer): float64 [n]."""
     values = values.reshape(-1)
-    if values.size > count:  # evenly spaced ones may all be of one channel or column
+    if values.size > count:  # random, because evenly spaced values may all come from one channel or column
         values = values[np.random.RandomState(0).randint(values.size, size=count)]
     values = values.astype(np.float64)
     return values[np.isfinite(values)]
@@ -334,7 +338,7 @@ def inspect_label(image_path, size, label_path, label, classes, orientation=1):
       size: (height, width) of the image.
       label: integer array [h, w].
       classes: a Classes.
-      orientation: the image's EXIF orientation that is not applied.
+      orientation: the EXIF orientation of the image if it is not applied; 1 otherwise.
 
     Returns:
       (number of pixels of each class, int64 [num_classes]; number of pixels of ignore_label; list of sentences about
@@ -342,26 +346,26 @@ def inspect_label(image_path, size, label_path, label, classes, orientation=1):
     """
     problems = []
     if label.shape != tuple(size):
-        problems.append('%s is %dx%d and its label %s %dx%d (width x height): they must be the same size%s.' % (
+        problems.append('%s is %dx%d but its label %s is %dx%d (width x height): they must have the same size%s.' % (
             quoted(image_path), size[1], size[0], quoted(label_path), label.shape[1], label.shape[0],
             '; the image has an EXIF orientation that turns it: give --apply_exif' if (
                 orientation in SWAPPED_SIDES and label.shape == tuple(size)[::-1]) else ''))
     counts, ignored, strange = count_labels(label, classes)
     unmapped = not classes.label_map
     if unmapped and strange == [WHITE] and classes.num_classes > 1 and not counts[1:].any():
-        problems.append('%s holds 0 and 255 only: it looks like a black-and-white mask, but the values must be '
+        problems.append('%s contains only 0 and 255: it looks like a black-and-white mask, but the values must be '
                         'classes: save white as 1 or give --label_map=binary.' % quoted(label_path))
     elif unmapped and strange and (has_name_of_label_ids(label_path) or classes.num_classes == len(CITYSCAPES_CLASSES)
                                    and 0 <= strange[0] <= strange[-1] < NUM_LABEL_IDS):
-        problems.append("%s holds Cityscapes' label ids (%s%s): convert_cityscapes.py turns them into the train ids "
-                        '0..18 and writes the lists, and --label_map=cityscapes reads them as such.' % (
+        problems.append("%s contains Cityscapes' label ids (%s%s): convert them to the train ids 0..18 with "
+                        'convert_cityscapes.py, or give --label_map=cityscapes.' % (
                             quoted(label_path), ' '.join(str(v) for v in strange[:5]), ' ...' if strange[5:] else ''))
     elif strange:
         remedy = ' or --label_map'
         if unmapped:
             remedy = ', give --label_map=reduce_zero if 0 is void,' if strange == [classes.num_classes] else (
                 ' or --label_map=FILE')
-        problems.append('%s holds the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d%s: set '
+        problems.append('%s has the value%s %s%s, neither 0..%d (--num_classes=%d) nor --ignore_label=%d%s: set '
                         'these flags%s or fix the label.' % (
                             quoted(label_path), 's' if len(strange) > 1 else '', ' '.join(str(v) for v in strange[:5]),
                             ' ...' if len(strange) > 5 else '', classes.num_classes - 1, classes.num_classes,
@@ -370,31 +374,31 @@ def inspect_label(image_path, size, label_path, label, classes, orientation=1):
 
 
 def describe_classes(pixels, classes):
-    """Returns a sentence on the classes that have no pixel in the labels, or if only one has; '' if there is none.
+    """Returns a sentence that lists the classes without pixels, or says that only one class has pixels; '' if neither.
 
     Args:
-      pixels: the number of pixels of each class, [num_classes]; those of ignore_label are not counted.
+      pixels: the number of pixels of each class, [num_classes]; pixels with ignore_label are not counted.
       classes: a Classes.
     """
     names, clauses = classes.palette.names, []
     present = [index for index, count in enumerate(pixels) if count]
     if not present:
-        return 'no label has a pixel of any class.'
+        return 'no label contains a pixel of any class.'
     absent = absent_classes(pixels, classes)
     if absent:
         few = some(absent, MOST_NAMED, show=lambda index: class_name(index, names))
         many = ' '.join(map(str, absent[:20])) + (' ...' if absent[20:] else '')
-        clauses.append('%d of %d classes %s no pixel: %s' % (
+        clauses.append('%d of %d classes %s no pixels: %s' % (
             len(absent), classes.num_classes, 'have' if len(absent) > 1 else 'has',
             many if absent[MOST_NAMED:] else few))
     if len(present) == 1:
-        clauses.append('one class only counts (%s), so predicting it everywhere scores 100 %%' % class_name(
+        clauses.append('only one class has pixels (%s), so predicting it everywhere scores 100 %%' % class_name(
             present[0], names))
     return '; '.join(clauses) + '.' if clauses else ''
 
 
 def absent_classes(pixels, classes):
-    """Returns the list of the classes that have no pixel, without ignore_label; arguments as for describe_classes."""
+    """Returns the list of classes without pixels, except ignore_label; the arguments are as for describe_classes."""
     return [index for index, count in enumerate(pixels) if not count and index != classes.ignore_label]
 
 
@@ -403,7 +407,7 @@ def class_name(index, names):
 
 
 def has_name_of_label_ids(label_path):
-    """Returns whether a label's name is that of a file of Cityscapes' label ids."""
+    """Returns whether the name of a label file says that it contains Cityscapes' label or instance ids."""
     return bool(_LABEL_IDS.search(os.path.basename(label_path)))
 
 

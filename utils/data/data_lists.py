@@ -1,4 +1,4 @@
-"""Data lists, text files with one image, or one image and its label, per line; and names for the outputs of images."""
+"""Data lists: text files with an image, or an image and its label, on each line. Also names for the output files."""
 
 import collections
 import contextlib
@@ -23,27 +23,27 @@ class Source(NamedTuple):
     lines: List[int]  # their line numbers in the list, from 1
 
 
-# An apostrophe within a word belongs to the path; the shell's rules (shlex) would not allow that.
+# An apostrophe within a word is part of the path, which shlex would not allow.
 _FIELD = re.compile(r' *("[^"]*"|\'[^\']*\'|[^ "\'][^ ]*)(?= |$)')
-_COMMA = re.compile(r'(?:\.[A-Za-z]\w*|["\'])[ \t]*([,;])')  # after a file's suffix or a quote
-VOC_ID = re.compile(r'\d{4}_\d{6}$')  # the name of an image of VOC without its suffix
+_COMMA = re.compile(r'(?:\.[A-Za-z]\w*|["\'])[ \t]*([,;])')  # after a file extension or a quote
+VOC_ID = re.compile(r'\d{4}_\d{6}$')  # the name of a VOC image without its extension
 _UNUSUAL = re.compile('["\'#\t\0]')
 
 MAX_LINE = 1 << 16  # characters
-SOME = 1000  # the most missing paths that are searched for a mistake of all
-MOST_PATH = 60  # characters of a missing file's path in a message
+SOME = 1000  # the most missing paths in which a common mistake is looked for
+MOST_PATH = 60  # the most characters of the path of a missing file in a message
 
 
 def read_labeled_image_list(data_dir, data_list):
     """Reads a data list.
 
-    A line holds an image and its label, separated by spaces or a tab, or an image alone. Paths with spaces must be
-    quoted or separated by a tab; blank lines and # comments are skipped. Paths are relative to data_dir, with or
-    without a leading '/'; an absolute path is accepted for a file that exists there and not in data_dir. Images that
-    are listed twice are reported on stderr.
+    Each line contains an image and its label, separated by spaces or a tab, or only an image. Paths that contain spaces
+    must be quoted or separated by a tab. Blank lines and # comments are skipped. Paths are relative to data_dir, with
+    or without a leading '/'; if a path with a leading '/' does not exist in data_dir, it is tried as an absolute path.
+    Images that are listed twice are reported on stderr.
 
     Args:
-      data_dir: the folder that holds the data; may be ''.
+      data_dir: the folder that contains the data; may be ''.
       data_list: the list's path.
 
     Returns:
@@ -68,7 +68,7 @@ def read_labeled_image_list(data_dir, data_list):
         labels.append(paths[1] if len(paths) == 2 else '')
         numbers.append(number)
     if not images:
-        raise UserError('list %s names no image: write one image and its label per line.' % quoted(data_list))
+        raise UserError('list %s contains no images: write one image and its label per line.' % quoted(data_list))
     outside = _outside(slashed)
     if outside:
         images, labels = ([outside.get(path, path) for path in paths] for paths in (images, labels))
@@ -89,7 +89,7 @@ def check_files_exist(source, need_labels):
       need_labels: whether an image without a label is an error.
 
     Raises:
-      UserError: files are missing, or images have no label; it names the first ones and their number.
+      UserError: files are missing, or images have no label; the message gives the first ones and their number.
     """
     bare = [image for image, label in zip(source.images, source.labels) if not label]
     if need_labels and bare:
@@ -103,22 +103,22 @@ def check_files_exist(source, need_labels):
     if missing:
         pairs = zip(source.lines, source.images, source.labels)
         places = [(line, path) for line, image, label in pairs for path in (image, label) if path in missing]
-        raise UserError('list %s: %d of %d files are missing or no regular files (%s): %s.' % (
+        raise UserError('list %s: %d of %d files are missing or not regular files (%s): %s.' % (
             quoted(source.name), len(missing), len(paths), some(
                 places, 3, show=lambda place: 'line %d: %s' % (place[0], quoted(place[1], MOST_PATH))),
             likely_mistake(source, missing) or 'check the list and --data_dir, and quote paths with spaces'))
 
 
 def likely_mistake(source, missing):
-    """Returns how to mend a list whose lines are written in another way than ours, as a clause; '' if none is known.
+    """Returns a clause that says how to fix a list in an unsupported format; '' if no likely mistake is found.
 
     Args:
       source: a Source.
-      missing: those of its paths whose files do not exist.
+      missing: the paths in `source` that do not exist.
     """
     missing = set(missing)
     if any(image in missing and VOC_ID.match(os.path.basename(image)) for image in source.images):
-        return "these are VOC's ids: make the list with convert_voc.py"
+        return 'these are VOC image ids: make the list with convert_voc.py'
     absent = (path for pair in zip(source.images, source.labels) for path in pair if path in missing)
     ends = [_part_not_there(path) for path in itertools.islice(absent, SOME)]
     advice = next(filter(None, map(_separator_advice, ends)), '')
@@ -134,7 +134,7 @@ def likely_mistake(source, missing):
 
 
 def _part_not_there(path):
-    """Returns the part of a path below the last of its folders that exists."""
+    """Returns the part of a path below its deepest existing folder."""
     parts = path.split('/')
     for count in range(len(parts) - 1, 0, -1):
         with contextlib.suppress(ValueError):  # a NUL in the name
@@ -144,11 +144,11 @@ def _part_not_there(path):
 
 
 def output_names(images):
-    """Returns a base name for the outputs of each image, unique within the list.
+    """Returns a base name for the output files of each image, unique within the list.
 
-    This is the image's name without its extension. If images have the same name, as many of their folders as needed are
-    prepended (`a_b_name`); if they differ only in the extension, it is appended (`name_jpg`). Equal paths get equal
-    names.
+    This is the name of the image without its extension. If several images have the same name, as many parent folders as
+    needed are prepended (`a_b_name`). If paths differ only in the extension, it is appended (`name_jpg`). Equal paths
+    get equal names.
 
     Args:
       images: list of paths.
@@ -164,9 +164,9 @@ def output_names(images):
 
 
 def folder_names(paths):
-    """Returns names for the outputs of a folder's images: their relative paths without the extension.
+    """Returns names for the output files of images in a folder: their relative paths without the extension.
 
-    The extension is appended, as in `sub/name_jpg`, if images differ only in it.
+    If paths differ only in the extension, it is appended, as in `sub/name_jpg`.
 
     Args:
       paths: list of different paths relative to the folder.
@@ -180,7 +180,7 @@ def folder_names(paths):
 
 
 def _unique(choices):
-    """Returns the first unique name from each list of possible names, which are sorted from short to long."""
+    """Chooses a name from each list of possible names, sorted from short to long, such that all names are unique."""
     depth = [0] * len(choices)
     while True:
         names = [names_of_path[d] for names_of_path, d in zip(choices, depth)]
@@ -190,19 +190,20 @@ def _unique(choices):
             return names
         for i in clashes:
             depth[i] += 1
-            if depth[i] == len(choices[i]):  # folders joined by '_' may still be equal: a_b/c and a/b_c
+            if depth[i] == len(choices[i]):  # even names with all folders may be equal: a_b/c and a/b_c
                 choices[i].append('%s_%d' % (choices[i][-1], i))
 
 
 def write_list(path, lines):
-    """Writes a data list of the given lines; the file appears under its name only when it is complete."""
+    """Writes lines to a data list; the file appears under its name only when it is complete."""
     with output_files.new_file(path) as temporary, open(
             temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='\n') as file:
         file.writelines(line + '\n' for line in lines)
 
 
 def list_line(image, label):
-    """Returns the line of a data list for an image and its label; raises UserError if no line can hold these paths."""
+    """Returns the line of a data list for an image and its label; raises UserError if a list cannot contain the paths.
+    """
     quotes = ['%s', '"%s"', "'%s'"]
     choices = [first % image + ' ' + second % label for first in quotes for second in quotes] + [image + '\t' + label]
     with contextlib.suppress(UnicodeDecodeError):
@@ -211,12 +212,13 @@ def list_line(image, label):
             with contextlib.suppress(ValueError):
                 if _split_line(line) == [image, label]:
                     return line
-    raise UserError('%s, %s: a list cannot hold these paths; rename them without tabs, line ends and quotes, in '
-                    'UTF-8.' % (quoted(image), quoted(label)))
+    raise UserError('%s, %s: a list cannot contain these paths: rename the files, using UTF-8 and no tabs, line breaks '
+                    'or quotes.' % (quoted(image), quoted(label)))
 
 
 def warn(sentence, items, show=quoted):
-    """Prints a warning on stderr if there are items: the sentence, with their number for %d, and the first items."""
+    """Prints a warning on stderr if there are items: the sentence, with their number in place of %d, and the first few.
+    """
     if items:
         print('warning: %s (%s).' % (sentence % len(items), some(items, 3, show=show)), file=sys.stderr)
 
@@ -232,7 +234,7 @@ def read_lines(path):
     try:
         return text_lines(data)
     except UnicodeDecodeError as error:
-        raise UserError('list %s, line %d: not UTF-8 text; save the list as UTF-8.' % (
+        raise UserError('list %s, line %d is not UTF-8 text: save the list as UTF-8.' % (
             quoted(path), data.count(b'\n', 0, error.start) + 1))
 
 
@@ -240,8 +242,8 @@ def _list_lines(data_list):
     try:
         return map(file_name, read_lines(data_list))
     except FileNotFoundError:
-        raise UserError('list %s does not exist: make it with convert_voc.py or convert_cityscapes.py, or '
-                        'name yours with --data_list, --valid_data_list or --test_data_list.' % quoted(data_list))
+        raise UserError('list %s does not exist: make it with convert_voc.py or convert_cityscapes.py, or give your '
+                        'own list with --data_list, --valid_data_list or --test_data_list.' % quoted(data_list))
     except OSError as error:
         raise UserError('list %s cannot be read: %s.' % (quoted(data_list), error.strerror))
 
@@ -249,7 +251,7 @@ def _list_lines(data_list):
 def _split_line(line):
     """Returns the fields of a line, [], [image] or [image, label]; raises ValueError if it is malformed."""
     if len(line) > MAX_LINE:
-        raise ValueError('%d characters are too many for an image and its label; name a text file' % len(line))
+        raise ValueError('%d characters are too many for an image and its label; give a text file' % len(line))
     if _UNUSUAL.search(line) is None:
         fields = line.split(' ')
         if '' in fields:
@@ -258,13 +260,13 @@ def _split_line(line):
         fields = _split_unusual_line(line.strip(' \t'))
     if len(fields) > 2:
         raise ValueError('%d fields instead of an image and a label: %s%s' % (
-            len(fields), _separator_advice(line) or 'quote paths with spaces or put a tab between the two',
+            len(fields), _separator_advice(line) or 'quote paths that contain spaces or put a tab between the two',
             '' if '.' in line else '; remove the line if it is a header'))
     return fields
 
 
 def _separator_advice(text):
-    """Returns what to write if image and label have a comma or a semicolon between them; '' if they have not."""
+    """Returns advice if a comma or a semicolon separates image and label; '' otherwise."""
     separator = _COMMA.search(text)
     return "put a space or a tab between image and label, not '%s'" % separator.group(1) if separator else ''
 
@@ -272,7 +274,7 @@ def _separator_advice(text):
 def _split_unusual_line(line):
     """Returns the fields of a line that may contain quotes, tabs or a comment."""
     if '\0' in line:
-        raise ValueError('it contains a NUL character, which no path can; save the list as text')
+        raise ValueError('the line contains a NUL character; save the list as text')
     fields, end = [], 0
     if '\t' in line:
         fields = [field.strip(' ') for field in line.split('\t')]
@@ -288,7 +290,7 @@ def _split_unusual_line(line):
 
 
 def _outside(slashed):
-    """Returns the items of {path in data_dir: absolute path} whose file exists only at the absolute path."""
+    """Returns the items of {path in data_dir: absolute path} for which only the absolute path exists."""
     absent = find_missing(slashed)
     nowhere = set(find_missing(slashed[path] for path in absent))
     return {path: slashed[path] for path in absent if slashed[path] not in nowhere}

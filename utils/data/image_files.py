@@ -1,7 +1,7 @@
-"""Reads input files: regular files as bytes or lines, and images and labels of any format as arrays.
+"""Reads input files: regular files as bytes or lines, and images and labels in any format as arrays.
 
-A fault in an image or a label is reported in one sentence that names the file. Only regular files are read, because a
-FIFO or a device could keep a run waiting forever.
+An error in an image or a label is reported in one sentence that names the file. Only regular files are read, because a
+FIFO or a device could block a run forever.
 """
 
 import contextlib
@@ -23,30 +23,30 @@ from utils.data import pixels as stored_pixels
 from utils.data.pixels import AS_STORED, HAS_PALETTE, Refused, choose_bands
 from utils.system.errors import UserError, quoted, reason
 
-MAX_BYTES = 1 << 30  # of a file that is read; a larger image is read if memory is free
-LARGE = 178956970  # pixels; an image with more is compared with the free memory before it is decoded
-BYTES_PER_PIXEL = 12  # of memory, at most, while an image is decoded
-JPEG_PIXELS = (1 << 29) - 1  # the most that TensorFlow's decoder takes
+MAX_BYTES = 1 << 30  # the largest file that is read; a larger image is read if enough memory is free
+LARGE = 178956970  # pixels; larger images are decoded only if enough memory is free
+BYTES_PER_PIXEL = 12  # the most memory that decoding an image takes
+JPEG_PIXELS = (1 << 29) - 1  # the most pixels that TensorFlow's decoder accepts
 HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 AVIF_BRANDS = (b'avif', b'avis')
 VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm')
 # Of MP4 and QuickTime files.
 VIDEO_BRANDS = (b'isom', b'iso', b'mp4', b'avc1', b'qt  ', b'M4V', b'3gp', b'3g2', b'dash', b'MSNV', b'XAVC', b'f4v')
-MANY = 1000  # if more files of a folder are checked, the folder is listed instead
+MANY = 1000  # if the existence of more files in one folder is checked, the folder is listed instead
 
 _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
 _STRETCHED = {'L;2': 85, 'L;4': 17}  # the factors by which Pillow stretches 2- and 4-bit grey to 0..255
 _VOID, _UNKNOWN = -1, -2  # entries of a colour table
 
-# Pillow's warnings (large pictures, odd tags) do not name the file; its errors are reported with the name.
+# Pillow's warnings (large images, odd tags) do not name the file. Its errors are reported together with the name.
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
-# Pillow refuses images of more than LARGE pixels whatever the memory; _check_memory takes the place of its check.
+# Pillow rejects images above LARGE pixels even if there is enough memory; _check_memory replaces its check.
 Image.MAX_IMAGE_PIXELS = None
 
 # Pillow divides the colours of a TIFF by its fourth band if ExtraSamples is 1 (associated alpha). Often that band is
-# near infrared, so all bands are read as they are stored, which is what Pillow does if ExtraSamples is 2. Grey with a
-# second band of any kind, which some versions do not know, is read in the same way.
+# near infrared, so all bands are read as stored, as Pillow does if ExtraSamples is 2. Grey images with a second band of
+# any kind, which some versions of Pillow do not support, are also read as stored.
 _TIFF_LAYOUTS = TiffImagePlugin.OPEN_INFO  # {(..., bits per sample, ExtraSamples): (mode, raw mode)}
 _TIFF_LAYOUTS.update({key[:5] + ((1,) + key[5][1:],): layout
                       for key, layout in _TIFF_LAYOUTS.items() if key[5][:1] == (2,)})
@@ -60,11 +60,11 @@ for _prefix in (b'II', b'MM'):
 def read_file(path, most_bytes=MAX_BYTES):
     """Returns the bytes of a regular file.
 
-    The file is opened without blocking and checked after that, so that it cannot be replaced in between.
+    The file is opened without blocking and checked afterwards, so it cannot be replaced between check and opening.
 
     Args:
       path: the file.
-      most_bytes: the largest size of a file that is read.
+      most_bytes: the largest accepted size of the file.
 
     Raises:
       OSError: the file cannot be read, is not a regular file or is larger than most_bytes; strerror gives the reason.
@@ -75,11 +75,11 @@ def read_file(path, most_bytes=MAX_BYTES):
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, 'it is a FIFO or a device, not a regular file', path)
             if status.st_size > most_bytes:
-                raise OSError(errno.EFBIG, 'it has %d bytes, more than the %d that are read' % (
+                raise OSError(errno.EFBIG, 'it has %d bytes, more than the limit of %d' % (
                     status.st_size, most_bytes), path)
             return file.read()
     except ValueError:  # from os.open, before anything is read
-        raise OSError(errno.EINVAL, 'no file can have this name', path)
+        raise OSError(errno.EINVAL, 'this is not a valid file name', path)
 
 
 def _open_without_blocking(path, flags):
@@ -119,7 +119,7 @@ def video_remedy(path):
 
 
 def text_lines(data):
-    """Returns an iterator over the lines of a UTF-8 file's bytes, with line ends of any kind.
+    """Returns an iterator over the lines in the bytes of a UTF-8 file, with any kind of line ending.
 
     Raises:
       UnicodeDecodeError: the bytes are not UTF-8.
@@ -137,7 +137,7 @@ def _split(text):
 
 
 def is_regular_file(path):
-    """Returns whether there is a regular file of this name."""
+    """Returns whether path is an existing regular file."""
     try:
         return os.path.isfile(path)
     except ValueError:  # a NUL in the name; Python 3.8 and later return False themselves
@@ -145,22 +145,22 @@ def is_regular_file(path):
 
 
 def find_missing(paths):
-    """Returns a list of the paths that do not name a regular file.
+    """Returns a list of the paths that are not existing regular files.
 
-    A folder with more than MANY of the paths is listed once, which takes a quarter of the time of checking each path.
+    A folder with more than MANY of the paths is listed once, which takes a quarter of the time of separate checks.
     """
     groups, missing = {}, []
     for path in paths:
         groups.setdefault(path[:path.rfind('/') + 1], []).append(path)
     for folder, members in groups.items():
         listed = _names(folder) if len(members) > MANY else ()
-        # A name that is not listed is still checked, as the file system may list it in another spelling.
+        # Names that are not listed are still checked, as the file system may list them in another spelling.
         missing += [path for path in members if path[len(folder):] not in listed and not is_regular_file(path)]
     return missing
 
 
 def _names(folder):
-    """Returns the set of the names of a folder's regular files; an empty set if it cannot be listed."""
+    """Returns the set of names of the regular files in a folder; an empty set if it cannot be listed."""
     try:
         with os.scandir(folder or '.') as entries:
             return {entry.name for entry in entries if entry.is_file()}
@@ -173,25 +173,24 @@ def _names(folder):
 class LoadedImage(NamedTuple):
     """An image file, decoded."""
     pixels: np.ndarray  # uint8 RGB [h, w, 3]
-    orientation: int    # its EXIF orientation; 1 if it is upright, or turned because of --apply_exif
-    is_wide: bool       # whether the file holds more than 8 bits per value
-    remarks: dict       # {kind of remark: sentence} about values or pages that are not used
+    orientation: int    # the EXIF orientation if it is not applied; 1 if the pixels are upright
+    is_wide: bool       # whether the file stores more than 8 bits per value
+    remarks: dict       # {kind of remark: sentence}, about values or pages that are not used
 
 
 def load_image(path, image_format=AS_STORED):
-    """Reads a JPEG, PNG, BMP, WebP or any other image that Pillow knows, as the training reader does.
+    """Reads an image in any format that Pillow supports, such as JPEG, PNG, BMP or WebP, as the training reader does.
 
-    Grey and RGB JPEGs are decoded by TensorFlow with its default method, which is faster than Pillow and is what the
-    original used. All other files are decoded by Pillow to the values of TensorFlow's decoders: alpha is dropped and
-    never divided by, 16 bits are reduced to the upper 8, grey is repeated, CMYK is converted, EXIF rotation is not
-    applied (except to TIFF, where Pillow applies it), and an animation is represented by its first picture.
+    TensorFlow decodes grey and RGB JPEGs with its default method, which is faster than Pillow and was used by the
+    original. Pillow decodes all other files to the same values as TensorFlow's decoders: alpha is dropped and colours
+    are not divided by it, 16 bits are reduced to the upper 8, grey is repeated, CMYK is converted, the EXIF orientation
+    is not applied (except for TIFF, where Pillow applies it), and the first frame of an animation is used.
 
-    The first remark of each kind in a process, such as the first image that uses few of the 256 levels, is printed on
-    stderr.
+    Remarks, for example that an image uses few of the 256 levels, are printed on stderr once per kind and process.
 
     Args:
       path: the file.
-      image_format: an ImageFormat with another range of values, other bands or orientation.
+      image_format: an ImageFormat: the range of values, the bands and whether to apply the EXIF orientation.
 
     Returns:
       uint8 RGB array [h, w, 3].
@@ -202,26 +201,26 @@ def load_image(path, image_format=AS_STORED):
     image = read_image(path, image_format)
     remarks = dict(image.remarks)
     if image.orientation != 1:
-        remarks['orientation'] = '%s: its EXIF orientation, %d, is not applied; --apply_exif turns such images.' % (
+        remarks['orientation'] = '%s: its EXIF orientation, %d, is not applied; give --apply_exif to apply it.' % (
             quoted(path), image.orientation)
     for kind, sentence in remarks.items():
-        if _take(_unsaid.get(kind, [])):
+        if _pop(_unsaid.get(kind, [])):
             tqdm.write('warning: ' + sentence, file=sys.stderr)
     return image.pixels
 
 
-# Remarks that load_image has not printed yet: a list with one item for each kind.
+# The kinds of remarks that load_image has not printed yet: each list has an item until the kind is printed.
 _unsaid = {kind: [kind] for kind in ('levels', 'pages', 'orientation')}
 
 
-def mark_as_said(kinds):
-    """Keeps load_image from printing remarks of these kinds, which a check of the files has printed."""
+def mark_as_printed(kinds):
+    """Keeps load_image from printing remarks of these kinds; for callers that have printed them."""
     for kind in kinds:
         _unsaid[kind].clear()
 
 
-def _take(items):
-    """Removes an item and returns whether there was one; of several threads, only one removes it."""
+def _pop(items):
+    """Removes the last item and returns whether there was one; safe to call from several threads."""
     try:
         items.pop()
         return True
@@ -230,7 +229,7 @@ def _take(items):
 
 
 def read_image(path, image_format=AS_STORED):
-    """Reads an image as load_image does, but returns its remarks instead of printing them.
+    """Reads an image like load_image, but returns the remarks instead of printing them.
 
     Returns:
       a LoadedImage.
@@ -245,8 +244,8 @@ def read_image(path, image_format=AS_STORED):
             values, pixels, image_format.value_range)
     remarks = {'levels': '%s: %s.' % (quoted(path), lost)} if lost else {}
     if pages > 1 and not image_format.bands:
-        remarks['pages'] = '%s: it has %d pages or pictures, of which the first is used%s.' % (
-            quoted(path), pages, '; --image_bands reads bands of several pages' if path.lower().endswith(
+        remarks['pages'] = '%s has %d pages or frames, of which only the first is used%s.' % (
+            quoted(path), pages, '; to read bands from several pages, give --image_bands' if path.lower().endswith(
                 ('.tif', '.tiff')) else '')
     if image_format.apply_exif and orientation != 1:
         pixels, orientation = stored_pixels.upright(pixels, orientation), 1
@@ -256,7 +255,7 @@ def read_image(path, image_format=AS_STORED):
 
 
 def stored_values(path, image_format=AS_STORED):
-    """Returns the values of an image as they are stored, an array of any number type, [h, w], [h, w, 1] or [h, w, 3].
+    """Returns the values of an image as stored, an array of any number type, [h, w], [h, w, 1] or [h, w, 3].
 
     Raises:
       UserError: as in load_image.
@@ -271,12 +270,12 @@ def _decode_values(data, image_format, exact=None):
     Args:
       data: the bytes of the file.
       image_format: an ImageFormat.
-      exact: whether colours of 16 bits are wanted in full; by default if a range of values is given.
+      exact: whether to return all 16 bits of 16-bit colours; None means only if a range of values is given.
 
     Returns:
-      (values, wide, orientation, pages): the values are an array [h, w], [h, w, 1] or [h, w, 3], uint8 except if
-      `wide`; colours of 16 bits may be reduced to the upper 8 unless `exact`. `pages` is the number of pages or
-      pictures.
+      (values, wide, orientation, pages): `values` is an array [h, w], [h, w, 1] or [h, w, 3]. `wide` says whether the
+      file stores more than 8 bits per value; if not, the values are uint8. 16-bit colours may be reduced to the upper 8
+      bits unless `exact`. `pages` is the number of pages or frames.
     """
     bands, exact = image_format.bands, bool(image_format.value_range) if exact is None else exact
     if stored_pixels.is_tiff(data) and (bands or _has_misread_planes(data)):
@@ -291,7 +290,7 @@ def _decode_values(data, image_format, exact=None):
     if image.mode in _WIDE_GREY + ('F',):
         return choose_bands(np.asarray(image), bands), True, orientation, pages
     wide = stored_pixels.is_wide(raw_mode)
-    # A picture of one value may have lost all others in the lower 8 bits.
+    # If all pixels are equal, the picture may be in the lower 8 bits.
     if wide and (exact or raw_mode == 'LA;16B' or not np.ptp(np.asarray(image))):
         values = stored_pixels.sixteen_bits(data, raw_mode)
         return choose_bands(values, bands or ((1, 2, 3) if values.shape[2] > 2 else (1,))), True, orientation, pages
@@ -303,18 +302,18 @@ def _decode_values(data, image_format, exact=None):
 
 
 def _refuse_misread(image, raw_mode, image_format):
-    """Raises Refused if Pillow has not decoded the values that the file stores, or there are no bands to choose."""
+    """Raises Refused if Pillow has not decoded the values as stored, or if bands are chosen from a palette image."""
     if image.format == 'TIFF' and image.tag_v2.get(339, (1,))[0] == 2 and max(image.tag_v2.get(258, (1,))) == 8:
-        raise Refused('its values are signed, which Pillow reads as unsigned; give --image_bands=1, or save the image '
-                      'with unsigned values')
+        raise Refused('its values are signed, but Pillow reads them as unsigned; give --image_bands=1, or save the '
+                      'image with unsigned values')
     if image.format == 'PPM' and raw_mode is None and image_format.value_range:
-        raise Refused('Pillow scales the values of such a PPM or PGM, so --image_range would not fit; save it as PNG')
+        raise Refused('Pillow rescales the values of this PPM or PGM, so --image_range would be wrong; save it as PNG')
     if image.mode in ('P', 'PA') and image_format.bands:
         raise Refused(HAS_PALETTE)
 
 
 def _has_misread_planes(data):
-    """Returns whether a TIFF has planes of 16 bits, of which Pillow takes single bytes for pixels, or the upper 8."""
+    """Returns whether a TIFF has separate planes of more than 8 bits, which Pillow misreads or reduces to 8 bits."""
     with contextlib.suppress(UnidentifiedImageError), Image.open(io.BytesIO(data)) as image:
         tags = getattr(image, 'tag_v2', {})
         return tags.get(284) == 2 and tags.get(277, 1) > 1 and max(tags.get(258, (1,))) > 8
@@ -325,8 +324,8 @@ def read_jpeg(path, image_format=AS_STORED):
     """Reads a JPEG file for TensorFlow's own decoder.
 
     Returns:
-      (the file's bytes, (height, width)), or None if load_image must read the file: it is not a JPEG, or neither RGB
-      nor grey, or the format changes its pixels.
+      (the bytes of the file, (height, width)); None if load_image must read the file because it is not an RGB or grey
+      JPEG, or because image_format changes its pixels.
 
     Raises:
       UserError: the file is missing or its header is damaged.
@@ -343,21 +342,21 @@ def read_jpeg(path, image_format=AS_STORED):
 
 
 def image_size(path, image_format=AS_STORED):
-    """Returns (height, width) from the file's header; raises UserError as load_image does, for damage in the header."""
+    """Returns (height, width) from the header of an image; raises UserError if the header cannot be read."""
     with _reading(path), _open(_read_image(path)) as image:
         turned = image_format.apply_exif and stored_pixels.orientation_of(image) in stored_pixels.SWAPPED_SIDES
         return image.size if turned else image.size[::-1]
 
 
 def decode_jpeg(data):
-    """Returns a JPEG's pixels, uint8 [h, w, 3], like the reader's graph; raises tf.errors.OpError if it is damaged."""
+    """Returns the pixels of a JPEG, uint8 [h, w, 3], decoded as in the reader; raises tf.errors.OpError for damage."""
     sess, encoded, pixels = _jpeg_decoder()
     return sess.run(pixels, {encoded: data})
 
 
 @functools.lru_cache(maxsize=None)
 def _jpeg_decoder():
-    """Returns (session, placeholder of the bytes, pixels), which any number of threads may use."""
+    """Returns (session, placeholder for the bytes, tensor of pixels), which several threads may use."""
     import tensorflow.compat.v1 as tf  # not at the top: converting a data set does not need it
 
     from utils.system import runtime
@@ -366,12 +365,12 @@ def _jpeg_decoder():
         encoded = tf.placeholder(tf.string, [])
         pixels = tf.image.decode_jpeg(encoded, channels=3)
         config = runtime.session_config()
-        config.use_per_session_threads = True  # otherwise it would set the number of threads of all later sessions
+        config.use_per_session_threads = True  # otherwise this session would set the thread count of all later ones
         return tf.Session(config=config), encoded, pixels
 
 
 def _jpeg_size(data):
-    """Returns (height, width) of an RGB or grey JPEG's bytes, None for any other file."""
+    """Returns (height, width) if the bytes are an RGB or grey JPEG, otherwise None."""
     if not data.startswith(b'\xff\xd8'):
         return None
     with _open(data) as image:
@@ -392,12 +391,12 @@ def _reading(path):
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError('%s: no such file; check its name, or the list and --data_dir.' % quoted(path))
+        raise UserError('%s: no such file; check the name, or the list and --data_dir.' % quoted(path))
     except Refused as refusal:
         raise UserError('%s: %s.' % (quoted(path), refusal))
     except MemoryError:
         raise UserError('%s: not enough memory to read it; cut it into tiles or free memory.' % quoted(path))
-    except Exception as error:  # decoders raise errors of all types on damaged files
+    except Exception as error:  # decoders raise errors of many types for damaged files
         if getattr(error, 'errno', None) == errno.EFBIG:
             fault, remedy = reason(error), 'cut it into tiles or free memory'
         else:
@@ -406,7 +405,7 @@ def _reading(path):
 
 
 def _read_image(path):
-    """Returns read_file(path); a file of more than MAX_BYTES is read if half of the free memory holds it.
+    """Returns the bytes of a file; if it is larger than MAX_BYTES, it must fit into half of the free memory.
 
     Raises:
       OSError: as in read_file.
@@ -426,22 +425,22 @@ def _read_image(path):
 
 
 def _free_memory():
-    from utils.system import memory  # not at the top: it imports TensorFlow, and converting a data set does not need it
+    from utils.system import memory  # not at the top: it imports TensorFlow, which converting a data set does not need
 
     return memory.free()
 
 
 def _check_memory(image):
-    """Raises Refused if a Pillow image that is not loaded yet is LARGE and the free memory cannot hold its pixels."""
+    """Raises Refused if a Pillow image, not loaded yet, is larger than LARGE and does not fit into the free memory."""
     pixels = image.size[0] * image.size[1]
     free = _free_memory() if pixels > LARGE else float('inf')
     if pixels * BYTES_PER_PIXEL > free:
-        raise Refused('decoding its %d pixels takes up to %.1f GB of memory, of which %.1f GB are free; cut it into '
-                       'tiles or free memory' % (pixels, pixels * BYTES_PER_PIXEL / 1e9, free / 1e9))
+        raise Refused('decoding its %d pixels takes up to %.1f GB of memory, but only %.1f GB are free; cut it into '
+                      'tiles or free memory' % (pixels, pixels * BYTES_PER_PIXEL / 1e9, free / 1e9))
 
 
 def _open(data):
-    """Returns a Pillow image that is not loaded yet; raises Refused if Pillow does not know the format."""
+    """Returns a Pillow image that is not loaded yet; raises Refused if Pillow does not support the format."""
     if not data:
         raise ValueError('the file is empty')
     try:
@@ -454,7 +453,7 @@ def _open(data):
 
 
 def has_decoder(path):
-    """Returns whether a decoder is installed for the suffix of an image's name; all but HEIC and AVIF have one."""
+    """Returns whether a decoder for the image's extension is installed; only HEIC and AVIF may lack one."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in ('.heic', '.heif'):
         return read_heif()
@@ -463,7 +462,7 @@ def has_decoder(path):
 
 @functools.lru_cache(maxsize=None)
 def read_heif():
-    """Makes Pillow read HEIC files, if pillow-heif is installed, and returns whether it does."""
+    """Enables Pillow to read HEIC files if pillow-heif is installed; returns whether it is."""
     try:
         import pillow_heif
     except ImportError:
@@ -473,20 +472,20 @@ def read_heif():
 
 
 def _why_unknown(data):
-    """Returns what a file that Pillow does not know is and what to do about it."""
+    """Returns a clause that says what kind of file Pillow did not recognise, and the remedy."""
     suffix = data[4:8] == b'ftyp' and ('.heic' if data[8:12] in HEIF_BRANDS else '.avif' if (
         data[8:12] in AVIF_BRANDS) else None)
     if suffix and has_decoder('a' + suffix):
         return 'damaged or unreadable; get the file again or leave it out'
     if suffix:
-        return ('an AVIF, which needs Pillow 11.3 or newer: pip install -U Pillow' if suffix == '.avif' else
-                'a HEIC, which needs pillow-heif: pip install -r requirements-heif.txt')
+        return ('AVIF files need Pillow 11.3 or newer: pip install -U Pillow' if suffix == '.avif' else
+                'HEIC files need pillow-heif: pip install -r requirements-heif.txt')
     start = data[:256].lstrip(b'\xef\xbb\xbf \t\r\n')
     if re.match(br'\{\s*["}]|\[\s*[\[{"\]]', start) or start.startswith((b'<?xml', b'<annotation')):
-        return ('not an image but %s, as LabelMe, CVAT and others save annotations; convert_annotations.py makes index '
-                'masks of %s (--annotations=FOLDER --label_dir=NEW_FOLDER); list those' % (
+        return ('not an image but %s, probably annotations of LabelMe, CVAT or similar; convert %s to index masks with '
+                'convert_annotations.py --annotations=FOLDER --label_dir=NEW_FOLDER and list the masks' % (
                     ('XML', 'a COCO 1.0 export') if start.startswith(b'<') else ('JSON', 'it')))
-    with contextlib.suppress(Exception):  # of a damaged header
+    with contextlib.suppress(Exception):  # the header may be damaged
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16 if 43 in data[2:4] else 8])
         file = io.BytesIO(data)
         file.seek(tags.next)
@@ -494,18 +493,20 @@ def _why_unknown(data):
         bits, bands, compression = tags[258], tags.get(277, 1), tags.get(259, 1)
         kind = {2: 'signed ', 3: 'floating-point '}.get(tags.get(339, (1,))[0], '')
         chosen = 'RED,GREEN,BLUE such as 4,3,2' if bands > 4 else '1,2,3' if bands > 2 else '1'
-        return ('a TIFF with %d band%s of %d %sbits and compression %d, which Pillow does not read; give '
-                '--image_bands=%s, '
-                'or write an image with gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB%s, a label with -b 1' % (
+        return ('Pillow cannot read a TIFF with %d band%s of %d %sbits and compression %d; give --image_bands=%s, or '
+                'convert images with gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB%s, and labels with -b 1' % (
                     bands, 's' if bands > 1 else '', bits[0], kind, compression, chosen,
                     ' -ot Byte -scale' if bits[0] != 8 else ''))
     if data.startswith(b'MM\0+'):
-        return 'a big-endian BigTIFF, which Pillow does not read; give --image_bands=1,2,3 or --image_bands=1'
-    return 'not an image in a format that Pillow knows; get the file again or leave it out'
+        return 'Pillow cannot read a big-endian BigTIFF; give --image_bands=1,2,3 or --image_bands=1'
+    return 'not an image in a format that Pillow supports; get the file again or leave it out'
 
 
 def _decode(data):
-    """Returns (loaded Pillow image, pixel layout such as 'L;4', number of pages); the last two are lost by loading."""
+    """Returns (loaded Pillow image, pixel layout such as 'L;4' or None, number of pages).
+
+    Layout and pages are determined before loading, which discards them.
+    """
     with _open(data) as image:
         pages = _count_pages(image)
         _check_memory(image)
@@ -524,7 +525,7 @@ def _decode(data):
 
 
 def _count_pages(image):
-    """Returns the number of pages of a TIFF, without reduced copies and masks, or of pictures of an animation."""
+    """Returns the number of pages of a TIFF, without reduced copies and masks, or of frames of an animation."""
     if image.format not in ('TIFF', 'GIF', 'PNG', 'WEBP') or not getattr(image, 'is_animated', False):
         return 1
     if image.format != 'TIFF':
@@ -540,34 +541,34 @@ def _count_pages(image):
 # ---- labels ----
 
 def load_label(path, classes):
-    """Returns the label as read_label does, an integer array [h, w], but without the unknown colours."""
+    """Returns only the label, an integer array [h, w], that read_label returns."""
     return read_label(path, classes)[0]
 
 
 def read_label(path, classes):
     """Reads a label.
 
-    Grey and palette files hold class indices of 1 to 16 bits; the colours of a palette file are never used. An RGB file
-    is colour-coded: each colour of the palette that the user named is a class, and all other colours become
-    ignore_label. Without a named palette, or with a label map, an RGB file of three equal channels, OpenCV's habit,
-    holds class indices. A label map applies to class indices of all kinds.
+    Grey and palette files contain class indices of 1 to 16 bits; the colours of a palette file are never used. RGB
+    files are colour-coded: each colour of the palette that the user has given is a class, and all other colours become
+    ignore_label. Without such a palette, or with a label map, an RGB file with three equal channels, as OpenCV writes
+    it, contains class indices. A label map applies to all class indices.
 
     Args:
       path: the file.
       classes: a Classes.
 
     Returns:
-      (label, unknown): the label is an integer array [h, w], uint8 if its values fit. `unknown` lists the colours that
+      (label, unknown): `label` is an integer array [h, w], uint8 if its values fit. `unknown` lists the colours that
       are neither a class nor void in the palette as (number of pixels, (r, g, b)), the most frequent first.
 
     Raises:
-      UserError: the file is missing, damaged or lossy; it is colour-coded but no palette is named, none of its
-        colours is in the palette or there is a label map; or it has three equal channels whose values are no classes.
+      UserError: the file is missing, damaged or lossy; or it is colour-coded, but no palette is given, the palette
+        contains none of its colours, or there is a label map; or it has three equal channels with invalid indices.
     """
     with _reading(path):
         image, raw_mode, _ = _decode(_read_image(path))
     if image.format in ('JPEG', 'MPO'):
-        raise UserError('%s: JPEG is lossy, it does not keep class indices; save labels as PNG.' % quoted(path))
+        raise UserError('%s: JPEG is lossy and does not preserve class indices: save labels as PNG.' % quoted(path))
     if image.mode == '1':
         return _mapped(np.asarray(image).astype(np.uint8), classes), []
     if image.mode in ('L', 'P'):
@@ -576,22 +577,26 @@ def read_label(path, classes):
         return _mapped(np.asarray(image), classes), []
     if image.mode in ('RGB', 'RGBA'):
         may_be_indices = classes.label_map or not classes.palette.named
-        if may_be_indices and ';16' in (raw_mode or ''):  # Pillow keeps the upper 8 bits only
-            raise UserError('%s: the label has three channels of 16 bits; save one channel with the class index as '
-                            'value, or name the colours with --palette.' % quoted(path))
+        if may_be_indices and ';16' in (raw_mode or ''):  # Pillow keeps only the upper 8 bits
+            raise UserError('%s: the label has three channels of 16 bits: save one channel that contains the class '
+                            'indices, or give the colours with --palette.' % quoted(path))
         rgb = np.asarray(image)[:, :, :3]
         if may_be_indices and _equal_channels(rgb):
             return _index_channel(rgb, classes, path), []
         if classes.label_map:
-            raise UserError('%s: the label is colour-coded, but --label_map maps class indices only: leave it out, and '
-                            'name the colours with --palette.' % quoted(path))
+            raise UserError('%s: the label is colour-coded, but --label_map maps only class indices: leave it out, and '
+                            'give the colours with --palette.' % quoted(path))
         return _classes_of_colours(rgb, classes, path)
-    raise UserError("%s: a label of Pillow's mode %s holds neither class indices nor colours; save it as "
-                    'grey PNG with the class index as value.' % (quoted(path), image.mode))
+    raise UserError("%s: a label with Pillow's mode %s contains neither class indices nor colours: save it as a grey "
+                    'PNG of class indices.' % (quoted(path), image.mode))
 
 
 def own_palette(path):
-    """Returns the colours in a palette PNG's header, uint8 [n, 3], or None; raises UserError for a damaged header."""
+    """Returns the palette stored in a palette PNG, uint8 [n, 3]; None for other files.
+
+    Raises:
+      UserError: the header is damaged.
+    """
     with _reading(path), _open(_read_image(path)) as image:
         if image.format != 'PNG' or image.mode != 'P':
             return None
@@ -599,13 +604,13 @@ def own_palette(path):
 
 
 def is_colour_coded(path, classes):
-    """Returns whether read_label takes the pixels of a label for colours; raises UserError for a damaged header."""
+    """Returns whether read_label treats the pixels of a label as colours; raises UserError for a damaged header."""
     with _reading(path), _open(_read_image(path)) as image:
         return classes.palette.named and not classes.label_map and image.mode in ('RGB', 'RGBA')
 
 
 def _mapped(label, classes):
-    """Returns class indices as stored, integer [h, w], after the label map."""
+    """Applies the label map, if there is one, to class indices as stored, integer [h, w]."""
     return classes.label_map(label) if classes.label_map else label
 
 
@@ -615,16 +620,20 @@ def _equal_channels(rgb):
 
 
 def _index_channel(rgb, classes, path):
-    """Returns one of three equal channels, uint8 [h, w, 3]; without a map, it must hold classes and ignore_label."""
+    """Returns one of three equal channels [h, w, 3] as mapped class indices, integer [h, w].
+
+    Raises:
+      UserError: there is no label map, and a value is neither a class nor ignore_label.
+    """
     label = _mapped(rgb[:, :, 0].copy(), classes)  # [h, w]
-    if classes.label_map:  # which says that these are indices; data_check reports the others
+    if classes.label_map:  # given for indices; data_check reports invalid ones
         return label
     values = np.unique(label)
     strange = values[(values >= classes.num_classes) & (values != classes.ignore_label)].tolist()
     if strange:
-        raise UserError('%s: its three channels are equal, as OpenCV saves indices, but the value%s %s%s %s neither '
-                        '0..%d nor --ignore_label=%d; save one channel, give --label_map=%s, or name colours by '
-                        '--palette.' % (
+        raise UserError('%s: its three channels are equal, as in indices saved by OpenCV, but the value%s %s%s %s '
+                        'neither 0..%d nor --ignore_label=%d; save one channel, give --label_map=%s, or give colours '
+                        'with --palette.' % (
                             quoted(path), 's' if strange[1:] else '', ' '.join(map(str, strange[:5])),
                             ' ...' if strange[5:] else '', 'are' if strange[1:] else 'is', classes.num_classes - 1,
                             classes.ignore_label, 'binary' if set(values) <= {0, 255} else 'FILE'))
@@ -635,8 +644,8 @@ def _classes_of_colours(rgb, classes, path):
     """Returns (label, unknown), as read_label does, for the pixels of a colour-coded label, uint8 [h, w, 3]."""
     palette = classes.palette
     if not palette.named:
-        raise UserError('%s: the label is colour-coded; name its colours with --palette=voc|cityscapes|FILE, '
-                        'or turn VOC labels into class indices with convert_voc.py.' % quoted(path))
+        raise UserError('%s: the label is colour-coded: give its colours with --palette=voc|cityscapes|FILE, '
+                        'or convert VOC labels to class indices with convert_voc.py.' % quoted(path))
     table = _colour_table(palette.colours[:classes.num_classes].tobytes(), tuple(palette.void))
     red, green, blue = (rgb[:, :, channel].astype(np.int32) for channel in range(3))
     codes = red << 16 | green << 8 | blue  # [h, w]
@@ -645,28 +654,28 @@ def _classes_of_colours(rgb, classes, path):
     order = np.argsort(-pixels, kind='mergesort')
     unknown = [(int(pixels[i]), (int(colours[i]) >> 16, int(colours[i]) >> 8 & 255, int(colours[i]) & 255))
                for i in order]
-    # Indices, if nothing but black is in the palette: as colours, every object would be ignored.
+    # If black is the only known colour, these are probably indices: as colours, every object would be ignored.
     may_be_indices = any(colour[0] < classes.num_classes for _, colour in unknown)
     if may_be_indices and _equal_channels(rgb) and not rgb[label != _UNKNOWN].any():
-        raise UserError('%s: its three channels are equal, as in class indices saved by OpenCV, but --palette names '
-                        'colours, of which it has none (r g b: %s); save one channel, or leave out --palette.' % (
+        raise UserError('%s: its three channels are equal, as in class indices saved by OpenCV, and none of its '
+                        'colours (r g b: %s) is in --palette; save one channel, or leave out --palette.' % (
                             quoted(path), show_colours(unknown)))
     if pixels.sum() == label.size:
-        raise UserError("%s: none of its colours is one of the palette's (r g b: %s); name the label's own palette "
-                        'with --palette=voc|cityscapes|FILE and its size with --num_classes.' % (
+        raise UserError('%s: none of its colours (r g b: %s) is in the palette: give the right palette with '
+                        '--palette=voc|cityscapes|FILE and its number of classes with --num_classes.' % (
                             quoted(path), show_colours(unknown)))
     wide = np.where(label < 0, np.int32(classes.ignore_label), label)
     return wide.astype(np.uint8) if 0 <= classes.ignore_label < 256 else wide, unknown
 
 
 def show_colours(unknown, count=3):
-    """Returns the first of the colours that read_label returns, as text."""
+    """Returns the first `count` of the unknown colours that read_label returns, as text."""
     return ', '.join('%d %d %d' % colour for _, colour in unknown[:count]) + (', ...' if unknown[count:] else '')
 
 
 @functools.lru_cache(maxsize=2)
 def _colour_table(colours, void):
-    """Returns the class of each colour r << 16 | g << 8 | b, or _VOID or _UNKNOWN: int16 [2**24]."""
+    """Returns the table from colours r << 16 | g << 8 | b to classes, _VOID or _UNKNOWN: int16 [2**24]."""
     table = np.full(1 << 24, _UNKNOWN, np.int16)
     for red, green, blue in void:
         table[red << 16 | green << 8 | blue] = _VOID

@@ -1,6 +1,6 @@
-"""The data that the flags name: lists with labels, images to predict, and the check of the three lists.
+"""Finds the data that the flags name: lists with labels, and images to predict. Also checks the three lists.
 
-Images to predict come from a list or from a folder with its subfolders, or are named one by one.
+Images to predict come from a list, from a folder with its subfolders, or from file names on the command line.
 """
 
 import collections
@@ -15,7 +15,7 @@ from utils.data.image_files import (
     has_decoder,
     is_colour_coded,
     is_video,
-    mark_as_said,
+    mark_as_printed,
     video_remedy,
 )
 from utils.data.palette import NUM_LABEL_IDS
@@ -26,14 +26,15 @@ from utils.system.errors import UserError, quoted, reason, some
 
 class Images(NamedTuple):
     """Images without labels."""
-    paths: List[str]  # of the files
-    names: List[str]  # unique names of their outputs; those of a folder's images include the subfolder
+    paths: List[str]
+    names: List[str]  # unique names for the output files; for images in a folder, they include the subfolder
 
 
-MOST_SUFFIX = 16  # characters of a suffix in a message
-LARGE = 8e6  # pixels; if images are larger on average, and than MANY_CROPS crops, reading takes most of the time
+MOST_SUFFIX = 16  # the most characters of a file extension in a message
+# Reading takes most of the time if images are, on average, larger than LARGE pixels and than MANY_CROPS crops.
+LARGE = 8e6
 MANY_CROPS = 25
-MAX_CHECKED = 2000  # the most images of a list for which all are read before the work begins
+MAX_CHECKED = 2000  # a list with more images is not read completely before the work begins
 # Subfolders of out_dir to which predictions are written.
 PREDICTED = ('prediction', 'visual_prediction', 'overlay_prediction', 'probabilities', 'logits')
 VOC_RESULTS = os.path.join('results', 'VOC2012', 'Segmentation', 'comp6_test_cls')  # for masks with --id_format=voc
@@ -49,19 +50,20 @@ _VOID_NAMES = ('ignore', 'ignored', 'unlabeled', 'unlabelled', 'void')
 def labelled_list(conf, classes, flag, num_steps=None):
     """Returns the images and labels of the list that a flag names.
 
-    All files must exist. If the list has at most MAX_CHECKED images, all images and labels are read and checked.
+    All files must exist. If the list has at most MAX_CHECKED images and --check_labels is on, all images and labels are
+    read and checked.
 
     Args:
       conf: an object with the flags as attributes.
       classes: a Classes.
-      flag: 'data_list' or 'valid_data_list'.
-      num_steps: how many lines to use, from the first; None for all.
+      flag: the name of the flag, such as 'data_list'.
+      num_steps: the number of lines to use, starting with the first; None for all.
 
     Returns:
       a data_lists.Source.
 
     Raises:
-      UserError: the list or one of its files is missing, broken or does not fit the flags.
+      UserError: the list or one of its files is missing, damaged or does not match the flags.
     """
     source = data_lists.read_labeled_image_list(conf.data_dir, getattr(conf, flag))
     _report_if_fewer(source.name, source.images, num_steps)
@@ -72,25 +74,25 @@ def labelled_list(conf, classes, flag, num_steps=None):
         result = _check(conf, classes, source, flag)
         data_check.raise_on_problems(result, 'list ' + quoted(source.name, 40))
         if flag == 'data_list' and not result.histogram.any():
-            raise UserError('list %s: no label has a pixel of any class, all are --ignore_label=%d: there is nothing '
-                            'to learn; fix the labels%s or --ignore_label.' % (
+            raise UserError('list %s: all pixels of all labels are --ignore_label=%d, so there is nothing to learn: '
+                            'fix the labels%s or --ignore_label.' % (
                                 quoted(source.name, 40), classes.ignore_label,
-                                ' (save white of black-and-white masks as 1, or give --label_map=binary)'
+                                ' (in black-and-white masks, save white as 1, or give --label_map=binary)'
                                 if classes.ignore_label == 255 and not classes.label_map else ''))
-        # A missing class is worth a warning in the training data, but not in a few validation images, where the test
-        # names it beside the scores.
+        # A missing class is worth a warning in the training data, but not in a few validation images: there, the test
+        # reports it with the scores.
         warnings += _other_colours(classes, result) + (
             _unlikely_classes(classes, source, result) + _hard_to_train(conf, classes, result)
             if flag == 'data_list' else []) + _turned_images(result) + result.warnings
-        mark_as_said(result.kinds.union(['orientation'] if result.turned else []))
+        mark_as_printed(result.kinds.union(['orientation'] if result.turned else []))
     _print_warnings(source, warnings)
     return source
 
 
 def images_to_predict(conf):
-    """Returns the images of --image, --image_dir or --test_data_list, the first of these that is given.
+    """Returns the images of the first of --image, --image_dir and --test_data_list that is given.
 
-    The images are not read here; a damaged one is reported when it is predicted.
+    The images are not read here; damaged ones are reported when they are predicted.
 
     Args:
       conf: an object with the flags image, image_dir, out_dir, data_dir, test_data_list and test_num_steps as
@@ -100,7 +102,7 @@ def images_to_predict(conf):
       an Images.
 
     Raises:
-      UserError: no image is named, or none of them exists.
+      UserError: no image is given, or none of the images exists.
     """
     if conf.image_dir and not conf.image:
         written = [os.path.join(conf.out_dir, kind) for kind in ('', VOC_RESULTS) + PREDICTED]
@@ -123,16 +125,16 @@ def _listed_images(conf):
 
 
 def named_images(names):
-    """Returns the paths that --image names; a value that is not the name of an existing file is split at its commas.
+    """Returns the paths that --image names. Unless a value is an existing file, it is split at commas.
 
     Args:
-      names: a list of the flag's values.
+      names: the list of the values of the flag.
 
     Returns:
       list of paths, without duplicates.
 
     Raises:
-      UserError: one of them is a folder or a video, or none of them exists.
+      UserError: one of the paths is a folder or a video, or none of them exists.
     """
     paths = []
     for name in names:
@@ -147,19 +149,19 @@ def named_images(names):
         raise UserError('--image=%s is %s.' % (quoted(videos[0], 60), video_remedy(videos[0])))
     if len(find_missing(paths)) == len(paths):
         raise UserError('--image=%s: %s; check the name.' % (quoted(names[0]), (
-            'no such file' if len(paths) == 1 else 'none of the %d images is there' % len(paths))))
+            'no such file' if len(paths) == 1 else 'none of the %d images exists' % len(paths))))
     return paths
 
 
 def images_below(folder, left_out=(), flag='image_dir'):
-    """Returns the images in a folder and in all folders below it, recognised by their suffix without opening them.
+    """Returns the images in a folder and its subfolders, recognised by their extensions.
 
-    Names that start with a dot are skipped. Links to folders are followed, and each folder is listed once, however
-    many links lead to it. Folders that cannot be read, and the suffixes of other files, are reported on stderr.
+    Names that start with a dot are skipped. Links to folders are followed, and each folder is listed once even if
+    several links lead to it. Folders that cannot be read, and the extensions of other files, are reported on stderr.
 
     Args:
       folder: the folder.
-      left_out: folders whose contents are skipped wherever they are found; they need not exist.
+      left_out: folders whose contents are skipped; they need not exist.
       flag: the flag that names the folder, for messages.
 
     Returns:
@@ -169,8 +171,8 @@ def images_below(folder, left_out=(), flag='image_dir'):
       UserError: there is no such folder, or it holds no image.
     """
     if not os.path.isdir(folder):
-        raise UserError('--%s=%s is %s.' % (flag, quoted(folder), 'no folder: give an image with --image' if (
-            os.path.lexists(folder)) else 'not there: name the folder of the images'))
+        raise UserError('--%s=%s %s.' % (flag, quoted(folder), 'is not a folder: give images with --image' if (
+            os.path.lexists(folder)) else 'does not exist: give the folder of the images'))
     seen = {_identity(path) for path in left_out} - {_identity(folder), None}
     found, waiting, others = [], collections.deque(['']), collections.Counter()
     while waiting:
@@ -181,30 +183,30 @@ def images_below(folder, left_out=(), flag='image_dir'):
             continue
         seen.update([identity] if identity else [])
         for name, is_dir, is_link in _entries(path):
-            if is_dir:  # links come last, so that a folder is listed under its own name rather than a link's
+            if is_dir:  # links come last, so that a folder is listed under its own name and not the name of a link
                 (waiting.append if is_link else waiting.appendleft)(below + name + '/')
             elif is_picture(name) and has_decoder(name):
                 found.append(below + name)
             else:
-                others[os.path.splitext(name)[1].lower() or 'without a suffix'] += 1
+                others[os.path.splitext(name)[1].lower() or 'without suffix'] += 1
     suffixes = some(sorted(others, key=lambda suffix: (-others[suffix], suffix)), 4, show=lambda suffix: '%d %s' % (
         others[suffix], quoted(suffix, MOST_SUFFIX)))
     if not found and set(VIDEO_SUFFIXES) & set(others):
         raise UserError('--%s=%s: there is no image in it, but there are videos: make images of their frames, as in '
                         '`mkdir frames && ffmpeg -i clip.mp4 frames/%%05d.png`.' % (flag, quoted(folder)))
     if not found:
-        raise UserError('--%s=%s: there is no image in it%s; images are recognised by their suffix '
-                        '(.jpg, .png...).' % (flag, quoted(folder), ' (other files: %s)' % suffixes if others else ''))
+        raise UserError('--%s=%s contains no images%s: give a folder with files that end in .jpg, .png or similar.' % (
+            flag, quoted(folder), ' (other files: %s)' % suffixes if others else ''))
     if {'.heic', '.heif'} & set(others):
-        suffixes += '; pip install -r requirements-heif.txt for HEIC'
+        suffixes += '; to read HEIC: pip install -r requirements-heif.txt'
     if others:
-        print('note: --%s=%s: files left out, because their suffix is not that of an image: %d (%s)' % (
+        print('note: --%s=%s: files skipped, as their extensions are not those of images: %d (%s)' % (
             flag, quoted(folder), sum(others.values()), suffixes), file=sys.stderr)
     return sorted(found)
 
 
 def _identity(path):
-    """Returns (device, inode) of a file or folder, the same under all its names; None if it does not exist."""
+    """Returns (device, inode), which identifies a file or folder under all its names; None if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -213,13 +215,13 @@ def _identity(path):
 
 
 def _entries(folder):
-    """Returns the sorted entries of a folder as (name, is a folder, is a link), without hidden ones."""
+    """Returns the sorted entries of a folder as (name, is a folder, is a link), without hidden entries."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries
                           if not entry.name.startswith('.'))
     except OSError as error:
-        print('warning: folder %s cannot be read (%s): its images are left out.' % (quoted(folder), reason(error)),
+        print('warning: folder %s cannot be read (%s): its images are skipped.' % (quoted(folder), reason(error)),
               file=sys.stderr)
         return []
 
@@ -234,7 +236,7 @@ def _is_folder(entry):
 def _report_if_fewer(name, images, num_steps):
     """Prints a line if a list or folder has fewer images than requested."""
     if num_steps is not None and num_steps > len(images):
-        print('%s has %d images only, so all of them are used once' % (quoted(name), len(images)), file=sys.stderr)
+        print('%s has only %d images, so each of them is used once' % (quoted(name), len(images)), file=sys.stderr)
 
 
 def _print_warnings(source, warnings, shown=3):
@@ -273,14 +275,13 @@ def check_lists(conf, classes):
     problems = sum(len(result.problems) for result in results.values())
     count = len(warnings) + sum(len(result.warnings) for result in results.values())
     if problems:
-        raise UserError('the data has %d problem%s, listed above: fix files, lists or flags.' % (
+        raise UserError('the data has %d problem%s, listed above: fix the files, lists or flags.' % (
             problems, 's' if problems > 1 else ''))
-    print('no file is broken; %d warning%s above' % (count, 's' if count > 1 else '') if count
-          else 'all files are as they should be')
+    print('no problems; %d warning%s above' % (count, 's' if count > 1 else '') if count else 'no problems')
 
 
 def _report(conf, classes, source, flag, need_labels):
-    """Checks a list, prints the findings and returns the CheckResult, with problems of the list itself added."""
+    """Checks a list, prints the findings and returns the CheckResult, including problems in the list itself."""
     result = _check(conf, classes, source, flag)
     if need_labels:
         result.problems.extend('line %d: %s has no label in the list.' % (line, quoted(image)) for line, image, label
@@ -305,7 +306,7 @@ def _report(conf, classes, source, flag, need_labels):
         print('note: list %s: %s' % (quoted(source.name), mistake))
     last = classes.num_classes - 1
     if last > 1 and result.histogram.all() and not result.ignored and not classes.palette.named:
-        print('note: no pixel is ignored; if class %d is void, give --num_classes=%d --ignore_label=%d' % (
+        print('note: no pixels are ignored; if class %d is void, give --num_classes=%d --ignore_label=%d' % (
             last, last, last))
     return result
 
@@ -318,7 +319,7 @@ def _check(conf, classes, source, flag):
 
 
 def _range(low, high):
-    """Returns two values, of which the second may be equal to the first, as text for --image_range."""
+    """Returns the value of --image_range for two numbers; if they are equal, 1 is added to the second."""
     if low == int(low) and high == int(high):
         return '%d,%d' % (low, max(high, low + 1))
     return '%.6g,%.6g' % (low, high) if low < high else '%.6g,%.6g' % (low, low + 1)
@@ -328,37 +329,37 @@ def _turned_images(result):
     """Returns a list with a sentence about the images whose EXIF orientation is not applied, if any."""
     if not result.turned:
         return []
-    return ['images with an EXIF orientation that is not applied: %d, %s; if labels are drawn on the turned images, '
+    return ['images with an EXIF orientation that is not applied: %d, %s; if the labels match the upright images, '
             'give --apply_exif.' % (len(result.turned), some(result.turned, 2, show=quoted))]
 
 
 def _other_colours(classes, result):
-    """Returns a list with a sentence about the labels whose own palette contradicts --palette, if any."""
+    """Returns a list with a sentence about label files whose palettes contradict --palette, if any."""
     if not result.contradictions:
         return []
     _, index, colour = result.contradictions[0]
-    return ['palette PNGs whose own colours contradict --palette: %d, %s (class %d is %s there, %s in --palette); only '
-            'indices count: name the palette of the files, or renumber their classes.' % (
+    return ['palette PNGs whose colours contradict --palette: %d, %s (class %d is %s there, but %s in --palette); only '
+            'the indices are used: give the palette of the files, or renumber their classes.' % (
                 len(result.contradictions), some(
                     [label for label, _, _ in result.contradictions], 2, show=lambda label: quoted(label, 40)),
                 index, '%d %d %d' % colour, '%d %d %d' % tuple(classes.palette.colours[index]))]
 
 
 def _hard_to_train(conf, classes, result):
-    """Returns a list of sentences about classes that are too thin to be learned and images that are slow to read."""
+    """Returns a list of sentences about classes that are too thin to learn and images that are slow to read."""
     sentences = [data_check.describe_thin_classes(result, classes)]
     pixels = sum(height * width * count for (height, width), count in result.sizes.items()) / max(1, result.num_images)
     crop = conf.input_height * conf.input_width
     if pixels > LARGE and pixels > MANY_CROPS * crop:
         sentences.append(
-            'images of %.0f million pixels, on average, for crops of %dx%d (--input_width, --input_height): reading '
-            'them takes most of the time; cut images and labels into tiles of about %dx%d, twice the crop.' % (
+            'images have %.0f million pixels on average, much more than the crops of %dx%d (--input_width, '
+            '--input_height), so reading takes most of the time: cut images and labels into tiles of about %dx%d.' % (
                 pixels / 1e6, conf.input_width, conf.input_height, 2 * conf.input_width, 2 * conf.input_height))
     return [sentence for sentence in sentences if sentence]
 
 
 def _unlikely_classes(classes, source, result):
-    """Returns a list of sentences about a class histogram that suggests that labels or flags are wrong."""
+    """Returns a list of sentences about class frequencies that suggest a mistake in labels or flags."""
     if not result.num_labels:
         return []
     absent = data_check.describe_classes(result.histogram, classes)
@@ -369,28 +370,30 @@ def _unlikely_classes(classes, source, result):
 
 
 def _white_masks(classes, source, result):
-    """Returns a list with a sentence if labels that hold at most 0 and 255, which is ignored, seem to be masks."""
+    """Returns a list with a sentence if labels with only 255, or 0 and 255, seem to be black-and-white masks."""
     if classes.num_classes == 1 or classes.label_map or result.problems or is_colour_coded(
             next(filter(None, source.labels)), classes):
         return []
-    return ['labels hold %s255 only, as black-and-white masks and palette PNGs of index 255 do, and --ignore_label=255 '
-            'is ignored: save white as 1 or give --label_map=binary.' % ('0 and ' if result.histogram.any() else '')]
+    return ['labels contain only %s255, like black-and-white masks, but 255 is ignored (--ignore_label): save white as '
+            '1 or give --label_map=binary.' % ('0 and ' if result.histogram.any() else '')]
 
 
 def _number_of_classes(classes, source, result, absent):
-    """Returns a list of sentences: `absent`, on the classes without a pixel or '', and doubts about --num_classes."""
+    """Returns a list of sentences: `absent`, about the classes without pixels, unless it is '', and doubts about
+    --num_classes.
+    """
     sentences, names, num_classes = [absent] if absent else [], classes.palette.names, classes.num_classes
     last = int(result.histogram.nonzero()[0][-1])
     gaps = any(index < last for index in data_check.absent_classes(result.histogram, classes))
     if last > 0 and num_classes - 1 - last >= max(2, num_classes // 4):
-        if not classes.label_map and _names_of_label_ids(source):  # no other number of classes would be right
+        if not classes.label_map and _names_of_label_ids(source):  # changing --num_classes would not help
             return sentences + ([] if _label_ids(classes, source) else _names_of_label_ids(source))
-        # If an earlier class is missing too, the last one is unlikely to be void, as most data sets have void pixels.
+        # If an earlier class is also missing, the last one is unlikely to be void, as most data sets have void pixels.
         void = '' if result.ignored or not result.histogram[:last].all() else (
             ', or %d with --ignore_label=%d if %d is void' % (last, last, last))
-        # Appended to the sentence about absent classes, which it explains.
+        # This explains the sentence about absent classes, so it is appended to it.
         sentences = [absent[:-1] + '; %s: is --num_classes=%d meant%s?' % (
-            'no label has a class above %d' % last if gaps else 'labels hold 0..%d only' % last, last + 1, void)]
+            'no label has a class above %d' % last if gaps else 'labels contain only 0..%d' % last, last + 1, void)]
     elif last == num_classes - 1 and classes.palette.named and names and names[-1].lower() in _VOID_NAMES:
         sentences.append("class %d is called '%s': is --num_classes=%d with --ignore_label=%d meant?" % (
             last, names[-1], last, last))
@@ -398,25 +401,25 @@ def _number_of_classes(classes, source, result, absent):
 
 
 def _label_ids(classes, source):
-    """Returns the list of _names_of_label_ids; an empty one if all ids may be meant as classes or are mapped."""
+    """Returns _names_of_label_ids, but an empty list if --num_classes allows all ids or a label map is given."""
     return _names_of_label_ids(source) if classes.num_classes < NUM_LABEL_IDS and not classes.label_map else []
 
 
 def _names_of_label_ids(source):
-    """Returns a list with a sentence if the names of labels say that they hold Cityscapes' label ids."""
+    """Returns a list with a sentence if the names of labels say that they contain Cityscapes' label ids."""
     found = [path for path in source.labels if data_check.has_name_of_label_ids(path)]
     if not found:
         return []
-    return ["labels have names of Cityscapes' label ids, not of classes: %d, %s; convert_cityscapes.py turns them into "
-            'train ids, and --label_map=cityscapes reads them as such.' % (len(found), quoted(found[0]))]
+    return ["labels that seem to contain Cityscapes' label ids, not train ids: %d, %s; convert them with "
+            'convert_cityscapes.py, or give --label_map=cityscapes.' % (len(found), quoted(found[0]))]
 
 
 def _train_ids(conf, source):
-    """Returns a list with a sentence if --label_map=cityscapes is to map labels that hold train ids by their names."""
+    """Returns a list with a sentence if --label_map=cityscapes is given for labels that seem to contain train ids."""
     found = [path for path in source.labels if 'labeltrainids' in os.path.basename(path).lower()]
     if not found or conf.label_map != 'cityscapes':
         return []
-    return ["labels have names of Cityscapes' train ids already, which --label_map=cityscapes takes for label ids: %d, "
+    return ["labels that seem to contain Cityscapes' train ids, which --label_map=cityscapes treats as label ids: %d, "
             '%s; leave out --label_map.' % (len(found), some(found, 2, show=quoted))]
 
 
@@ -434,10 +437,10 @@ def _shared_images(sources):
 
 
 def _assumed_names(classes, sources):
-    """Returns a list with a sentence if VOC's class names are shown for images that are not VOC's."""
+    """Returns a list with a sentence if VOC's class names are used for images that do not have VOC's names."""
     images = [path for source in sources.values() for path in source.images]
     if classes.palette.named or not classes.palette.names:
         return []
     if all(data_lists.VOC_ID.match(os.path.splitext(os.path.basename(path))[0]) for path in images):
         return []
-    return ["VOC's names are assumed for the 21 classes; --palette names others."]
+    return ["VOC's names are assumed for the 21 classes; give --palette for other names."]

@@ -1,1 +1,1 @@
-"""Several devices and machines: parts of a batch on towers, the machines of a cluster, prediction on all devices."""
+"""Several devices and machines: training on towers, clusters of machines, and prediction on all devices."""

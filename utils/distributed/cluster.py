@@ -1,6 +1,6 @@
-"""Several machines, each a TensorFlow server: task 0 works on the devices of all tasks, the others serve their devices.
+"""Several machines, each with a TensorFlow server: task 0 uses the devices of all tasks; the others provide theirs.
 
-Nothing is encrypted and no caller is authenticated: use it on a private network only.
+There is no encryption and no authentication: use this only on a private network.
 """
 
 import contextlib
@@ -20,30 +20,31 @@ from utils.system.errors import UserError, quoted, reason
 JOB = 'worker'
 TF_CONFIG = 'TF_CONFIG'
 TASK_TYPES = ('chief', 'master', 'worker')  # in TF_CONFIG; all of them become tasks of JOB, in this order
-SHARED = ('train', 'test', 'predict')  # values of --option whose work several machines can share
-END = 'end'  # the name of a queue on each helper; an element in it ends the helper
+SHARED = ('train', 'test', 'predict')  # values of --option that can use several machines
+END = 'end'  # the name of a queue on each task other than 0; an element in it ends the task
 POLL_SECONDS = 1.0
-LOST_SECONDS = 20.0  # a machine that has not answered for so long is given up
-ENDED_SECONDS = 3.0  # the same for a machine on which nothing listens on the port any more
-ANSWERS, REFUSES, SILENT = 'answers', 'refuses', 'silent'  # a server; a machine on which nothing listens; neither
+LOST_SECONDS = 20.0  # a machine is lost if it has not answered for this time
+ENDED_SECONDS = 3.0  # the same for a machine that refuses connections
+# A server answers; the machine refuses the connection, as nothing listens on the port; or there is no answer.
+ANSWERS, REFUSES, SILENT = 'answers', 'refuses', 'silent'
 CLOSE_SECONDS = 5.0
 PAUSED = '%s: training pauses until it is back, then resumes from the newest checkpoint'
-GONE = (tf.errors.UnavailableError, tf.errors.AbortedError)  # raised at once when a remote process has ended
-FAILED = (tf.errors.OpError, RuntimeError)  # raised by a session; RuntimeError by one that was closed
-# A machine that is lost within QUICK_SECONDS of the start, MOST_QUICK times in a row, is not lost by accident.
+GONE = (tf.errors.UnavailableError, tf.errors.AbortedError)  # raised immediately when a remote process has ended
+FAILED = (tf.errors.OpError, RuntimeError)  # raised by a session; RuntimeError if it was closed
+# If a machine is lost within QUICK_SECONDS of the start MOST_QUICK times in a row, the run ends.
 QUICK_SECONDS, MOST_QUICK = 20.0, 5
 
 
 def from_flags(conf):
-    """Returns the Cluster that --cluster and --task_index, or the environment variable TF_CONFIG, describe.
+    """Returns the Cluster for --cluster and --task_index, or for the environment variable TF_CONFIG.
 
     Raises:
-      UserError: they are invalid, or a host name cannot be resolved.
+      UserError: the settings are invalid, or a host name cannot be resolved.
     """
     if conf.cluster:
         addresses = [address.strip() for address in conf.cluster]
         if conf.task_index is None:
-            raise UserError('--cluster needs --task_index: which of its %d machines this one is, from 0.' %
+            raise UserError('--cluster needs --task_index: give the index of this machine among the %d, from 0.' %
                             len(addresses))
         index, source = conf.task_index, '--cluster'
     elif conf.option in SHARED and os.environ.get(TF_CONFIG):
@@ -52,20 +53,20 @@ def from_flags(conf):
     else:
         addresses, index, source = [], conf.task_index or 0, '--cluster'
     if index >= max(1, len(addresses)):
-        raise UserError('--task_index=%d is outside 0..%d, the tasks of %s.' % (
+        raise UserError('--task_index=%d is outside 0..%d: give the index of this machine in %s.' % (
             index, max(0, len(addresses) - 1), source))
     if addresses and conf.option not in SHARED:
-        raise UserError('--cluster is for --option=%s: --option=%s works on one machine.' % (
+        raise UserError('--cluster works only with --option=%s: leave it out for --option=%s.' % (
             ' and '.join([', '.join(SHARED[:-1]), SHARED[-1]]), conf.option))
     for address in addresses if len(addresses) > 1 else ():
         _check_address(address, source)
     if len(set(addresses)) < len(addresses):
-        raise UserError('%s names a machine twice: %s.' % (source, quoted(','.join(addresses))))
+        raise UserError('%s contains a machine twice: %s.' % (source, quoted(','.join(addresses))))
     return Cluster(addresses if len(addresses) > 1 else [], index)
 
 
 def _from_environment(text):
-    """Returns (addresses, index of this task) of a TF_CONFIG; the chief comes before the workers."""
+    """Returns (addresses, index of this task) for the text of TF_CONFIG; the chief comes before the workers."""
     try:
         config = json.loads(text)
         cluster, task = config['cluster'], config['task']
@@ -78,29 +79,30 @@ def _from_environment(text):
                 raise ValueError('task index %s of %d' % (task['index'], len(own)))
             return addresses, before + int(task['index'])
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError('%s in the environment is not understood (%s): correct it or unset it.' % (
+        raise UserError('the environment variable %s is invalid (%s): correct it or unset it.' % (
             TF_CONFIG, reason(error)))
-    raise UserError("%s names tasks of the type '%s': name all machines as chief and worker, or unset it." % (
+    raise UserError("%s contains tasks of type '%s': list all machines as chief or worker, or unset it." % (
         TF_CONFIG, quoted(others[0])))
 
 
 def _check_address(address, source):
-    """Raises UserError, naming the `source` of the address, unless it is host:port and the host is known."""
+    """Raises UserError unless the address is host:port with a known host; the message names its `source`."""
     host, colon, port = address.rpartition(':')
     if not colon or not host or not re.match(r'\d{1,5}$', port) or not 0 < int(port) < 65536:
-        raise UserError("%s: '%s' is no host:port." % (source, quoted(address)))
+        raise UserError("%s: '%s' is not of the form host:port." % (source, quoted(address)))
     try:
         socket.getaddrinfo(host.strip('[]'), int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise UserError("%s: the host of '%s' is not known (%s)." % (source, quoted(address), reason(error)))
+        raise UserError("%s: the host of '%s' cannot be resolved (%s): check its name." % (
+            source, quoted(address), reason(error)))
 
 
 class Lost(Exception):
-    """Raised if a machine is lost during the work; the text names it."""
+    """Raised when a machine is lost during the work; the message names it."""
 
 
 class Attempt(object):
-    """A context that catches Lost and keeps it as the attribute `lost`; other exceptions pass through."""
+    """A context manager that catches Lost and stores it in the attribute `lost`; it passes on other exceptions."""
 
     lost = None
 
@@ -113,19 +115,19 @@ class Attempt(object):
 
 
 class Cluster(object):
-    """The machines of a run. Without addresses it is this machine alone, and most methods do nothing."""
+    """The machines of a run. Without addresses there is only this machine, and most methods do nothing."""
 
     def __init__(self, addresses=(), index=0):
         """
         Args:
-          addresses: 'host:port' of each task.
+          addresses: a list of 'host:port', one for each task.
           index: the index of this task.
         """
         self.addresses, self.index = list(addresses), index
         self.job, self.tasks = (JOB, len(addresses)) if addresses else ('localhost', 1)
         self._server = None
         self._met = False  # whether the other tasks have been reached
-        self._lost = None  # the text of a Lost
+        self._lost = None  # the message of a Lost
 
     def name(self, task):
         """Returns a task's name for messages, such as 'task 1 (host:2222)'."""
@@ -150,16 +152,16 @@ class Cluster(object):
                 probe.bind(('', port))
             self._server = tf.train.Server(tf.train.ClusterSpec({JOB: self.addresses}), JOB, self.index, config=config)
         except (OSError, tf.errors.OpError) as error:
-            raise UserError('port %d of %s cannot be opened (%s): end what uses it or choose another port in the '
-                            'list of the machines.' % (port, quoted(address), reason(error)))
+            raise UserError('port %d of %s cannot be opened (%s): end the program that uses it, or choose another port '
+                            'in the list of machines.' % (port, quoted(address), reason(error)))
 
     def serve(self):
-        """Serves this task's devices until task 0 ends. All tasks other than task 0 do only this.
+        """Provides this task's devices to task 0 until task 0 ends. Tasks other than 0 do only this.
 
         Raises:
           UserError: task 0 refused this machine, or the server failed.
         """
-        print('%s of %d serves its devices to %s' % (self.name(self.index), self.tasks, self.name(0)))
+        print('%s of %d provides its devices to %s' % (self.name(self.index), self.tasks, self.name(0)))
         ended, failures = threading.Event(), []
 
         def wait():
@@ -178,14 +180,15 @@ class Cluster(object):
         except tf.errors.OpError as error:
             failures.append(error)
         if failures:
-            raise UserError('%s cannot serve any longer (%s).' % (self.name(self.index), reason(failures[0])))
+            raise UserError('%s can no longer provide its devices (%s): start it again.' % (
+                self.name(self.index), reason(failures[0])))
         print('%s has ended: done' % self.name(0))
 
     def wait(self):
-        """Waits until all other tasks answer and prints which do not yet.
+        """Waits until all other tasks answer, and prints which ones are missing.
 
         Raises:
-          UserError: a task runs another TensorFlow or another state of this project.
+          UserError: a task runs another version of TensorFlow or of this project.
         """
         missing, printed = list(range(1, self.tasks)), None
         while missing:
@@ -199,7 +202,7 @@ class Cluster(object):
 
     @contextlib.contextmanager
     def met(self):
-        """Waits for all other tasks at the beginning and tells them at the end, even after an error, to stop."""
+        """Waits for all other tasks at the beginning and stops them at the end, even after an error."""
         try:
             self.wait()
             yield
@@ -207,25 +210,25 @@ class Cluster(object):
             self.finish()
 
     def finish(self):
-        """Ends the other tasks: tells them that the work is finished."""
+        """Stops the other tasks, as the work is finished."""
         for task in range(1, self.tasks) if self._met else ():
             with contextlib.suppress(tf.errors.OpError):  # the task may be gone already
                 if _answers(self.addresses[task]):
                     self._run_on(task, lambda queue: queue.enqueue(0), timeout_ms=5000)
 
     def dismiss(self):
-        """Tells the other tasks, as soon as they answer, that there is nothing to do."""
+        """Stops the other tasks as soon as they answer, as there is nothing to do."""
         with self.met():
             pass
 
     def attempts(self):
-        """Yields contexts to do the work in: one, plus another after each loss of a machine, once all tasks answer.
+        """Yields contexts in which to do the work: one at first, and another after each loss of a machine.
 
             for attempt in cluster.attempts():
                 with attempt:
                     ...
 
-        finish() must be called at the end, even after an error.
+        Each is yielded when all tasks answer. finish() must be called at the end, even after an error.
 
         Raises:
           UserError: a machine was lost soon after the start several times in a row.
@@ -239,16 +242,16 @@ class Cluster(object):
                 return
             quick = quick + 1 if time.time() - started < QUICK_SECONDS else 0
             if quick == MOST_QUICK:
-                raise UserError('%s: %d times in a row within %d seconds; see what that machine says.' % (
+                raise UserError('%s, %d times in a row within %d seconds: see the messages on that machine.' % (
                     attempt.lost, quick, QUICK_SECONDS))
             print('\n' + PAUSED % attempt.lost, file=sys.stderr)
             time.sleep(POLL_SECONDS)
 
     @contextlib.contextmanager
     def session(self, config):
-        """Yields a tf.Session on all devices; errors inside it that come from the loss of a machine are raised as Lost.
+        """Yields a tf.Session on all devices; errors caused by the loss of a machine are raised as Lost.
 
-        Its state is isolated: a session after a loss shares no variables with earlier ones.
+        The state of the session is isolated: after a loss, a new session shares no variables with earlier ones.
         """
         if not self.addresses:
             with tf.Session(config=config) as sess:
@@ -267,7 +270,7 @@ class Cluster(object):
             raise Lost(lost)
 
     def _name_lost(self, error):
-        """Returns a text that names the lost machine that caused an error, or '' if no machine was lost."""
+        """Returns text that names the lost machine that caused an error, or '' if no machine was lost."""
         gone = isinstance(error, GONE)
         time.sleep(POLL_SECONDS if gone else 0)  # a dying process needs a moment to close its port
         silent = [task for task in range(1, self.tasks) if not _answers(self.addresses[task])]
@@ -281,7 +284,7 @@ class Cluster(object):
 
     @contextlib.contextmanager
     def _watched(self, sess):
-        """Closes the session when a task falls silent, which makes the session's run fail."""
+        """Closes the session when a task stops answering, so that the session's current run fails."""
         ended = threading.Event()
 
         def lost(task, text):
@@ -289,7 +292,7 @@ class Cluster(object):
                 self._lost = text
                 threading.Thread(target=sess.close, daemon=True).start()
                 if not ended.wait(CLOSE_SECONDS):  # TensorFlow 1.15 waits for the machine even after close()
-                    self._begin_again()
+                    self._restart_process()
 
         with self.listening(lost):
             try:
@@ -297,13 +300,13 @@ class Cluster(object):
             finally:
                 ended.set()
 
-    def _begin_again(self):
+    def _restart_process(self):
         """Replaces this process with one that resumes from the newest checkpoint."""
         print('\n' + PAUSED % self._lost, file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable] + sys.argv + ['--resume=auto'])
 
     def session_with(self, task, config):
-        """Returns a tf.Session on the devices of a task and of this one; losing another task does not affect it."""
+        """Returns a tf.Session on the devices of a task and of this one; the loss of other tasks does not affect it."""
         if not self.addresses:
             return tf.Session(config=config)
         own = tf.ConfigProto()
@@ -313,7 +316,7 @@ class Cluster(object):
         return tf.Session(self._server.target, config=own)
 
     def gone(self, task, error):
-        """Returns a text such as 'task 1 (host:port) is gone' if that is why a session_with it failed; otherwise ''."""
+        """Returns text such as 'task 1 (host:port) is gone' if this caused an error in session_with; otherwise ''."""
         error = _cause(error)
         if task == self.index or not isinstance(error, FAILED):
             return ''
@@ -325,13 +328,13 @@ class Cluster(object):
 
     @contextlib.contextmanager
     def listening(self, lost):
-        """Runs a thread that calls lost(task, text), once, for each task that is silent for too long.
+        """Runs a thread that calls lost(task, text) once for each task that does not answer for too long.
 
-        Ops on a process that has ended fail at once, so this is needed for the other cases: the setup of a session
-        waits, and a suspended process or a machine without power never answers.
+        Ops on a process that has ended fail immediately. This thread detects all other cases: a session that waits for
+        a task during its setup, a suspended process, or a machine that lost power.
 
         Args:
-          lost: a function of the task's index and a text such as 'task 1 (host:port) is gone'.
+          lost: a function of the index of the task and text such as 'task 1 (host:port) is gone'.
         """
         ended = threading.Event()
 
@@ -357,7 +360,7 @@ class Cluster(object):
 
     @contextlib.contextmanager
     def session_on(self, task, timeout_ms=0):
-        """Yields a tf.Session with its own graph, for ops on a task's CPU; it needs no tasks but that one and this."""
+        """Yields a tf.Session with its own graph for ops on a task's CPU; it needs only that task and this one."""
         config = tf.ConfigProto(operation_timeout_in_ms=timeout_ms, device_filters=self._filters(task))
         place = '/job:%s/task:%d/device:CPU:0' % (JOB, task)
         with tf.Graph().as_default(), tf.device(place), tf.Session(self._server.target, config=config) as sess:
@@ -374,10 +377,10 @@ class Cluster(object):
 
 
 def _cause(error):
-    """Returns the exception that a UserError was raised from, if any; otherwise the error itself.
+    """Returns the exception during whose handling a UserError was raised, if any; otherwise the error itself.
 
-    If a machine is lost while weights are read or written, this is reported as a checkpoint that cannot be read or
-    written, and only the cause reveals the loss.
+    If a machine is lost while weights are read or written, the UserError says that the checkpoint cannot be read or
+    written, and only its cause reveals the loss.
     """
     return error.__context__ if isinstance(error, UserError) and error.__context__ else error
 
@@ -388,9 +391,9 @@ def _answers(address, timeout=2.0):
 
 
 def _reached(address, timeout):
-    """Returns what is found at host:port: ANSWERS, REFUSES or SILENT.
+    """Returns ANSWERS, REFUSES or SILENT for the server at host:port.
 
-    A gRPC server speaks first; a suspended process still accepts connections, but sends nothing.
+    A gRPC server sends data first; a suspended process still accepts connections, but sends nothing.
     """
     host, _, port = address.rpartition(':')
     try:

@@ -1,4 +1,4 @@
-"""Prediction on several devices: each predicts one image of the list at a time, in its own thread and session."""
+"""Prediction on several devices: each device predicts one image at a time, in its own thread and session."""
 
 import collections
 import contextlib
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from utils.prediction import predictor, windows
 
 JOIN_SECONDS = 0.1
-AHEAD = 2  # most images per device that are waiting, in work, or finished but waiting for an earlier one
+AHEAD = 2  # the most images per device that are queued, in progress, or finished before an earlier image
 
 
 class Stopped(Exception):
@@ -25,12 +25,12 @@ def predictions(single, reader, weights, description, towers, tolerant=False):
     Other machines need neither the images nor the checkpoint. If one fails, the other devices take over its images.
 
     Args:
-      single: the Predictor for one device, of which each device gets a replica.
+      single: the Predictor for one device; each device gets a replica.
       reader, weights, description, tolerant: as in Predictor.predictions.
       towers: a Towers.
 
     Raises:
-      UserError: as in Predictor.predictions, or a machine lacks one of the devices.
+      UserError: as in Predictor.predictions; or a machine lacks one of the devices.
     """
     names, cluster, config = towers.devices[:max(1, len(reader.images))], towers.cluster, single.session_config
     with cluster.met(), contextlib.closing(predictor.Progress(len(reader.images), description)) as progress:
@@ -43,26 +43,26 @@ def predictions(single, reader, weights, description, towers, tolerant=False):
 
 
 class _Device(object):
-    """A device and the image that it works on; the pool's condition guards the attributes."""
+    """A device and its current image; the pool's condition guards the attributes."""
 
     def __init__(self, name):
         self.name, self.task = name, int(re.search(r'task:(\d+)', name).group(1))
-        self.job = None  # the LoadedImage in work
-        self.windows = (0, 0)  # numbers of finished windows and of all windows of that image
+        self.job = None  # the LoadedImage in progress
+        self.windows = (0, 0)  # (number of finished windows, number of all windows) of that image
         self.lost = False  # whether its machine has failed
         self.thread = None
 
 
 class _Pool(object):
-    """A context in which all devices predict images, each in a thread of its own."""
+    """A context manager within which all devices predict images, each in its own thread."""
 
     def __init__(self, devices, single, weights, towers, num_classes, show_window):
         """
         Args:
-          devices: _Devices, the first of them on this machine.
+          devices: a list of _Devices; the first is on this machine.
           single, weights, towers: as in predictions().
-          num_classes: channels of the scores.
-          show_window: called with the number of finished windows and of all windows of the images in work.
+          num_classes: the number of channels of the scores.
+          show_window: a function of the numbers of finished windows and of all windows of the images in progress.
         """
         self._devices, self._single, self._weights, self._towers = devices, single, weights, towers
         self._show_window, self._free_memory = show_window, None
@@ -112,7 +112,7 @@ class _Pool(object):
             return self._results.pop(index)
 
     def lose(self, task, text):
-        """Puts the images that a failed machine was working on back into the queue; text says what happened to it."""
+        """Puts the images of a lost machine back into the queue; `text` says what happened to the machine."""
         with self._changed:
             lost = [device for device in self._devices if device.task == task and not device.lost]
             for device in lost:
@@ -121,7 +121,7 @@ class _Pool(object):
             reported = lost and not self._stopped
             self._changed.notify_all()
         if reported:
-            tqdm.write('%s: its images go to the others' % text, file=sys.stderr)
+            tqdm.write('%s: the other devices take over its images' % text, file=sys.stderr)
 
     def _work(self, device):
         """Predicts images on a device until there are no more; runs in the device's thread."""
@@ -138,10 +138,10 @@ class _Pool(object):
 
     @contextlib.contextmanager
     def _session(self, device):
-        """Yields (a Predictor on the device, its session) with loaded weights."""
+        """Yields (a Predictor on the device, its session), with the weights loaded."""
         cluster, config = self._towers.cluster, self._single.session_config
         with tf.Graph().as_default(), cluster.session_with(device.task, config) as sess:
-            self._towers.check_devices(sess, [device.name])  # before building the network, which takes long
+            self._towers.check_devices(sess, [device.name])  # before building the network, which takes time
         own = self._single.replica(device.name, self._free_memory)
         with self._building:
             own.build()
@@ -151,7 +151,7 @@ class _Pool(object):
             yield own, sess
 
     def _next(self, device):
-        """Waits for the device's next LoadedImage and returns it; raises Stopped if there will be none."""
+        """Waits for the device's next LoadedImage and returns it; raises Stopped if there are no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._stopped or device.lost)
             self._check_needed(device)
@@ -159,7 +159,7 @@ class _Pool(object):
             return device.job
 
     def _finish(self, device, prediction):
-        """Hands over a device's Prediction; raises Stopped if it is no longer needed."""
+        """Delivers a device's Prediction; raises Stopped if it is no longer needed."""
         with self._changed:
             self._check_needed(device)
             self._results[prediction.index] = prediction
@@ -178,7 +178,7 @@ class _Pool(object):
             raise Stopped()
 
     def _fail(self, device, error):
-        """Handles an error in a device's thread: if its machine is lost, others take over; if not, the run fails."""
+        """Handles an error in a device's thread: if its machine is lost, others take over; otherwise the run fails."""
         failed = self._towers.cluster.gone(device.task, error)
         if failed:
             self.lose(device.task, failed)

@@ -1,1 +1,1 @@
-"""The parts of the network: layers, dilated convolutions, encoders, decoders, block tables and --compat's numerics."""
+"""The parts of the network: layers, dilated convolutions, block tables, decoders and the numerics of --compat."""

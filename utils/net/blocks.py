@@ -1,4 +1,4 @@
-"""The ResNets as data: the blocks of each encoder, and the position, names and shape of every convolution in them."""
+"""The ResNet encoders as data: their blocks, and the position, names and shape of every convolution."""
 
 import functools
 import typing
@@ -7,19 +7,19 @@ import typing
 class Block(typing.NamedTuple):
     """A block of bottleneck units of the same depth and dilation rate."""
 
-    depth: int   # channels of its output, 4 times as many as inside its bottlenecks
+    depth: int   # channels of the output, 4 times as many as inside the bottlenecks
     units: int   # number of bottleneck units
-    stride: int  # of the first unit
+    stride: int  # stride of the first unit; the others have stride 1
     rate: int    # dilation rate of the 3x3 convolutions
 
 
 class Encoder(typing.NamedTuple):
-    """A ResNet and the names that its weights files use."""
+    """A ResNet and the names used in its weights files."""
 
     units: tuple  # number of bottleneck units in each block
     scopes: typing.Callable  # (stage, unit, index) of `convolutions` -> (scope of the weights, scope of the batch norm)
-    family: str   # the naming scheme of the decoder's variables: 'caffe' or 'slim'
-    keras: str    # name of its published weights in keras.applications
+    family: str   # naming scheme of the decoder's variables: 'caffe' or 'slim'
+    keras: str    # name of the published weights in keras.applications
 
 
 def caffe_scopes(stage, unit, index):
@@ -35,9 +35,9 @@ def caffe_scopes(stage, unit, index):
 
 
 def slim_scopes(root, stage, unit, index):
-    """Returns the scopes of a convolution in slim's model `root`.
+    """Returns the scopes of a convolution and its batch norm in TF-slim's model `root`.
 
-    For example resnet_v1_50/block3/unit_2/bottleneck_v1/conv2, and the same followed by /BatchNorm.
+    For example, 'resnet_v1_50/block3/unit_2/bottleneck_v1/conv2' and the same followed by '/BatchNorm'.
     """
     if stage == 1:
         scope = root + '/conv1'
@@ -65,7 +65,7 @@ def resnet_blocks(units, depth=256):
 
     Args:
       units: number of bottleneck units of each block, e.g. (3, 4, 23, 3).
-      depth: channels of the first block's output; each later block has twice as many as the one before it.
+      depth: output channels of the first block; each later block has twice as many as the previous one.
     """
     return [
         Block(depth, units[0], 1, 1),
@@ -79,12 +79,12 @@ BLOCKS = {name: resnet_blocks(encoder.units) for name, encoder in ENCODERS.items
 
 
 def root_depth(blocks):
-    """Returns the number of channels of conv1: a quarter of the first block's depth, as in its bottlenecks."""
+    """Returns the number of output channels of conv1, a quarter of the depth of the first block."""
     return blocks[0].depth // 4
 
 
 def depths(blocks):
-    """Returns the numbers of channels of the maps after pool1 and after each block."""
+    """Returns a list of the numbers of channels after pool1 and after each block."""
     found = [root_depth(blocks)]
     for block in blocks:
         found.append(block.depth if block.units else found[-1])  # tests have blocks without a unit

@@ -1,8 +1,8 @@
-"""The decoders: from the encoder's features to logits of the same height and width.
+"""The decoders, which compute logits from the encoder's features, with the same height and width.
 
 To add a decoder, write a class with `build` and `__call__` as below, add a line to DECODERS and its name to --decoder.
 Everything that `build` creates with `conv`, `variable` or `add` is trained, saved, restored and exported, because the
-rest of the code asks the network for its variables.
+rest of the code gets the variables from the network.
 """
 
 import copy
@@ -15,16 +15,20 @@ ASPP_RATES = (6, 12, 18, 24)
 
 
 class Decoder(layers.Piece):
-    """The base class of decoders: variables named after the encoder's family, and convolutions with biases."""
+    """The base class of decoders. It creates convolutions with biases.
 
-    auxiliary_factor = 0.4  # of the loss of auxiliary heads (Zhao et al. 2017, PSPNet, section 3.3)
+    The names of the variables depend on the encoder's family.
+    """
+
+    auxiliary_factor = 0.4  # weight of the loss of auxiliary heads (Zhao et al. 2017, PSPNet, section 3.3)
 
     def __init__(self, family, depths, num_classes, numerics, batch_norm='frozen'):
         """Creates the variables.
 
         Args:
           family: the naming scheme of the variables, 'caffe' or 'slim'.
-          depths: channels of the encoder's maps: after pool1 and after each block. The last map is the features.
+          depths: the numbers of channels of the encoder's maps, after pool1 and after each block. The last map is the
+            features.
           num_classes: channels of the logits.
           numerics: a compat.Numerics.
           batch_norm: one of layers.BATCH_NORM, for decoders with batch norm.
@@ -39,17 +43,17 @@ class Decoder(layers.Piece):
         raise NotImplementedError
 
     def __call__(self, features):
-        """Returns logits [N, h, w, num_classes] of features [N, h, w, depth]."""
+        """Returns the logits [N, h, w, num_classes] for features [N, h, w, depth]."""
         raise NotImplementedError
 
     def auxiliary(self, maps):
-        """Returns the logits of heads that are trained, by cross-entropy, but do not predict: [] unless overridden.
+        """Returns the logits of auxiliary heads, which are trained with cross-entropy but not used for prediction.
 
         Args:
-          maps: the encoder's maps; maps[k] is that of block k, [N, h, w, depths[k]].
+          maps: the encoder's maps; maps[0] is the output of pool1 and maps[k] of block k, [N, h, w, depths[k]].
 
         Returns:
-          a list of [N, h, w, num_classes].
+          a list of tensors [N, h, w, num_classes]; [] unless overridden.
         """
         return []
 
@@ -57,9 +61,9 @@ class Decoder(layers.Piece):
         """Creates weights [size, size, depth, num_classes] and biases [num_classes]; returns their values.
 
         Args:
-          scope: the name that the variables' names start with.
-          size: of the kernel.
-          depth: channels of its input; by default those of the features.
+          scope: the prefix of the names of the variables.
+          size: height and width of the kernel.
+          depth: number of input channels; by default as many as the features have.
         """
         weights_start, biases_start = None, None
         if self.numerics.gaussian_aspp:
@@ -73,7 +77,7 @@ class Decoder(layers.Piece):
 class ASPP(Decoder):
     """Atrous spatial pyramid pooling (DeepLab v2, section 3.2): the sum of four dilated 3x3 convolutions with biases.
 
-    They are regular dilated convolutions, whatever dilated_type is.
+    The dilated convolutions are always regular; dilated_type has no effect on them.
     """
 
     SCOPES = {'caffe': ['fc1_voc12_c%d' % i for i in range(4)],
@@ -81,7 +85,7 @@ class ASPP(Decoder):
 
     def build(self):
         self._branches = [self.conv(scope, 3) for scope in self.SCOPES[self.family]]
-        self._pyramid = None  # (convolution, bias [num_classes]), created by the first call for all later ones
+        self._pyramid = None  # (convolution, bias [num_classes]); created by the first call and reused by later ones
 
     def __call__(self, features):
         if self._pyramid is None:
@@ -97,7 +101,7 @@ class ASPP(Decoder):
 
 
 class ASPPPooling(ASPP):
-    """ASPP plus an image-level branch, which tells every pixel about the image as a whole.
+    """ASPP plus an image-level branch, which gives every pixel context from the whole image.
 
     The mean of the features over the image passes through a 1x1 convolution and is added to ASPP's sum (Liu et al.
     2015, ParseNet). DeepLab v3 (Chen et al. 2017, section 3.3) also has this branch, but concatenates the branches and
@@ -124,7 +128,7 @@ DECODERS = {
 
 
 def lookup(decoder):
-    """Returns the class of a decoder; raises ValueError, which lists the valid names, for an unknown one."""
+    """Returns the class of a decoder; raises ValueError for an unknown name."""
     if decoder not in DECODERS:
         raise ValueError("decoder '%s' is not one of %s" % (decoder, ', '.join(sorted(DECODERS))))
     return DECODERS[decoder]

@@ -12,8 +12,8 @@ from utils.system import runtime
 def native_gradient_works():
     """Returns whether conv2d with `dilations` has a gradient in this process.
 
-    TensorFlow's plain CPU kernels implement only the forward pass; with oneDNN or on a GPU the gradient works too. No
-    public function tells which kernels are in use, so a tiny gradient is tried once.
+    TensorFlow's default CPU kernels implement only the forward pass; oneDNN and GPUs also implement the gradient. No
+    public function reports which kernels are in use, so this function tries a tiny gradient, once.
     """
     with tf.Graph().as_default():
         x, kernel = tf.ones([1, 5, 5, 1]), tf.ones([3, 3, 1, 1])
@@ -36,7 +36,7 @@ def regular(inputs, kernel, rate):
 
 
 def pyramid(kernels, rates):
-    """Returns a function that sums several regular dilated convolutions of its input: [N, h, w, C] -> [N, h, w, D].
+    """Returns a function that computes the sum of regular dilated convolutions: [N, h, w, C] -> [N, h, w, D].
 
     Args:
       kernels: a list of kernels [3, 3, C, D].
@@ -48,10 +48,10 @@ def pyramid(kernels, rates):
 
 
 def pyramid_on_cpu(kernels, rates):
-    """Returns the same function as `pyramid`, in a form that is faster on a CPU if the output has few channels.
+    """Returns the same function as `pyramid`, in a form that is faster on CPUs if the output has few channels.
 
-    One matrix product computes all taps of all kernels; its outputs, which have few channels, are then shifted and
-    added. This reads the many channels of the input once, whereas each convolution would gather them nine times.
+    A single matrix product computes all taps of all kernels. Its outputs, which have few channels, are then shifted and
+    added. This reads the many channels of the input only once; each convolution would read them nine times.
     """
     depth_in, depth = kernels[0].shape[2], kernels[0].shape[3]
     taps = tf.concat([tf.reshape(kernel, [9, depth_in, depth]) for kernel in kernels], axis=0)  # [9 * k, C, D]
@@ -69,7 +69,7 @@ def pyramid_on_cpu(kernels, rates):
 
 
 def shift(inputs, rows, columns):
-    """Returns outputs[y, x] = inputs[y + rows, x + columns], with zeros from outside: [N, h, w, D] -> [N, h, w, D]."""
+    """Returns outputs[y, x] = inputs[y + rows, x + columns], with zeros outside: [N, h, w, D] -> [N, h, w, D]."""
     pads = [[0, 0]] + [[max(-offset, 0), max(offset, 0)] for offset in (rows, columns)] + [[0, 0]]
     outputs = tf.slice(tf.pad(inputs, pads), [0, max(rows, 0), max(columns, 0), 0], tf.shape(inputs))
     outputs.set_shape(inputs.shape)
@@ -77,25 +77,25 @@ def shift(inputs, rows, columns):
 
 
 def padding_to_multiple(inputs, rate):
-    """Returns the padding that makes height and width multiples of rate.
+    """Returns the padding that makes the height and width of a map [N, h, w, C] multiples of rate.
 
     Returns:
-      int32 [2, 2]: the rows and the columns to add, each (before, after).
+      int32 [2, 2]: the numbers of rows and of columns to add, each as (before, after).
     """
     after = tf.mod((rate - 1) * tf.shape(inputs)[1:3], rate)  # -size mod rate, of no negative number, as in layers.py
     return tf.stack([tf.stack([0, after[0]]), tf.stack([0, after[1]])])
 
 
 def decompose(inputs, kernel, rate):
-    """Returns the same as `regular`, by an ordinary convolution of each of rate * rate interleaved groups of pixels."""
+    """Computes the same as `regular` by an ordinary convolution of each of rate * rate interleaved groups of pixels."""
     return _by_groups(inputs, kernel, rate, lambda groups: groups)
 
 
 def group_interaction(inputs, kernel, rate, fix_w):
-    """Returns the dilated convolution with its rate * rate interleaved groups of output pixels mixed.
+    """Computes a dilated convolution and mixes the rate * rate interleaved groups of its output pixels.
 
     Smoothed Dilated Convolutions (Wang and Ji, KDD 2018), section 3.2: out_i = sum_j fix_w[j, i] * group_j.
-    The original's code used group_i in place of group_0 in that sum; this deliberately follows the paper.
+    The code of the original used group_i in place of group_0 in this sum; this code deliberately follows the paper.
 
     Args:
       inputs: [N, h, w, C].
@@ -108,9 +108,9 @@ def group_interaction(inputs, kernel, rate, fix_w):
     """
     if not native_gradient_works():
         return _by_groups(inputs, kernel, rate, lambda groups: mix_groups(groups, fix_w))
-    # Mixing and convolution are both linear, so the inputs can be mixed instead of the outputs. The convolution is then
-    # a single native one, which is faster than convolving the many small maps of the groups, and computes no outputs
-    # for the padding.
+    # Mixing and convolution are both linear, so the inputs can be mixed instead of the outputs. A single native
+    # convolution is then enough. It is faster than convolving the small maps of many groups and computes no outputs for
+    # the padding.
     extra = padding_to_multiple(inputs, rate)
     groups = tf.space_to_batch_nd(inputs, [rate, rate], extra)  # [r*r*N, h/r, w/r, C]
     mixed = tf.batch_to_space_nd(mix_groups(groups, fix_w), [rate, rate], [[0, 0], [0, 0]])  # multiples of rate
@@ -132,16 +132,24 @@ def _by_groups(inputs, kernel, rate, mix):
 
 
 def mix_groups(groups, fix_w):
-    """Returns out_i = sum_j fix_w[j, i] * group_j by one matrix product: [r*r*N, h, w, D], [r*r, r*r] -> the former."""
+    """Returns out_i = sum_j fix_w[j, i] * group_j, computed as a matrix product.
+
+    Args:
+      groups: [r*r*N, h, w, D].
+      fix_w: [r*r, r*r].
+
+    Returns:
+      [r*r*N, h, w, D].
+    """
     number = fix_w.shape[0]
     flat = tf.reshape(groups, [number, -1])  # [r*r, N*h*w*D]
     return tf.reshape(tf.matmul(fix_w, flat, transpose_a=True), tf.shape(groups))
 
 
 def smooth_shared(inputs, kernel, rate, fix_w):
-    """Returns the dilated convolution after a (2r-1)x(2r-1) filter that all channels share (same paper, section 3.3).
+    """Applies a (2r-1)x(2r-1) filter that all channels share, then a dilated convolution (same paper, section 3.3).
 
-    fix_w [2r-1, 2r-1, 1, 1, 1] starts at zero; a constant 1 is added at its centre, so the initial filter is the
+    The filter is fix_w [2r-1, 2r-1, 1, 1, 1] plus 1 at its centre. As fix_w starts at zero, the initial filter is the
     identity.
     """
     side = 2 * rate - 1
@@ -152,7 +160,7 @@ def smooth_shared(inputs, kernel, rate, fix_w):
 
 @tf.custom_gradient
 def share_filter_on_cpu(inputs, shared):
-    """Returns layers.share_filter, with a gradient that is faster for 7x7 filters than depthwise_conv2d's."""
+    """Computes layers.share_filter, with a gradient that is faster for 7x7 filters than that of depthwise_conv2d."""
     def gradients(outer):
         turned = tf.reverse(shared, [0, 1])
         return layers.share_filter(outer, turned), shared_gradient(inputs, outer, int(shared.shape[0]))
@@ -160,10 +168,11 @@ def share_filter_on_cpu(inputs, shared):
 
 
 def shared_gradient(inputs, outer, side):
-    """Returns the gradient of a shared filter.
+    """Returns the gradient with respect to a shared filter.
 
-    At (i, j) it is the sum of outer * inputs shifted by (i - s // 2, j - s // 2). For each i, matrix products over the
-    channels give the sums for every pair of columns; the sums of the pairs at each distance j are then added.
+    Its element (i, j) is the sum of outer * inputs, with the inputs shifted by (i - s // 2, j - s // 2). For each i,
+    matrix products over the channels give the sums for all pairs of columns; the sums of the pairs with distance j are
+    then added.
 
     Args:
       inputs: [N, h, w, C], the inputs of the filter.
@@ -195,7 +204,7 @@ DILATED_TYPES = {
 
 
 def lookup(dilated_type):
-    """Returns the entry of DILATED_TYPES; raises ValueError, which lists the valid names, for an unknown type."""
+    """Returns the entry of DILATED_TYPES for a type; raises ValueError for an unknown one."""
     if dilated_type not in DILATED_TYPES:
         raise ValueError("dilated_type '%s' is not one of %s" % (dilated_type, ', '.join(sorted(DILATED_TYPES))))
     return DILATED_TYPES[dilated_type]

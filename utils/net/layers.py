@@ -1,4 +1,4 @@
-"""The layers of the network: variables with full names, frozen or trained batch norm, pooling, padding, resizing."""
+"""The layers of the network: variables, convolution with batch norm, pooling, padding and resizing."""
 
 import collections
 import zlib
@@ -8,32 +8,32 @@ import tensorflow.compat.v1 as tf
 
 
 def seed_of(name):
-    """Returns the op-level seed of a variable's initial values, which TensorFlow combines with the graph's seed.
+    """Returns the op-level seed for the initial values of a variable, which TensorFlow combines with the graph's seed.
 
-    TensorFlow's default op-level seed depends on the number of ops created before.
+    TensorFlow's default op-level seed would depend on the number of ops that were created earlier.
     """
     return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
 def variable(name, shape, initializer=None, trainable=True):
-    """Creates a float32 variable, by default with Glorot's uniform initializer as in the original."""
-    # A value read from a resource variable does not change when the variable is updated, so no gradient can see a
-    # weight that the same step has already changed.
+    """Creates a float32 variable with the full name `name`; the default initializer is Glorot's uniform one."""
+    # The value read from a resource variable does not change when the variable is updated, so no gradient is computed
+    # from a weight that the same step has already changed.
     return tf.get_variable(name, shape, tf.float32, initializer or tf.glorot_uniform_initializer(seed_of(name)),
                            trainable=trainable, use_resource=True)
 
 
 def read(variable):
-    """Returns the variable's value, read once on its own device and shared by all ops that use it, on any device."""
+    """Reads a variable on its own device; all ops that use the returned value share this read, on any device."""
     with tf.colocate_with(variable.op):
         return variable.read_value()
 
 
 def ordered_sum(tensors):
-    """Returns the sum of a list of tensors of one shape, always added in the order of the list.
+    """Returns the sum of a list of tensors with equal shapes, always added in the order of the list.
 
-    tf.add_n starts with a tensor whose memory it can reuse, which is up to chance if tensors come from other machines;
-    and TensorFlow's graph optimizer turns a chain of additions into an AddN.
+    tf.add_n starts with a tensor whose memory it can reuse, so its order varies if tensors come from other machines.
+    A chain of additions does not help, as TensorFlow's graph optimizer replaces it by an AddN.
     """
     return tf.reduce_sum(tf.stack(tensors), axis=0) if len(tensors) > 1 else tensors[0]
 
@@ -41,13 +41,13 @@ def ordered_sum(tensors):
 class Piece(object):
     """A part of a network that has variables: the encoder or the decoder.
 
-    A subclass creates its variables in its constructor, with `variable` or as ConvBN layers passed to `add`, and
-    computes its outputs when it is called, which may be any number of times.
+    A subclass creates its variables in its constructor, with `variable` or as ConvBN layers passed to `add`. It
+    computes its outputs when it is called, and it may be called several times.
     """
 
     def __init__(self):
         self.variables = []  # in the order of their creation
-        self.shapes = collections.OrderedDict()  # {name: shape} of the weights that files hold for this part
+        self.shapes = collections.OrderedDict()  # {name: shape} of the weights that files contain for this part
         self._layers = []  # the ConvBN layers
 
     def variable(self, name, shape, initializer=None, trainable=True):
@@ -64,23 +64,23 @@ class Piece(object):
         return layer
 
     def on_another_device(self):
-        """Returns this piece for another device; a piece that keeps what it computed on a device overrides this."""
+        """Returns this piece for use on another device; subclasses that cache tensors override this."""
         return self
 
     def statistics(self):
-        """Returns the pairs of ConvBN.statistics of all layers; [] unless batch norm is trained."""
+        """Returns the concatenated ConvBN.statistics of all layers; [] unless batch norm is trained."""
         return [pair for layer in self._layers for pair in layer.statistics()]
 
     def folded(self, values):
-        """Returns {name: array} for the variables, of weights {name: array} as files hold them; see ConvBN.folded."""
+        """Converts weights {name: array}, as stored in files, to values of the variables; see ConvBN.folded."""
         for layer in self._layers:
             values = layer.folded(values)
         return values
 
 
 # The modes of batch norm. frozen: uses the moving averages and is folded into the convolution in every step. trained:
-# uses the statistics of the batch; gamma and beta are trainable. folded: like frozen, but there are variables for the
-# weights and beta only; folded() computes their values from the weights of a file, before they are loaded.
+# uses the statistics of the batch; gamma and beta are trainable. folded: like frozen, but only the weights and beta are
+# variables; folded() computes their values from the weights in a file before they are loaded.
 BATCH_NORM = ('frozen', 'trained', 'folded')
 
 
@@ -88,12 +88,12 @@ class ConvBN(object):
     """A convolution without bias, followed by batch norm; all calls share the variables.
 
     Frozen batch norm, gamma * (conv(x) - mean) / sqrt(variance + epsilon) + beta, equals a convolution with scaled
-    weights and a bias; it is folded into the convolution, which saves a pass over the activations. Trained batch norm
-    uses the statistics of the batch and keeps them for the moving averages.
+    weights and a bias. It is folded into the convolution, which saves a pass over the activations. Trained batch norm
+    uses the statistics of the batch and keeps them to update the moving averages.
     """
 
     def __init__(self, scopes, shape, convolve, batch_norm, epsilon, zero_gamma=False):
-        """Creates the weights [k, k, C, D] and gamma, beta, moving_mean and moving_variance [D]; 'folded', only two.
+        """Creates the variables: weights [k, k, C, D] and beta [D]; unless 'folded', also gamma and the averages [D].
 
         Args:
           scopes: (scope of the weights, scope of the batch norm).
@@ -119,7 +119,7 @@ class ConvBN(object):
             self.moving_variance = variable(moving_variance, depth, ones, trainable=False)
             self.variables = [self.weights, self.gamma, self.beta, self.moving_mean, self.moving_variance]
         self._convolve, self._epsilon, self._batch_norm = convolve, epsilon, batch_norm
-        self._seen = []  # (mean, variance) of the batch in every call
+        self._seen = []  # (mean, variance) of the batch, for every call
         if batch_norm == 'frozen':
             self._kernel, self._bias = self._fold()
         else:
@@ -128,15 +128,16 @@ class ConvBN(object):
 
     def _fold(self):
         """Returns the kernel [k, k, C, D] and the bias [D] of the convolution with batch norm folded into it."""
-        with tf.colocate_with(self.weights.op):  # so that it is computed once and towers receive the results
+        with tf.colocate_with(self.weights.op):  # computed once, then sent to all towers
             scale = self.gamma * tf.rsqrt(self.moving_variance + self._epsilon)  # [D]
             return self.weights * scale, self.beta - self.moving_mean * scale
 
     def folded(self, values):
-        """Returns {name: array} with batch norm folded into the weights and beta; unless 'folded', `values` itself.
+        """Returns a copy of `values` with batch norm folded into the weights and beta.
 
         Args:
-          values: {name: array} with all names of `shapes`; it is not changed.
+          values: {name: array} with all names of `shapes`; it is not changed. It is returned itself unless batch_norm
+            is 'folded'.
         """
         if self._batch_norm != 'folded':
             return values
@@ -148,7 +149,7 @@ class ConvBN(object):
         """Applies convolution and batch norm: [N, h, w, C] -> [N, h', w', D].
 
         Args:
-          **how: further arguments of convolve, such as a stride.
+          **how: additional arguments of `convolve`, such as a stride.
         """
         outputs = self._convolve(inputs, self._kernel, **how)
         if self._batch_norm != 'trained':
@@ -162,7 +163,7 @@ class ConvBN(object):
         """Returns the new values for the moving averages; [] unless batch norm is trained.
 
         Returns:
-          [(variable of a moving average, tensor with the mean of that statistic over all calls)].
+          a list of (variable of a moving average, tensor: mean of that statistic over all calls).
         """
         averages = (self.moving_mean, self.moving_variance) if self._seen else ()
         return [(average, ordered_sum(seen) / len(seen)) for average, seen in zip(averages, zip(*self._seen))]
@@ -172,7 +173,10 @@ def conv2d(inputs, kernel, stride=1, pad=None):
     """Returns the convolution: [N, h, w, C], [k, k, C, D] -> [N, h/stride, w/stride, D].
 
     Args:
-      pad: zeros (before, after) to add to height and width before a VALID convolution; None for a SAME one.
+      inputs: [N, h, w, C].
+      kernel: [k, k, C, D].
+      stride: the stride in both directions.
+      pad: numbers of zeros (before, after) to add to height and width before a VALID convolution; None for SAME.
     """
     if pad is None:
         return tf.nn.conv2d(inputs, kernel, strides=[1, stride, stride, 1], padding='SAME')
@@ -184,10 +188,10 @@ PRODUCTS = 'Conv2DByProducts'  # the name of the gradient below
 
 @tf.RegisterGradient(PRODUCTS)
 def _conv2d_gradient(conv, gradient):
-    """Returns the gradients of a Conv2D op by its inputs and its kernel; a 1x1 kernel's is a matrix product.
+    """Returns the gradients of a Conv2D op with respect to its inputs and its kernel.
 
-    The gradient of a 1x1 kernel is X^T dY over all pixels, for which oneDNN's matrix product in bfloat16 is three times
-    as fast as its Conv2DBackpropFilter.
+    For a 1x1 kernel, the gradient is X^T dY over all pixels. In bfloat16, oneDNN computes this matrix product three
+    times as fast as Conv2DBackpropFilter.
     """
     inputs, kernel = conv.inputs  # [N, h, w, C], [k, k, C, D]
     how = {name: conv.get_attr(name) for name in ('strides', 'dilations')}
@@ -211,11 +215,13 @@ def share_filter(inputs, shared):
 
 
 def max_pool(inputs, size=3, stride=2, pad=None):
-    """Returns the max pooling: [N, h, w, C] -> [N, h/stride, w/stride, C].
+    """Applies max pooling: [N, h, w, C] -> [N, h/stride, w/stride, C].
 
     Args:
-      pad: zeros (before, after) to add to height and width before VALID pooling; None for SAME. With zeros, the inputs
-        must not be negative, or the zeros could be the maximum.
+      inputs: [N, h, w, C].
+      size, stride: of the windows, in both directions.
+      pad: numbers of zeros (before, after) to add to height and width before VALID pooling; None for SAME. With zeros,
+        the inputs must not be negative, as a zero could otherwise be the maximum.
     """
     padding = 'SAME' if pad is None else 'VALID'
     if pad is not None:
@@ -224,12 +230,12 @@ def max_pool(inputs, size=3, stride=2, pad=None):
 
 
 def pad_map(inputs, pad):
-    """Adds zeros pad = (before, after) to the height and width of [N, h, w, C]."""
+    """Pads the height and width of inputs [N, h, w, C] with zeros, pad = (before, after)."""
     return tf.pad(inputs, [[0, 0], list(pad), list(pad), [0, 0]])
 
 
 def pad_to_multiple(images, multiple):
-    """Adds zeros at the bottom and right of images [N, H, W, 3] until H - 1 and W - 1 are multiples of `multiple`.
+    """Pads images [N, H, W, 3] with zeros at the bottom and right so that H - 1 and W - 1 are multiples of `multiple`.
 
     If `multiple` is None, the images are returned unchanged.
     """
@@ -242,9 +248,9 @@ def pad_to_multiple(images, multiple):
 
 
 def with_depth(maps, like):
-    """Returns maps [N, h, w, C] with the static number of channels of `like`.
+    """Returns maps [N, h, w, C] with the static batch size and number of channels of `like`.
 
-    An exported graph keeps the static shape of a reshape, but not that of set_shape.
+    A reshape sets the number of channels, because an exported graph does not keep static shapes from set_shape.
     """
     shape = tf.shape(maps)
     maps = tf.reshape(maps, tf.stack([shape[0], shape[1], shape[2], int(like.shape[3])]))
@@ -260,12 +266,15 @@ def crop_to(maps, size):
 def resize(inputs, size, align_corners):
     """Resizes bilinearly: [N, h, w, C] -> [N, size[0], size[1], C].
 
-    Without align_corners, source coordinates are i * in / out, TensorFlow's legacy rule.
+    Without align_corners, the source coordinates are i * in / out (TensorFlow's legacy rule).
     """
     return tf.image.resize_bilinear(inputs, size, align_corners=align_corners)
 
 
 def scaled_size(size, scale, align_corners):
-    """Returns int(size * scale), or with align_corners Caffe's int((size - 1) * scale) + 1, at least 1: int32 [2]."""
+    """Returns the size after scaling, int32 [2], at least 1.
+
+    The size is int(size * scale) or, with align_corners, int((size - 1) * scale) + 1 as in Caffe.
+    """
     offset = 1 if align_corners else 0
     return tf.maximum(tf.cast(tf.cast(size - offset, tf.float32) * scale, tf.int32) + offset, 1)

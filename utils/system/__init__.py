@@ -1,1 +1,1 @@
-"""The process around the work: command line, errors, output files, and how TensorFlow is started."""
+"""Everything around the actual work: command line, errors, signals, memory, output files, starting TensorFlow."""

@@ -1,5 +1,4 @@
-"""The command line: defines and parses flags, finds their paths, and turns a mistake into a sentence and an exit code.
-"""
+"""The command line: defines and parses flags, finds files, and reports the user's mistakes with an exit code."""
 
 import collections
 import dataclasses
@@ -15,52 +14,52 @@ from absl import app, flags
 from utils.system.errors import UserError, quoted, reason, some
 from utils.system.interrupts import Interrupted
 
-flags.disclaim_key_flags()  # so that a flag belongs to the module that calls DEFINE_path, DEFINE_number and so on
+flags.disclaim_key_flags()  # a flag belongs to the module that calls DEFINE_path, DEFINE_number and so on, not to this
 
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUR_FLAGFILES = os.path.join(REPO, 'dataset')
 PICTURES = ('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm',
             '.pgm', '.png', '.pnm', '.ppm', '.tga', '.tif', '.tiff', '.webp')
-NOT_A_LIST = 'this is an image, not a list: predict images with --image, or write their paths into a text file'
-CLOSED = 141  # exit code where nobody reads the output any more, as after SIGPIPE
-LONGEST_NAME = 100  # characters of a flag's name
-MOST_UNREAD = 130  # characters of the names of flags that are not read, in a message
+NOT_A_LIST = 'this is an image, not a list: predict images with --image, or write their paths to a text file'
+CLOSED = 141  # exit code if stdout or stderr has been closed by its reader, as after SIGPIPE
+LONGEST_NAME = 100  # characters of the name of a flag
+MOST_UNREAD = 130  # characters of the names of unread flags in a message
 MOST_SCALES = 16
 MOST_BANDS = 65535
-NO_THREAD = "can't start new thread"  # the message of Python's RuntimeError
+NO_THREAD = "can't start new thread"  # the message of the RuntimeError that Python raises
 MOST_WHOLE = 2 ** 31 - 1  # TensorFlow's int32
 MOST_NUMBER = 3.4e38  # TensorFlow's float32
-NOTHING, RESULT, NETWORK = 'nothing', 'the result', 'the network'  # what a flag decides
+NOTHING, RESULT, NETWORK = 'nothing', 'the result', 'the network'  # values of FlagRecord.decides
 THE_DEFAULT = object()
 RECORDS = collections.OrderedDict()  # {name: FlagRecord} in the order of definition
 _LINE = re.compile(r'(--?\w+)(?:\s*=\s*|\s+)(.*)$')  # of a flag file: --name=value, or --name value
-_topics = []  # titles in the order of definition; the last one is that of the next flag
+_topics = []  # titles in the order of definition; the next flag gets the last one
 
 
 @dataclasses.dataclass(frozen=True)
 class FlagRecord:
-    """All that is known about a flag of main.py."""
+    """The properties of a flag of main.py."""
 
     name: str
-    default: object     # in main.py; main_msc.py changes some
+    default: object     # the default in main.py; main_msc.py changes some defaults
     help: str
     bounds: str         # the valid values, in words
     topic: str          # title of the group of flags in which it is listed
-    options: tuple      # values of --option for which it has an effect
-    decides: str        # NOTHING, the RESULT of a training, or the NETWORK, whose weights need this value everywhere
-    before: object      # the value that describes a training by an earlier version without the flag
-    needs: str = ''     # 'flag', which must be on, or 'flag=value' or 'flag=one|other', for this one to have an effect
+    options: tuple      # values of --option for which the flag has an effect
+    decides: str        # NOTHING, the RESULT of training, or the NETWORK: then its weights always need this value
+    before: object      # the value that stands for the behaviour of earlier versions, which did not have the flag
+    needs: str = ''     # condition for the flag to have an effect: 'flag' (is on), 'flag=value' or 'flag=one|other'
     counterpart: str = ''         # the flag that does the same for other options
-    excludes: tuple = ()          # flags that a command line must not give where this one has a value
-    from_training: bool = False   # whether test, predict and export take the training's value if the flag is not given,
-    #                               as they do for every flag that decides the NETWORK
-    same_network: tuple = ()      # values whose networks can exchange weights, of a flag that decides the NETWORK
+    excludes: tuple = ()          # flags that the command line must not give if this flag has a value
+    from_training: bool = False   # whether test, predict and export use the training's value if the flag is not given,
+    #                               as they do for every flag whose `decides` is NETWORK
+    same_network: tuple = ()      # if decides is NETWORK: values whose networks can exchange weights
     is_path: bool = False
-    content_counts: bool = False  # of a path: whether two values are only equal if the contents of the files are
+    content_counts: bool = False  # for a path: whether two values are equal only if the files have the same contents
 
 
 def file_name(text):
-    """Returns UTF-8 text as a file name that Python can use where the locale lacks its characters (LC_ALL=C)."""
+    """Returns text as a file name that Python can use even if the locale lacks its characters (LC_ALL=C)."""
     try:
         os.fsencode(text)
         return text
@@ -69,10 +68,10 @@ def file_name(text):
 
 
 class PathParser(flags.ArgumentParser):
-    """Parses a path and expands its home folder.
+    """Parses a path and expands ~ and ~user.
 
-    A path must not contain NUL, must not be empty unless it is `optional`, and must be UTF-8 if it is `written`.
-    `output` marks a path that is not searched for in the repo.
+    A path must not contain NUL. It must not be empty unless it is `optional`, and it must be UTF-8 if it is `written`.
+    An `output` path is not looked up in the repo.
     """
 
     def __init__(self, optional, output, written=False):
@@ -81,17 +80,17 @@ class PathParser(flags.ArgumentParser):
 
     def parse(self, argument):
         if '\0' in argument:
-            raise ValueError('a path has no NUL character')
+            raise ValueError('a path cannot contain a NUL character')
         if not argument and not self.optional:
-            raise ValueError('a path is needed')
+            raise ValueError('give a path')
         argument = file_name(argument)
         if self.written and argument != argument.encode('utf-8', 'replace').decode():  # surrogates become '?'
-            raise ValueError('TensorFlow writes to names in UTF-8 only')
+            raise ValueError('TensorFlow can only write files whose names are UTF-8')
         return os.path.expanduser(argument)
 
 
 class FiniteParser(flags.FloatParser):
-    """Parses a number that is finite as float32."""
+    """Parses a number that is finite in float32."""
 
     def convert(self, argument):
         value = super(FiniteParser, self).convert(argument)
@@ -103,16 +102,16 @@ class FiniteParser(flags.FloatParser):
 class NumbersParser(flags.ArgumentParser):
     """Parses comma-separated numbers into a list."""
 
-    def __init__(self, convert, accepts, told):
-        """Makes the parser.
+    def __init__(self, convert, accepts, message):
+        """Creates the parser.
 
         Args:
           convert: float or int.
           accepts: a function that returns whether a list of numbers is valid; it gets [] if a word is not a number.
-          told: the message for an invalid list.
+          message: the error message for an invalid list.
         """
         super(NumbersParser, self).__init__()
-        self._convert, self._accepts, self._told = convert, accepts, told
+        self._convert, self._accepts, self._message = convert, accepts, message
 
     def parse(self, argument):
         if isinstance(argument, list):
@@ -122,7 +121,7 @@ class NumbersParser(flags.ArgumentParser):
         except ValueError:
             numbers = []
         if not self._accepts(numbers):
-            raise ValueError(self._told)
+            raise ValueError(self._message)
         return numbers
 
 
@@ -150,11 +149,10 @@ class ChoiceParser(flags.EnumParser):
 
 
 def topic(title):
-    """Begins a topic of flags: each flag defined after this gets a FlagRecord in RECORDS with this topic.
+    """Begins a topic: each flag that is defined after this call gets a FlagRecord in RECORDS with this topic.
 
-    Such a flag must name the options that read it and what it decides.
-
-    A program that never calls this, such as convert_voc.py, defines plain flags.
+    The definition of such a flag must give the options that read it and what it decides. In programs that never call
+    this, such as convert_voc.py, flags have no records.
     """
     _topics.append(title)
 
@@ -162,13 +160,14 @@ def topic(title):
 def DEFINE_path(name, default, help, output=False, content_counts=False, **record):
     """Defines a flag whose value is a path.
 
-    ~ and ~user are expanded. A path to read (not `output`) in a flag file of this repo's dataset/ is looked up in the
-    repo if it does not exist in the working folder. An empty value is accepted if the default is empty.
+    ~ and ~user are expanded. If a flag file in the repo's dataset/ gives a path to read (not `output`) that does not
+    exist in the working folder, it is looked up in the repo. An empty value is accepted if the default is empty.
 
     Args:
+      name, default, help: as in absl.flags.DEFINE_string.
       output: whether the path is written to.
-      content_counts: whether two runs count as the same only if the file has the same contents in both.
-      record: further fields of the flag's FlagRecord, as in all DEFINE_ functions.
+      content_counts: whether two runs have equal settings only if the contents of the file are equal.
+      **record: additional fields of the FlagRecord, as for all DEFINE_ functions.
     """
     flags.DEFINE(PathParser(optional=not default, output=output, written=output), name, default, help)
     _record(name, help, 'a path', is_path=True, content_counts=content_counts, **record)
@@ -181,7 +180,7 @@ def DEFINE_paths(name, help, **record):
 
 
 def DEFINE_list(name, default, help, **record):
-    """Defines a path flag whose file is a list of images; an image itself is refused."""
+    """Defines a path flag for a list of images; the path of an image is rejected."""
     DEFINE_path(name, default, help, **record)
     flags.register_validator(name, lambda path: not is_picture(path), NOT_A_LIST)
 
@@ -189,7 +188,7 @@ def DEFINE_list(name, default, help, **record):
 def DEFINE_words(name, help, **record):
     """Defines a flag whose value is a list of comma-separated words; None by default."""
     flags.DEFINE_list(name, None, help)
-    _record(name, help, 'words with commas between them', **record)
+    _record(name, help, 'comma-separated words', **record)
 
 
 def DEFINE_choice(name, default, choices, help, alone=None, **record):
@@ -221,13 +220,13 @@ def DEFINE_number(name, default, help, lower_bound=0, upper_bound=None, **record
 
 
 def DEFINE_step(name, default, help, **record):
-    """Defines a flag whose value is a step of a training or 'best'."""
+    """Defines a flag whose value is a training step or 'best'."""
     flags.DEFINE(StepParser(0, MOST_WHOLE), name, default, help)
     _record(name, help, 'a step or best', **record)
 
 
 def DEFINE_pair(name, default, help, most=MOST_NUMBER, **record):
-    """Defines a flag whose value is a list of two positive numbers of at most `most`."""
+    """Defines a flag whose value is a list of two positive numbers, each at most `most`."""
     bound = '' if most == MOST_NUMBER else ' up to %g' % most
     _define_numbers(name, default, help, float, lambda pair: len(pair) == 2 and all(0 < n <= most for n in pair),
                     'give two positive numbers%s, such as 0.5,1.5' % bound)
@@ -235,16 +234,16 @@ def DEFINE_pair(name, default, help, most=MOST_NUMBER, **record):
 
 
 def DEFINE_range(name, default, help, **record):
-    """Defines a flag whose value is a list of two numbers, of which the first is lower."""
+    """Defines a flag whose value is a list of two numbers, the lower one first."""
     _define_numbers(name, default, help, float, lambda pair: len(pair) == 2 and -MOST_NUMBER < pair[0] < pair[1] < (
         MOST_NUMBER), 'give two numbers, the lower one first, such as 0,4095')
     _record(name, help, 'two numbers, the lower one first', **record)
 
 
 def DEFINE_bands(name, default, help, **record):
-    """Defines a flag whose value is a list of one or three numbers of bands, from 1."""
+    """Defines a flag whose value is a list of one or three band numbers, starting from 1."""
     _define_numbers(name, default, help, int, lambda bands: len(bands) in (1, 3) and all(
-        1 <= band <= MOST_BANDS for band in bands), 'give one or three numbers of bands, from 1, such as 4,3,2')
+        1 <= band <= MOST_BANDS for band in bands), 'give one or three band numbers, starting from 1, such as 4,3,2')
     _record(name, help, 'one or three numbers from 1 to %d' % MOST_BANDS, **record)
 
 
@@ -281,7 +280,7 @@ def _bounds(lower, upper):
 
 
 def _record(name, help, bounds, options=None, decides=None, before=THE_DEFAULT, **more):
-    """Adds the FlagRecord of a flag that has been defined to RECORDS, if the program has topics.
+    """Adds the FlagRecord of a defined flag to RECORDS, if the program has topics.
 
     Raises:
       TypeError: the definition does not say which options read the flag or what it decides.
@@ -289,8 +288,8 @@ def _record(name, help, bounds, options=None, decides=None, before=THE_DEFAULT, 
     if not _topics:
         return
     if not options or decides not in (NOTHING, RESULT, NETWORK):
-        raise TypeError("flag '%s': say which values of --option read it (options=) and whether it decides NOTHING, "
-                        'the RESULT of a training or the NETWORK (decides=).' % name)
+        raise TypeError("flag '%s': give the values of --option that read it (options=) and whether it decides "
+                        'NOTHING, the RESULT of training or the NETWORK (decides=).' % name)
     default = flags.FLAGS[name].default
     RECORDS[name] = FlagRecord(name, default, help, bounds, _topics[-1], tuple(options), decides,
                                default if before is THE_DEFAULT else before, **more)
@@ -315,7 +314,7 @@ def is_given(conf, name):
 
 
 def own_flags():
-    """Returns the sorted names of the flags that the project's own modules define."""
+    """Returns the sorted names of the flags defined by this project's modules."""
     by_module = flags.FLAGS.flags_by_module_dict()
     return sorted(flag.name for module, members in by_module.items()
                   if not module.startswith(('absl', 'tensorflow')) for flag in members)
@@ -331,7 +330,7 @@ def parse_flags(argv):
 
     Raises:
       UserError: a flag is unknown (the message suggests the most similar one), a value is invalid, a flag file is
-        missing, or there is a stray word. For a mistake in a flag file the message names the file and line.
+        missing, or an argument is not a flag. For a mistake in a flag file, the message gives the file and line.
     """
     program, rest = argv[0], argv[1:]
     while True:
@@ -341,7 +340,7 @@ def parse_flags(argv):
             return
         words = rest[at].split('=', 1) if '=' in rest[at] else rest[at:at + 2]
         if len(words) < 2:
-            raise UserError('--flagfile needs the name of a file.')
+            raise UserError('--flagfile needs a file name: give --flagfile=FILE.')
         rest = rest[at + (1 if '=' in rest[at] else 2):]
         _parse_flagfile(program, words[1], [])
 
@@ -349,7 +348,7 @@ def parse_flags(argv):
 def _parse(argv):
     """Parses arguments, none of which is --flagfile; raises UserError for the first mistake."""
     for name in map(flag_name, argv[1:]):
-        if len(name) > LONGEST_NAME:  # absl searches for similar names by a recursion as deep as the name is long
+        if len(name) > LONGEST_NAME:  # absl's search for similar names recurses once per character
             raise UserError("unknown flag '--%s': --help lists the flags." % quoted(name))
     try:
         rest = flags.FLAGS(argv)
@@ -362,7 +361,7 @@ def _parse(argv):
 
 
 def _bad_value(message):
-    """Returns absl's message about an invalid value as one line, with the value shortened."""
+    """Returns absl's message about an invalid value on one line, with a long value shortened."""
     message = re.sub(r'invalid literal for int\(\) with base .*', 'it is not a whole number', message)
     message = re.sub(r'could not convert string to float.*', 'it is not a number', message)
     match = re.match(r'(?s)flag --(\w+)=(.*): (.*)$', message)
@@ -378,10 +377,10 @@ def _nearest(name):
 
 
 def _stray(word):
-    """Returns the message about a word that is not a flag."""
+    """Returns the message about an argument that is not a flag."""
     text = "unexpected argument '%s': " % quoted(word)
     if is_picture(word) and 'test_data_list' in flags.FLAGS:
-        return text + 'to predict images, write --option=predict with --image= before each, or --image_dir=FOLDER.'
+        return text + 'to predict images, give --option=predict and --image=FILE for each, or --image_dir=FOLDER.'
     if 'option' in flags.FLAGS and word in flags.FLAGS['option'].parser.enum_values:
         return text + 'write --option=%s.' % word
     return text + 'flags are written --name=value.'
@@ -390,12 +389,12 @@ def _stray(word):
 def _parse_flagfile(program, name, open_files):
     """Parses a flag file, which has one flag per line; skips blank lines and lines that start with # or //.
 
-    Quotes around a value or around a whole line are removed, and a space may stand for the `=`.
+    Quotes around a value or a whole line are removed. Name and value may be separated by a space instead of `=`.
 
     Args:
-      program: the program's name.
-      name: the flag file's path, as it is given.
-      open_files: real paths of the flag files that include this one, directly or indirectly.
+      program: the name of the program.
+      name: the path of the flag file, as given by the user.
+      open_files: the real paths of the flag files that include this one, directly or indirectly.
 
     Raises:
       UserError: as in parse_flags.
@@ -405,7 +404,7 @@ def _parse_flagfile(program, name, open_files):
     except ValueError as error:
         raise UserError("--flagfile=%s: %s." % (quoted(name), error))
     if os.path.realpath(path) in open_files:
-        raise UserError("flag file '%s' names itself." % quoted(path))
+        raise UserError("flag file '%s' includes itself: remove that --flagfile from it." % quoted(path))
     for number, line in enumerate(_lines(path), 1):
         line = line.strip()
         if not line or line.startswith(('#', '//')):
@@ -426,7 +425,7 @@ def _flag_of_line(line):
     """Returns a line of a flag file as `--name=value` or `--name`.
 
     Raises:
-      UserError: the line has several flags.
+      UserError: there are several flags on the line.
     """
     match = _LINE.match(_unquoted(line))
     if match is None:
@@ -435,12 +434,12 @@ def _flag_of_line(line):
     second = next((word for word in value.split()
                    if word.startswith('--') and flag_name(word) in flags.FLAGS), None)
     if second and _unquoted(value) == value:
-        raise UserError("'%s' follows another flag: write each flag on a line of its own." % quoted(second))
+        raise UserError("'%s' follows another flag: write each flag on a separate line." % quoted(second))
     return '%s=%s' % (name, _unquoted(value))
 
 
 def _unquoted(text):
-    """Returns the text without a pair of quotes around the whole of it."""
+    """Returns the text without the quotes around it, if it is quoted as a whole."""
     quote = text[:1]
     whole = len(text) > 1 and quote in ('"', "'") and text.find(quote, 1) == len(text) - 1
     return text[1:-1] if whole else text
@@ -459,14 +458,14 @@ def _lines(path):
 
 
 def _found(path):
-    """Returns the path of the repo's own file in dataset/ if only that exists, otherwise the path unchanged."""
+    """Returns the path of a file in the repo's dataset/ if only that file exists; otherwise the path unchanged."""
     ours = os.path.normpath(os.path.join(REPO, path))
     inside = os.path.realpath(ours).startswith(OUR_FLAGFILES + os.sep)
     return ours if inside and not os.path.exists(path) and os.path.exists(ours) else path
 
 
 def _find_path(name):
-    """Replaces the value of a flag that names a file or folder to read by the path at which it was found."""
+    """Replaces the value of a path flag by the path at which the file or folder was found, unless it is an output."""
     if name in flags.FLAGS:
         flag = flags.FLAGS[name]
         if isinstance(flag.parser, PathParser) and not flag.parser.output and flag.value:
@@ -474,16 +473,16 @@ def _find_path(name):
 
 
 def escape_what_cannot_be_shown():
-    """Makes stdout and stderr escape characters that their encoding lacks; by default Python raises an error."""
+    """Makes stdout and stderr escape characters that their encoding lacks, where Python would raise an error."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):  # a test's stream lacks it, and so does None, which stands for a closed one
+        if hasattr(stream, 'reconfigure'):  # streams in tests do not have it, nor does None, a closed stream
             stream.reconfigure(errors='backslashreplace')
 
 
 def _drop_closed_streams():
-    """Directs stdout and stderr to nowhere if nobody reads them any more; returns whether that was so for either.
+    """Redirects stdout and stderr to the null device if their reader has closed them; returns whether any was closed.
 
-    Python would otherwise report the text that they still hold at its exit.
+    Otherwise, Python would report an error at exit, when it flushes the buffered text.
     """
     closed = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _is_closed(stream)]
     for stream in closed:
@@ -494,7 +493,7 @@ def _drop_closed_streams():
 
 
 def _is_closed(stream):
-    """Returns whether nobody reads a stream any more; a stream without a buffer has nothing left that could fail."""
+    """Returns whether the reader of a stream has closed it."""
     try:
         stream.flush()
         ends = select.poll()
@@ -502,21 +501,21 @@ def _is_closed(stream):
         return any(event & select.POLLERR for _, event in ends.poll(0))
     except BrokenPipeError:
         return True
-    except (AttributeError, OSError, ValueError):  # Windows has no poll, a test's stream no number
+    except (AttributeError, OSError, ValueError):  # Windows has no poll; streams in tests have no file descriptor
         return False
 
 
 def refuse_unread(args):
-    """Refuses flags on the command line that would have no effect.
+    """Rejects flags on the command line that have no effect.
 
-    Flags in a flag file are not refused, as the file may serve several options.
+    Flags in a flag file are not rejected, as the file may be used with several options.
 
     Args:
-      args: the command line without the program's name, which has been parsed.
+      args: the parsed command line, without the name of the program.
 
     Raises:
-      UserError: --option does not read some of the flags, they require another flag to have another value, or two
-        exclude each other.
+      UserError: --option does not read some of the flags, they need a flag that is not given, or two flags exclude each
+        other.
     """
     option = flags.FLAGS.option if RECORDS else None
     given = [record for record in RECORDS.values() if record.name in _named(args) and not _is_left_off(record)]
@@ -531,7 +530,7 @@ def refuse_unread(args):
     idle = [record for record in given if record.needs and not is_met(record.needs, flags.FLAGS)]
     if idle:
         needed = ['--%s needs --%s' % (record.name, record.needs.replace('|', ' or ')) for record in idle]
-        raise UserError('%s: %s.' % (some(needed, len(idle), MOST_UNREAD), 'give that too, or leave %s out' % (
+        raise UserError('%s: %s.' % (some(needed, len(idle), MOST_UNREAD), 'also give that, or leave %s out' % (
             'it' if len(idle) == 1 else 'them')))
     for record in RECORDS.values():
         excluded = [name for name in record.excludes if name in _named(args)]
@@ -540,13 +539,13 @@ def refuse_unread(args):
 
 
 def _remedy(records, first):
-    """Returns what to do about flags that have no effect: the clause `first`, then what helps in any case."""
+    """Returns the remedy for flags that have no effect: the clause `first` and the general remedy."""
     return first + ('leave it out or put it into a flag file' if len(records) == 1
                     else 'leave them out or put them into a flag file')
 
 
 def _named(args):
-    """Returns the set of the names of the flags in a list of arguments; --novisual names `visual` too."""
+    """Returns the set of names of the flags in a list of arguments; --novisual adds `visual`."""
     names = set(map(flag_name, args))
     return names | {name[2:] for name in names if name.startswith('no') and name not in flags.FLAGS}
 
@@ -558,10 +557,10 @@ def _is_left_off(record):
 
 
 def is_met(needs, conf):
-    """Returns whether a condition holds.
+    """Returns whether the condition of a flag is met.
 
     Args:
-      needs: the field `needs` of a FlagRecord, not empty.
+      needs: the field `needs` of a FlagRecord; not empty.
       conf: the flags as attributes.
     """
     name, _, values = needs.partition('=')
@@ -575,12 +574,12 @@ def run(main, argv=None, default_args=lambda args: []):
     Args:
       main: a function without arguments that reads absl's FLAGS.
       argv: the command line, program name first; sys.argv if None.
-      default_args: a function that gets the list of the user's arguments, which are valid, and returns a list of
-        arguments to put before them.
+      default_args: a function that gets the list of the user's arguments, after they have been validated, and returns a
+        list of arguments to put before them.
 
     Returns:
-      0 for success; 1 after a UserError or an OSError, which is reported in one sentence on stderr; 130 after Ctrl-C;
-      128 + n after signal n, on which the run has finished its step; CLOSED if nobody reads stdout any more.
+      0 for success; 1 for a UserError or OSError, which is reported in one sentence on stderr; 130 after Ctrl-C;
+      128 + n if signal n stopped the run after a step; CLOSED if the reader of stdout or stderr has closed it.
     """
     escape_what_cannot_be_shown()
     argv = sys.argv if argv is None else argv
@@ -606,7 +605,7 @@ def run(main, argv=None, default_args=lambda args: []):
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         return 130
-    except SystemExit:  # of --help
+    except SystemExit:  # raised by --help
         if _drop_closed_streams():
             return CLOSED
         raise
@@ -617,7 +616,7 @@ def run(main, argv=None, default_args=lambda args: []):
     except RuntimeError as error:
         if str(error) != NO_THREAD:
             raise
-        message = ('the system starts no more threads: lower --num_threads, or raise the limits of processes and of '
+        message = ('the system cannot start more threads: lower --num_threads, or raise the limits on processes and '
                    'memory (ulimit -u, ulimit -v).')
     except UnicodeEncodeError as error:
         if error.encoding.replace('-', '').lower() == 'utf8':
@@ -630,9 +629,12 @@ def run(main, argv=None, default_args=lambda args: []):
 
 
 def _other_encoding(message):
-    """Returns a sentence to add if a message's file name may be UTF-8 while Python uses another encoding; else ''."""
+    """Returns a sentence to append if the message may contain a UTF-8 file name but Python uses another encoding.
+
+    Returns '' otherwise.
+    """
     encoding = sys.getfilesystemencoding()
     if encoding.replace('-', '').lower() == 'utf8' or message == message.encode('ascii', 'replace').decode() and (
             '\\udc' not in message):
         return ''
-    return ' File names are read as %s here: if this one is UTF-8, set PYTHONUTF8=1 or a UTF-8 locale.' % encoding
+    return ' Python decodes file names as %s here; if this one is UTF-8, set PYTHONUTF8=1 or a UTF-8 locale.' % encoding

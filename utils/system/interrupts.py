@@ -1,4 +1,4 @@
-"""Signals that stop a run: after the first the run finishes its current step, the second ends it immediately."""
+"""Signals that stop a run: after the first, the run finishes its current step; the second ends it immediately."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """A run was stopped by the signal `number` after finishing its step."""
+    """Raised when a run stops, after finishing its step, because of the signal `number`."""
 
     def __init__(self, number):
         super(Interrupted, self).__init__('signal %d' % number)
@@ -19,7 +19,7 @@ class Interrupted(Exception):
 
 
 class Pending(object):
-    """The signal that was received: its `number`, None until there is one."""
+    """The first signal that was received: its `number`, or None if there was none."""
 
     number = None
 
@@ -34,14 +34,14 @@ class Pending(object):
                 if count:
                     os._exit(128 + number)  # any other exit would wait for TensorFlow's threads
                 self.handle(number)
-                print('\nstopping after this step; a second signal stops at once', file=sys.stderr)
+                print('\nstopping after this step; a second signal stops immediately', file=sys.stderr)
 
 
 @contextlib.contextmanager
 def at_once():
-    """Makes Ctrl-C end the process immediately within a `with` block, such as one with imports.
+    """Makes Ctrl-C end the process immediately within a `with` block. Useful around imports.
 
-    Python's KeyboardInterrupt can be lost during an import, which ignores exceptions in its callbacks.
+    KeyboardInterrupt can get lost during an import, which ignores exceptions in its callbacks.
     """
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(
         signal.SIGINT) is signal.default_int_handler
@@ -56,10 +56,10 @@ def at_once():
 
 @contextlib.contextmanager
 def deferred():
-    """Defers SIGINT and SIGTERM in a `with` block and yields a Pending, whose number the first signal sets.
+    """Defers SIGINT and SIGTERM in a `with` block and yields a Pending, which keeps the first signal.
 
-    A second signal ends the process. Python's own handlers do not run while TensorFlow computes a step, so a thread
-    waits for the signals. As Python allows handlers in the main thread only, nothing changes in other threads.
+    A second signal ends the process. Python's signal handlers do not run while TensorFlow computes a step, so a thread
+    waits for the signals. Python allows handlers only in the main thread; in other threads this does nothing.
     """
     pending = Pending()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Memory: how much this process may still allocate, and an error that names the settings to lower if none is left."""
+"""Memory: how much this process can still allocate, and a helpful error when memory is exhausted."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from utils.system.errors import UserError, reason
 
 
 class CgroupFiles(NamedTuple):
-    """Where a version of cgroups keeps a group's memory figures."""
+    """The names of the files in which a version of cgroups reports memory."""
     controller: str  # the folder in the mount; '' in version 2
-    limit: str  # the file that holds the limit
-    used: str  # the file that holds the usage
-    reclaimable: str  # the name, in memory.stat, of the part of the usage that caches files and is freed on demand
+    limit: str  # the file that contains the limit
+    used: str  # the file that contains the usage
+    reclaimable: str  # the name in memory.stat of the file cache: used memory that is freed on demand
 
 
 CGROUP_VERSIONS = (CgroupFiles('', 'memory.max', 'memory.current', 'inactive_file'),
@@ -25,7 +25,11 @@ CGROUP_VERSIONS = (CgroupFiles('', 'memory.max', 'memory.current', 'inactive_fil
 
 @contextlib.contextmanager
 def report_exhaustion(settings):
-    """Turns TensorFlow's ResourceExhaustedError in a `with` block into a UserError that names the settings to lower."""
+    """Turns TensorFlow's ResourceExhaustedError in a `with` block into a UserError.
+
+    Args:
+      settings: the settings to lower, for the message.
+    """
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
@@ -33,10 +37,10 @@ def report_exhaustion(settings):
 
 
 def free(proc='/proc', cgroup=runtime.CGROUP):
-    """Returns how many bytes of main memory this process may still allocate; infinity if this is unknown.
+    """Returns how many bytes of main memory this process can still allocate; infinity if this is unknown.
 
-    This is the smallest of three numbers: the machine's available memory, what the limits of the process's cgroups (of
-    a container or a batch job) leave, and what its address space limit (`ulimit -v`) leaves.
+    This is the minimum of the machine's available memory, the memory left within the limits of the process's cgroups
+    (of a container or a batch job), and the address space left within its limit (`ulimit -v`).
     """
     left = [float('inf')]
     with contextlib.suppress(OSError):
@@ -51,7 +55,7 @@ def free(proc='/proc', cgroup=runtime.CGROUP):
 
 
 def _value(path, name, unknown):
-    """Returns the integer after a name in a file with lines `name number`; `unknown` if there is none."""
+    """Returns the number for a name in a file with lines `name number`; `unknown` if it is not there."""
     with contextlib.suppress(OSError, ValueError), open(path) as file:
         for words in map(str.split, file):
             if len(words) > 1 and words[0] == name:
@@ -60,8 +64,8 @@ def _value(path, name, unknown):
 
 
 def _cgroup_folders(proc, cgroup, controller):
-    """Returns the folders of the process's cgroup and of all cgroups above it, whose limits apply too."""
-    folders = [os.path.join(cgroup, controller)]  # in a container, only its own cgroup is mounted
+    """Returns the folders of the process's cgroup and of its parents, whose limits also apply."""
+    folders = [os.path.join(cgroup, controller)]  # in a container, only the container's cgroup is mounted
     with contextlib.suppress(OSError, ValueError), open(os.path.join(proc, 'self', 'cgroup')) as file:
         for _, controllers, path in (line.rstrip('\n').split(':', 2) for line in file):
             if controller in controllers.split(','):
@@ -71,7 +75,7 @@ def _cgroup_folders(proc, cgroup, controller):
 
 
 def _left_in_cgroup(folder, files):
-    """Returns the bytes that a cgroup's limit leaves, counting cached files as free; infinity without a limit."""
+    """Returns the bytes left within the limit of a cgroup, counting cached files as free; infinity without a limit."""
     try:
         limit, used = runtime.read_words(folder, files.limit, files.used)
         return int(limit) - int(used) + _value(os.path.join(folder, 'memory.stat'), files.reclaimable, unknown=0)

@@ -1,6 +1,6 @@
-"""Files and folders that a run writes: they are checked before the work, and complete or absent after it.
+"""Output files and folders: they are checked before the work begins, and afterwards they are complete or absent.
 
-This holds however the process ends. After a loss of power it holds for the files on which `sync` was called.
+This holds no matter how the process ends. After a power failure, it holds only for files on which `sync` was called.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ import tempfile
 from utils.system.errors import UserError, quoted, reason
 
 FIGURE_FORMATS = ('eps', 'jpg', 'pdf', 'png', 'svg')
-# (function that tests a file's mode, name of that kind of file in messages)
+# (function that tests the mode of a file, name of this kind of file in messages)
 KINDS = [(stat.S_ISREG, 'a file'), (stat.S_ISDIR, 'a folder'), (stat.S_ISLNK, 'a symbolic link'),
          (stat.S_ISFIFO, 'a named pipe'), (stat.S_ISSOCK, 'a socket')]
 
 
 def kind_of(path):
-    """Returns what is at path, without following links: a name in KINDS, 'a device', or None for nothing."""
+    """Returns the kind of file at path, without following links: a name in KINDS or 'a device'; None if none exists."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -29,26 +29,27 @@ def kind_of(path):
 
 
 def check_file(path, flag, inside=False):
-    """Checks that a file can be written at path and makes its folder; returns the path.
+    """Checks that a file can be written at path, creates its folder and returns the path.
 
     Args:
-      inside: whether the flag names the folder of the file, not the file itself.
+      path: the file.
+      flag: the flag that names it, for the message.
+      inside: whether the flag names the folder of the file instead of the file.
 
     Raises:
-      UserError: there is a folder, link, pipe, socket or device at path, or its folder cannot be written to; the
-        message names the flag.
+      UserError: path is a folder, link, pipe, socket or device, or the folder cannot be written to.
     """
     make_dir(os.path.dirname(path) or '.', flag)
     kind = kind_of(path)
     if kind not in (None, 'a file') and inside:
-        raise UserError('%s is %s, no regular file: remove it or give another --%s.' % (quoted(path), kind, flag))
+        raise UserError('%s is %s, not a regular file: remove it or give another --%s.' % (quoted(path), kind, flag))
     if kind not in (None, 'a file'):
         raise UserError('--%s=%s is %s: give the name of a regular file.' % (flag, quoted(path), kind))
     return path
 
 
 def make_dir(path, flag, follow=True):
-    """Makes a folder unless it exists, checks that it can be written to, and returns its path.
+    """Creates a folder unless it exists, checks that files can be written to it, and returns its path.
 
     Args:
       path: the folder.
@@ -56,7 +57,7 @@ def make_dir(path, flag, follow=True):
       follow: whether a symbolic link to a folder is accepted.
 
     Raises:
-      UserError: there is something else at path, or the folder cannot be written to.
+      UserError: path is not a folder, or the folder cannot be written to.
     """
     if os.path.lexists(path) and not os.path.isdir(path) or not follow and os.path.islink(path):
         raise UserError('cannot write to %s (it is %s): give another folder with --%s.' % (
@@ -65,19 +66,23 @@ def make_dir(path, flag, follow=True):
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except (OSError, RecursionError) as error:  # os.makedirs calls itself for each folder above
+    except (OSError, RecursionError) as error:  # os.makedirs calls itself for each parent folder
         raise UserError('cannot write to %s (%s): give another folder with --%s.' % (
             quoted(path), reason(error), flag))
     return path
 
 
 def set_aside(path, flag, inside=False):
-    """Prepares path for a new file: makes its folder and renames an existing file.
+    """Prepares path for a new file: creates its folder and renames an existing file.
 
-    Args: those of check_file.
+    The arguments are as for check_file.
 
     Returns:
-      the existing file's new name, the first unused one of path.old, path.old2, path.old3...; None if there was none.
+      the new name of the existing file, which is the first unused one of path.old, path.old2, path.old3 and so on; None
+      if no file existed.
+
+    Raises:
+      UserError: as in check_file; or the existing file cannot be renamed.
     """
     if kind_of(check_file(path, flag, inside)) is None:
         return None
@@ -94,7 +99,7 @@ def set_aside(path, flag, inside=False):
 
 
 def check_replaceable(path):
-    """Raises UserError if there is something at path that a new file cannot replace: a folder, pipe or device."""
+    """Raises UserError if path is something that a new file cannot replace: a folder, pipe, socket or device."""
     kind = kind_of(path)
     if kind not in (None, 'a file', 'a symbolic link'):
         raise UserError("'%s' cannot be written (it is %s): give another name." % (quoted(path), kind))
@@ -102,13 +107,12 @@ def check_replaceable(path):
 
 @contextlib.contextmanager
 def new_file(path):
-    """Yields a temporary path beside `path` to write to; at the end of the `with` block the file is renamed to `path`.
+    """Yields a temporary path next to `path` to write to; at the end of the `with` block the file is renamed to `path`.
 
-    A link at path is replaced, not followed.
+    A link at path is replaced, not followed. After an error, no part of the file remains.
 
     Raises:
-      UserError: the file cannot be written, or path is a folder, pipe, socket or device; no part of a file is left
-        behind.
+      UserError: the file cannot be written, or path is a folder, pipe, socket or device.
     """
     temporary = '%s.%d.tmp' % (path, os.getpid())
     try:
@@ -119,7 +123,7 @@ def new_file(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError("'%s' cannot be written (%s): free space or name a file in another folder." % (
+        raise UserError("'%s' cannot be written (%s): free some space or give a file in another folder." % (
             quoted(path), reason(error)))
     finally:
         with contextlib.suppress(OSError):
@@ -127,16 +131,16 @@ def new_file(path):
 
 
 def check_new_folder(path, flag, least, most):
-    """Checks that new_folder can write path: nothing is there, or an empty folder, or one that an earlier run wrote.
+    """Checks that new_folder can write path: it does not exist, is empty, or was written by an earlier run.
 
     Args:
       path: the folder.
       flag: the flag that names it, for the message.
-      least, most: sets of names. A folder was written by an earlier run if it holds all of `least` and nothing but
-        names of `most`.
+      least, most: sets of names. The folder was written by an earlier run if it contains all names in `least`, and
+        all its names are in `most`.
 
     Raises:
-      UserError: there is something else at path, or the folder around it cannot be written to.
+      UserError: path is something else, or its parent folder cannot be written to.
     """
     path = os.path.abspath(path)
     make_dir(os.path.dirname(path), flag)
@@ -146,16 +150,16 @@ def check_new_folder(path, flag, least, most):
     held = set(os.listdir(path)) if kind else set()
     if held and not (least <= held <= most):
         other = sorted(held - most)[:1] or ['no %s' % name for name in sorted(least - held)]
-        raise UserError('--%s=%s holds %s, so it was not written by an earlier run and is not replaced: give another '
-                        'folder.' % (flag, quoted(path), quoted(other[0])))
+        raise UserError('--%s=%s contains %s, so it was not written by an earlier run and is not replaced: give '
+                        'another folder.' % (flag, quoted(path), quoted(other[0])))
 
 
 @contextlib.contextmanager
 def new_folder(path, flag, least, most):
-    """Yields a temporary folder beside `path`; at the end of the `with` block it replaces the folder at `path`.
+    """Yields a temporary folder next to `path`; at the end of the `with` block it replaces the folder at `path`.
 
-    Args and Raises: as in check_new_folder. However the process ends, the folder at path is complete: the earlier one
-    or the new one.
+    The arguments and errors are as for check_new_folder. No matter how the process ends, the folder is complete, either
+    as before or as written now.
     """
     check_new_folder(path, flag, least, most)
     path = os.path.abspath(path)
@@ -181,11 +185,11 @@ def new_folder(path, flag, least, most):
 
 
 def sync(paths):
-    """Waits until the contents and names of files, a list of paths, are on the disk."""
+    """Waits until the contents and names of files, given as a list of paths, are on disk."""
     for path in list(paths) + sorted({os.path.dirname(path) or '.' for path in paths}):
         with contextlib.suppress(OSError):  # some file systems cannot sync
             try:
-                file = os.open(path, os.O_RDWR)  # Windows syncs no file that is open for reading alone
+                file = os.open(path, os.O_RDWR)  # Windows cannot sync a file that is open only for reading
             except OSError:  # a folder
                 file = os.open(path, os.O_RDONLY)
             try:
@@ -195,7 +199,7 @@ def sync(paths):
 
 
 def save_image(pixels, path, colours=None):
-    """Writes a uint8 array [h, w] or [h, w, 3] as PNG; one [h, w] with colours, uint8 [256, 3], becomes indexed."""
+    """Writes a uint8 array [h, w] or [h, w, 3] as a PNG; [h, w] with colours uint8 [256, 3] as an indexed one."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -206,10 +210,10 @@ def save_image(pixels, path, colours=None):
 
 
 def save_arrays(arrays, path):
-    """Writes a dict of arrays as compressed .npz."""
+    """Writes a dict of arrays as a compressed .npz file."""
     import numpy as np
 
-    packed = io.BytesIO()  # in memory, as a zip file that cannot be finished prints a traceback when it is deleted
+    packed = io.BytesIO()  # in memory, because an unfinished ZipFile object prints a traceback when it is deleted
     np.savez_compressed(packed, **arrays)
     with new_file(path) as temporary, open(temporary, 'wb') as file:
         file.write(packed.getbuffer())
@@ -228,16 +232,16 @@ def check_figure(path, flag):
 
 
 def figure_format(path):
-    """Returns the format that a figure's suffix names; raises UserError if it is not in FIGURE_FORMATS."""
+    """Returns the format for the suffix of a figure's path; raises UserError if it is not in FIGURE_FORMATS."""
     suffix = os.path.splitext(path)[1].lstrip('.').lower()
     if suffix not in FIGURE_FORMATS:
-        raise UserError("figure '%s' must end in one of %s." % (
+        raise UserError("the name of the figure '%s' must end in one of %s." % (
             quoted(path), ', '.join('.' + name for name in FIGURE_FORMATS)))
     return suffix
 
 
 def save_figure(figure, path):
-    """Writes a matplotlib Figure in the format that the path's suffix names.
+    """Writes a matplotlib Figure in the format given by the suffix of the path.
 
     Raises:
       UserError: the suffix is not in FIGURE_FORMATS, or the file cannot be written.

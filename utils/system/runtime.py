@@ -1,6 +1,6 @@
-"""The process: the environment and the import of TensorFlow, its devices, and sessions and their precision.
+"""TensorFlow in this process: environment and import, devices, and sessions and their precision.
 
-This module can be imported before TensorFlow: its functions import TensorFlow when they need it.
+This module can be imported before TensorFlow; its functions import TensorFlow when they need it.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ import tempfile
 import warnings
 
 CGROUP = '/sys/fs/cgroup'
-FROZEN_WEIGHTS = 'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'  # name of an environment variable
-DRIVER = '/proc/driver/nvidia/version'  # exists where NVIDIA's driver is loaded
+FROZEN_WEIGHTS = 'TF_ONEDNN_ASSUME_FROZEN_WEIGHTS'  # an environment variable
+DRIVER = '/proc/driver/nvidia/version'  # exists if the NVIDIA driver is loaded
 
-BFLOAT16_FLAGS = ('amx_bf16', 'avx512_bf16')  # processor flags, as Linux spells them
+BFLOAT16_FLAGS = ('amx_bf16', 'avx512_bf16')  # names of processor flags on Linux
 REWRITER_ON = 1  # RewriterConfig.ON, which tensorflow.compat.v1 does not export
 # {precision: the field of RewriterConfig that enables it}
 PRECISION_REWRITES = {'float16': 'auto_mixed_precision', 'bfloat16': 'auto_mixed_precision_onednn_bfloat16'}
@@ -26,7 +26,7 @@ PRECISION_REWRITES = {'float16': 'auto_mixed_precision', 'bfloat16': 'auto_mixed
 # ---- cores ----
 
 def usable_cores(cgroup=CGROUP):
-    """Returns how many cores this process may use, at least 1: the lower of its CPU affinity and its cgroup's quota."""
+    """Returns the number of cores that CPU affinity and the cgroup's quota allow this process to use, at least 1."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
@@ -42,7 +42,7 @@ def usable_cores(cgroup=CGROUP):
 
 
 def read_words(folder, *names):
-    """Returns a list of the words in the files of these names in a folder, such as a cgroup's."""
+    """Returns a list of all words in the named files of a folder, such as that of a cgroup."""
     words = []
     for name in names:
         with open(os.path.join(folder, name)) as file:
@@ -55,25 +55,25 @@ def read_words(folder, *names):
 def import_tensorflow(xla=False, deterministic=False, frozen_weights=False):
     """Sets up the environment, imports TensorFlow in graph mode and returns tensorflow.compat.v1.
 
-    It enables oneDNN, which TensorFlow 2 leaves off on some processors: with it training is faster, and so is
-    prediction with folded batch norm. Environment variables that the user has set are kept, except as stated below.
+    This enables oneDNN, which TensorFlow 2 disables on some processors: it makes training and prediction with folded
+    batch norm faster. Environment variables that the user has set are kept, except as stated below.
 
-    TensorFlow's log is shown only if its import fails or TF_CPP_MIN_LOG_LEVEL is set below 3. Users do not need it:
+    TensorFlow's log is shown only if the import fails or TF_CPP_MIN_LOG_LEVEL is set below 3. Users do not need it:
     failures are exceptions, describe_devices reports the GPUs, and some lines are marked as errors although nothing
-    fails, for instance where an op falls back to another kernel. Some lines are written before TensorFlow reads
+    fails, for instance if an op falls back to another kernel. Some lines are written before TensorFlow reads
     TF_CPP_MIN_LOG_LEVEL, so stderr is held back during the import.
 
     Args:
-      xla: whether XLA's clusters are compiled on the CPU too.
-      deterministic: whether to use ops that give the same bits in every run, which GPU ops do not by default. Because
-        --deterministic promises this, it overrides the user's environment.
-      frozen_weights: whether no weight changes after its first use. oneDNN then reorders each weight once, as it does
-        with constants, instead of in every run. This holds for the whole process; later calls do not change it.
-        False overrides the user's environment, as training with frozen weights would be wrong.
+      xla: whether XLA also compiles clusters on the CPU.
+      deterministic: whether to use ops that give identical bits in every run, which GPU ops do not do by default. True
+        overrides the user's environment.
+      frozen_weights: whether all weights are constant after their first use, so that oneDNN reorders each weight only
+        once instead of in every run. This applies to the whole process; later calls do not change it. False overrides
+        the user's environment, because training would give wrong results.
     """
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
     if 'tensorflow' not in sys.modules and not (frozen_weights and FROZEN_WEIGHTS in os.environ):
-        os.environ[FROZEN_WEIGHTS] = str(int(frozen_weights))  # training with 1 would be wrong, also if the user set it
+        os.environ[FROZEN_WEIGHTS] = str(int(frozen_weights))
     if xla:
         os.environ.setdefault('TF_XLA_FLAGS', '--tf_xla_cpu_global_jit')
     if deterministic:
@@ -81,14 +81,14 @@ def import_tensorflow(xla=False, deterministic=False, frozen_weights=False):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     logging.getLogger('tensorflow').setLevel(logging.ERROR)
     with held_stderr() as held, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # numpy's about TensorFlow 1.15
+        warnings.simplefilter('ignore')  # numpy warns about TensorFlow 1.15
         with lean_import():
             import tensorflow.compat.v1 as tf
         tf.disable_v2_behavior()
         tf.logging.set_verbosity(tf.logging.ERROR)  # queue runners are deprecated but work on both versions
         if deterministic:
             _enable_determinism()
-        gpus()  # loads CUDA, whose lines are held back too
+        gpus()  # loads CUDA, whose messages are also held back
         held.drop = os.environ['TF_CPP_MIN_LOG_LEVEL'] >= '3'
     return tf
 
@@ -97,8 +97,8 @@ def import_tensorflow(xla=False, deterministic=False, frozen_weights=False):
 def lean_import():
     """Turns off garbage collection and the import of Keras within a `with` block.
 
-    Imports leave no garbage. TensorFlow 2 imports Keras only for users who save Keras models, and starts without Keras
-    if it is missing, which saves a third of the time and 100 MB. After the block, tf.keras loads Keras on first use.
+    Imports leave no garbage. TensorFlow 2 needs Keras only to save Keras models and also starts without it, which saves
+    a third of the time and 100 MB. After the block, tf.keras loads Keras on first use.
     """
     collects, blocked = gc.isenabled(), 'keras' not in sys.modules
     gc.disable()
@@ -125,16 +125,16 @@ class Held(object):
     """The output that held_stderr holds back."""
 
     def __init__(self, stderr):
-        self.stderr = stderr  # a file that writes to the real stderr in the meantime
-        self.drop = False  # set this to True to discard the text at the end
-        self.text = ''  # the text that was held back, available after the `with` block
+        self.stderr = stderr  # a file that still writes to the real stderr
+        self.drop = False  # set to True to discard the text at the end
+        self.text = ''  # the text that was held back; available after the `with` block
 
 
 @contextlib.contextmanager
 def held_stderr():
-    """Holds back everything that is written to file descriptor 2, also by native code, and writes it at the end.
+    """Holds back everything that Python or native code writes to file descriptor 2, and writes it at the end.
 
-    Yields a Held. If native code aborts the process, as TensorFlow does on processors without AVX, the Python traceback
+    Yields a Held. If native code aborts the process, as TensorFlow does on processors without AVX, Python's traceback
     is printed.
     """
     sys.stderr.flush()
@@ -166,7 +166,7 @@ def held_stderr():
 # ---- devices ----
 
 def gpus():
-    """Returns the GPUs that TensorFlow sees, a list of PhysicalDevices."""
+    """Returns a list of the GPUs (PhysicalDevices) that TensorFlow sees."""
     import tensorflow.compat.v1 as tf
     return tf.config.experimental.list_physical_devices('GPU')
 
@@ -182,13 +182,13 @@ def device_kind():
 
 
 def has_driver():
-    """Returns whether there is an NVIDIA driver whose GPUs CUDA_VISIBLE_DEVICES does not hide."""
+    """Returns whether an NVIDIA driver is installed and CUDA_VISIBLE_DEVICES does not hide its GPUs."""
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES', '0').strip() in ('', '-1')
     return not hidden and bool(os.path.exists(DRIVER) or shutil.which('nvidia-smi'))
 
 
 def describe_devices():
-    """Returns a line about the devices of the run, with a remedy if there is an NVIDIA driver but no GPU is found."""
+    """Returns a line that lists the devices, with a remedy if there is an NVIDIA driver but TensorFlow sees no GPU."""
     import tensorflow.compat.v1 as tf
     cores = usable_cores()
     found = ['%d CPU core%s' % (cores, '' if cores == 1 else 's')]
@@ -215,7 +215,7 @@ def session_config(xla=False, num_cpus=1):
 
     Args:
       xla: whether clusters of ops are compiled with XLA.
-      num_cpus: number of logical devices into which the processor is divided.
+      num_cpus: the number of logical CPU devices.
     """
     import tensorflow.compat.v1 as tf
     config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
@@ -227,9 +227,9 @@ def session_config(xla=False, num_cpus=1):
 
 
 def precision_from_flag(mixed_precision):
-    """Returns the precision for --mixed_precision, as available_precision does; None without the flag.
+    """Returns available_precision() if the flag --mixed_precision is given, otherwise None.
 
-    With the flag, the precision is printed, even if it remains float32.
+    If the flag is given, the precision is printed, even if it remains float32.
     """
     if not mixed_precision:
         return None
@@ -240,19 +240,19 @@ def precision_from_flag(mixed_precision):
 
 
 def available_precision():
-    """Returns 'float16' on GPUs, 'bfloat16' on processors that support it, and None where 16 bits are not faster."""
+    """Returns 'float16' on GPUs, 'bfloat16' on processors that support it, and None if 16 bits would not be faster."""
     if on_gpu():
         return 'float16'
     return 'bfloat16' if has_bfloat16() else None
 
 
 def has_bfloat16(cpuinfo='/proc/cpuinfo'):
-    """Returns whether the processor computes in bfloat16 and this TensorFlow has oneDNN's kernels for it."""
+    """Returns whether the processor supports bfloat16 and this TensorFlow has oneDNN's kernels for it."""
     return not why_no_bfloat16(cpuinfo)
 
 
 def why_no_bfloat16(cpuinfo='/proc/cpuinfo'):
-    """Returns a clause that says why has_bfloat16 returns False; '' if it returns True."""
+    """Returns a clause that explains why has_bfloat16 returns False; '' if it returns True."""
     import tensorflow.compat.v1 as tf
     if tf.__version__.startswith('1.'):
         return 'TensorFlow %s has no bfloat16 kernels for processors' % tf.__version__
@@ -262,16 +262,16 @@ def why_no_bfloat16(cpuinfo='/proc/cpuinfo'):
         with open(cpuinfo) as file:
             words = next((line.split() for line in file if line.startswith('flags')), [])
     except OSError:
-        return 'whether the processor has bfloat16 is known on Linux only'
+        return 'support for bfloat16 can be detected only on Linux'
     return '' if any(flag in words for flag in BFLOAT16_FLAGS) else 'the processor has neither AMX nor AVX512-BF16'
 
 
 def set_precision(config, precision):
-    """Sets the precision of a session and returns its config; TensorFlow decides which ops it computes in 16 bits.
+    """Sets the precision in the config of a session and returns it; TensorFlow decides which ops use 16 bits.
 
     Args:
-      config: the session's tf.ConfigProto, which is changed.
-      precision: 'float16', 'bfloat16' or None, as available_precision returns.
+      config: a tf.ConfigProto, which is modified.
+      precision: 'float16', 'bfloat16' or None, as returned by available_precision.
     """
     if precision:
         setattr(config.graph_options.rewrite_options, PRECISION_REWRITES[precision], REWRITER_ON)

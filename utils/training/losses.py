@@ -1,4 +1,4 @@
-"""Losses: plain functions of logits and labels, and the named terms that --loss makes of them."""
+"""Losses: plain functions of logits and labels, and the named terms that each value of --loss consists of."""
 
 import collections
 import contextlib
@@ -16,20 +16,20 @@ from utils.data.pixels import AS_STORED
 from utils.net import layers
 from utils.system.errors import UserError, quoted, reason
 
-MOST_BYTES = 1 << 20  # of a file of class weights
-MOST_WEIGHT = 1e6  # of a class; larger ones overflow in the loss
+MOST_BYTES = 1 << 20  # the maximum size of a file of class weights
+MOST_WEIGHT = 1e6  # the maximum class weight; larger weights overflow in the loss
 
 
 class Labels(typing.NamedTuple):
-    """Labels at the size of the logits."""
-    target: tf.Tensor  # int32 [N, h, w], the class of each pixel; 0 where the pixel does not count
+    """Labels, resized to the size of the logits."""
+    target: tf.Tensor  # int32 [N, h, w], the class of each pixel; 0 for pixels that are not valid
     valid: tf.Tensor   # bool [N, h, w], whether the pixel is part of the loss
 
 
 # Losses ------------------------------------------------------------------------------------------------------------
 #
-# Each takes logits [N, h, w, num_classes], a Labels, the weights of the classes (a list of num_classes numbers; None
-# for 1 each) and the flags as attributes. It returns a scalar, which is 0 and not NaN if the batch has no valid pixel.
+# Each takes logits [N, h, w, num_classes], a Labels, the class weights (num_classes numbers; None means 1 for each) and
+# an object with the flags as attributes. It returns a scalar, which is 0, not NaN, if the batch has no valid pixels.
 
 def cross_entropy(logits, labels, class_weights, conf):
     """Returns the mean softmax cross-entropy of the valid pixels, weighted by class."""
@@ -37,9 +37,10 @@ def cross_entropy(logits, labels, class_weights, conf):
 
 
 def hard_cross_entropy(logits, labels, class_weights, conf):
-    """Returns the mean cross-entropy of the hardest pixels, a fraction conf.ohem_fraction of the valid ones.
+    """Returns the mean cross-entropy of the hardest valid pixels, weighted by class.
 
-    Online hard example mining (Shrivastava et al. 2016), applied to pixels.
+    This is online hard example mining (Shrivastava et al. 2016), applied to pixels. conf.ohem_fraction is the fraction
+    of the valid pixels that are used.
     """
     losses, weights = pixel_losses(logits, labels), tf.cast(labels.valid, tf.float32)
     if conf.ohem_fraction < 1:
@@ -48,10 +49,11 @@ def hard_cross_entropy(logits, labels, class_weights, conf):
 
 
 def dice(logits, labels, class_weights, conf):
-    """Returns 1 - the mean over the classes of 2 sum(p g) / (sum(p^2) + sum(g^2)) (Milletari et al. 2016, section 3).
+    """Returns 1 minus the Dice coefficient, averaged over the classes (Milletari et al. 2016, section 3).
 
-    p is the probability of a class and g is 1 where the label is that class; the sums are over the valid pixels of the
-    batch. The mean leaves out classes that are absent from the batch's labels.
+    The Dice coefficient of a class is 2 sum(p g) / (sum(p^2) + sum(g^2)), where p is the probability of the class and g
+    is 1 where the label is that class, and 0 elsewhere. The sums are over the valid pixels of the batch. The mean is
+    weighted by class_weights and leaves out classes that are absent from the batch's labels.
     """
     valid = tf.cast(labels.valid, tf.float32)[..., tf.newaxis]  # [N, h, w, 1]
     truth = tf.one_hot(labels.target, tf.shape(logits)[3]) * valid  # [N, h, w, num_classes]
@@ -67,9 +69,9 @@ def dice(logits, labels, class_weights, conf):
 @dataclasses.dataclass
 class Term:
     """A term of the training loss."""
-    name: str               # its column in metrics.csv; its curve in TensorBoard is loss/NAME
+    name: str               # the column in metrics.csv; the curve in TensorBoard is loss/NAME
     function: typing.Callable
-    factor: float = 1.0     # by which the total multiplies it
+    factor: float = 1.0     # weight of the term in the total loss
 
 
 LOSSES = {
@@ -81,19 +83,19 @@ LOSSES = {
 
 
 def loss_terms(terms, logits, label, classes, class_weights, conf, align_corners=False):
-    """Computes terms of the training loss.
+    """Computes the terms of the training loss.
 
     Args:
       terms: a list of Terms, such as LOSSES[conf.loss].
-      logits: a list of [N, h, w, num_classes] of different sizes; every term is summed over all of them.
+      logits: a list of tensors [N, h, w, num_classes] of any sizes; every term is summed over all of them.
       label: integer [N, H, W, 1]. Pixels with ignore_label or a value outside 0..num_classes-1 are left out.
       classes: an object with num_classes and ignore_label.
-      class_weights: [num_classes] numbers, or None.
-      conf: the flags as attributes.
-      align_corners: see prepare_label.
+      class_weights: num_classes numbers, or None.
+      conf: an object with the flags as attributes.
+      align_corners: as for prepare_label.
 
     Returns:
-      an OrderedDict {name: scalar}, each multiplied by its factor; their sum is the loss.
+      an OrderedDict {name: scalar}, where each term is multiplied by its factor; the sum of the terms is the loss.
     """
     pairs = [(one, resized_labels(label, tf.shape(one)[1:3], classes, align_corners)) for one in logits]
     values = collections.OrderedDict()
@@ -106,15 +108,15 @@ def loss_terms(terms, logits, label, classes, class_weights, conf, align_corners
 # Weight decay ------------------------------------------------------------------------------------------------------
 
 def decayed_variables(variables):
-    """Returns the variables with weight decay: the ones named 'weights', but not biases, batch norm or fix_w."""
+    """Returns the variables with weight decay, which are those named 'weights': no biases, batch norm or fix_w."""
     return [v for v in variables if v.op.name.split('/')[-1] == 'weights']
 
 
 def weight_decay_loss(value, weight_decay):
     """Returns weight_decay * sum(w ** 2) / 2 for the value of one variable.
 
-    The decay is defined only here: the log shows the sum of this function over the variables, and the update uses its
-    gradient (see optimizer.decay_gradient).
+    This is the only definition of the decay: the log shows the sum of this function over the variables, and the update
+    uses its gradient (see optimizer.decay_gradient).
     """
     return weight_decay * tf.nn.l2_loss(value)
 
@@ -133,8 +135,8 @@ def total_weight_decay(variables, weight_decay):
 def prepare_label(label, new_size, align_corners=False):
     """Resizes labels to the size of the logits by nearest neighbour.
 
-    The source index is floor(i * in / out), TensorFlow's legacy rule and the original's; with align_corners it
-    is round(i * (in - 1) / (out - 1)), which for 8k+1 pixels and k+1 logits is Caffe's label[::8].
+    The source index is floor(i * in / out), as in the original (TensorFlow's legacy rule). With align_corners, it is
+    round(i * (in - 1) / (out - 1)), which equals Caffe's label[::8] for 8k+1 pixels and k+1 logits.
 
     Args:
       label: integer tensor [N, H, W, 1].
@@ -150,7 +152,7 @@ def prepare_label(label, new_size, align_corners=False):
 
 
 def resized_labels(label, size, classes, align_corners=False):
-    """Returns the Labels of `label`, integer [N, H, W, 1], at a size (h, w); for other arguments, see loss_terms."""
+    """Returns the Labels for `label`, integer [N, H, W, 1], resized to (h, w); other arguments as for loss_terms."""
     small = prepare_label(label, size, align_corners)  # [N, h, w]
     valid = (small >= 0) & (small < classes.num_classes) & tf.not_equal(small, classes.ignore_label)
     return Labels(tf.where(valid, small, tf.zeros_like(small)), valid)
@@ -162,7 +164,7 @@ def pixel_losses(logits, labels):
 
 
 def mean_over_pixels(losses, weights, labels, class_weights):
-    """Returns the mean of losses [N, h, w] weighted by weights [N, h, w] and by class; 0 where all weights are 0."""
+    """Returns the mean of losses [N, h, w], weighted by weights [N, h, w] and by class; 0 if all weights are 0."""
     if class_weights is None:
         return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
     weights *= tf.gather(tf.constant(class_weights, tf.float32), labels.target)
@@ -175,7 +177,7 @@ def hardest(losses, valid, fraction):
     Args:
       losses: float32 [N, h, w], not negative.
       valid: bool [N, h, w].
-      fraction: of the valid pixels to choose; at least one pixel is chosen.
+      fraction: the fraction of the valid pixels to choose; at least one pixel is chosen.
     """
     count = tf.reduce_sum(tf.cast(valid, tf.float32))
     kept = tf.maximum(tf.cast(tf.ceil(count * fraction), tf.int32), 1)
@@ -187,22 +189,21 @@ def hardest(losses, valid, fraction):
 # Class weights -----------------------------------------------------------------------------------------------------
 
 def load_class_weights(spec, classes, images, labels, num_threads, image_format=AS_STORED):
-    """Loads the weights that --class_weights names.
+    """Loads the class weights for --class_weights; prints balanced weights, and a warning if some are very large.
 
     Args:
-      spec: '' for no weights, 'balanced', or the path of a text file with one number for each class, one per line.
+      spec: '' for no weights, 'balanced', or the path of a text file with one number for each class.
       classes: a Classes.
       images, labels: the paths of the training set, whose pixels are counted for 'balanced'.
-      num_threads: number of files to read at a time.
+      num_threads: the number of threads that read files.
       image_format: the ImageFormat of the images.
-
-    Balanced weights are printed, with a warning of very large ones.
 
     Returns:
       float32 [num_classes], or None.
 
     Raises:
-      UserError: the file is not a list of num_classes numbers, or one is negative, or all are 0.
+      UserError: the file does not contain num_classes numbers, or a number is negative or too large, or all are 0; or
+        for 'balanced', there are problems in the training set.
     """
     if not spec:
         return None
@@ -220,14 +221,14 @@ def load_class_weights(spec, classes, images, labels, num_threads, image_format=
 
 
 def read_class_weights(path, num_classes):
-    """Reads the class weights of a text file, float32 [num_classes]; raises UserError as load_class_weights does."""
+    """Reads class weights from a text file, float32 [num_classes]; raises UserError as load_class_weights does."""
     flag = '--class_weights=' + quoted(path)
     wanted = 'give %d numbers (--num_classes), none negative and not all 0' % num_classes
     try:
         lines = enumerate(text_lines(read_file(path, MOST_BYTES)), 1)
         numbered = [(number, _class_weight(word, number)) for number, line in lines for word in line.split()]
     except (OSError, ValueError) as error:
-        raise UserError("%s: neither 'balanced' nor a file of numbers (%s)." % (flag, reason(error)))
+        raise UserError("%s is neither 'balanced' nor a file of numbers (%s)." % (flag, reason(error)))
     for number, weight in numbered:
         if not 0 <= weight <= MOST_WEIGHT:
             raise UserError('%s, line %d: %g is %s: %s.' % (
@@ -240,8 +241,8 @@ def read_class_weights(path, num_classes):
 
 
 def _class_weight(word, number):
-    """Returns a word of a file of class weights, in line `number`, as np.float32; raises ValueError if it is none."""
+    """Converts a word on line `number` of a file of class weights to np.float32; raises ValueError if it cannot."""
     with contextlib.suppress(ValueError), np.errstate(over='ignore'):
         return np.float32(float(word))
-    raise ValueError("line %d: '%s' is no number%s" % (number, quoted(word, 20), (
-        '; separate them by spaces or lines, and write 0.5 for 0,5' if ',' in word or ';' in word else '')))
+    raise ValueError("line %d: '%s' is not a number%s" % (number, quoted(word, 20), (
+        '; separate numbers by spaces or line breaks, and write 0.5, not 0,5' if ',' in word or ';' in word else '')))

@@ -1,4 +1,4 @@
-"""An update of the weights: learning rate schedules, optimizers, weight decay and gradient accumulation."""
+"""The update of the weights: learning rate schedules, optimizers, weight decay and gradient accumulation."""
 
 import dataclasses
 import math
@@ -11,8 +11,8 @@ from utils.training import losses
 
 # Learning rate -----------------------------------------------------------------------------------------------------
 #
-# Each schedule takes a step, from 0 to num_steps, and the flags as attributes. It returns a factor by which
-# --learning_rate is multiplied.
+# Each schedule takes a step, from 0 to num_steps, and an object with the flags as attributes. It returns the factor by
+# which --learning_rate is multiplied.
 
 def poly(step, conf):
     """Returns (1 - step / num_steps) ** power (DeepLab v2, section 4.1)."""
@@ -20,7 +20,7 @@ def poly(step, conf):
 
 
 def cosine(step, conf):
-    """Returns (1 + cos(pi step / num_steps)) / 2 (Loshchilov and Hutter 2017, equation 5, without restarts)."""
+    """Returns (1 + cos(pi * step / num_steps)) / 2 (Loshchilov and Hutter 2017, equation 5, without restarts)."""
     return 0.5 * (1.0 + math.cos(math.pi * step / conf.num_steps))
 
 
@@ -37,9 +37,9 @@ SCHEDULES = {
 
 
 def learning_rate(step, conf):
-    """Returns the encoder's learning rate in a step: that of --schedule, with a linear warm-up over --warmup_steps.
+    """Returns the encoder's learning rate in a step, following --schedule with a linear warm-up over --warmup_steps.
 
-    The last step, num_steps, only reports the losses of the final weights, so its rate is 0 with every schedule.
+    The last step, num_steps, only reports the losses of the final weights, so its learning rate is 0 for all schedules.
     """
     if step >= conf.num_steps:
         return 0.0
@@ -49,8 +49,8 @@ def learning_rate(step, conf):
 
 # Optimizers --------------------------------------------------------------------------------------------------------
 #
-# Each takes a learning rate, a scalar tensor, and the flags as attributes, and returns a tf.train.Optimizer. A
-# checkpoint holds all variables of the optimizer, whatever their names.
+# Each takes a learning rate (a scalar tensor) and an object with the flags as attributes, and returns a
+# tf.train.Optimizer. Checkpoints contain all variables of the optimizer, whatever their names.
 
 def momentum(rate, conf):
     """Returns SGD with momentum: v = momentum * v + gradient, variable -= rate * v."""
@@ -58,13 +58,13 @@ def momentum(rate, conf):
 
 
 def adam(rate, conf):
-    """Returns Adam (Kingma and Ba 2015); --momentum is the decay rate of its first moment, beta1.
+    """Returns Adam (Kingma and Ba 2015); --momentum is beta1, the decay rate of the first moment.
 
     Raises:
-      UserError: beta1 is 1: Adam divides by 1 - beta1.
+      UserError: --momentum is 1, but Adam divides by 1 - beta1.
     """
     if conf.momentum >= 1:
-        raise UserError('--momentum=%g: give --optimizer=%s a number below 1.' % (conf.momentum, conf.optimizer))
+        raise UserError('--momentum=%g: give a number below 1 with --optimizer=%s.' % (conf.momentum, conf.optimizer))
     return tf.train.AdamOptimizer(rate, beta1=conf.momentum)
 
 
@@ -72,8 +72,8 @@ OPTIMIZERS = {
     'momentum': momentum,
     'adamw': adam,
 }
-# Optimizers with decoupled weight decay: it is subtracted from the weights, multiplied by the learning rate, instead of
-# being part of the gradient (Loshchilov and Hutter 2019, algorithm 2).
+# Optimizers with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2): the decay is not part of the
+# gradient, but is multiplied by the learning rate and subtracted from the weights.
 DECOUPLED_DECAY = ('adamw',)
 
 
@@ -81,16 +81,16 @@ DECOUPLED_DECAY = ('adamw',)
 
 @dataclasses.dataclass
 class Update:
-    """The ops of an update: `accumulate` is run grad_update_every times, and then `apply` once."""
+    """The ops of an update: run `accumulate` grad_update_every times, then `apply` once."""
     accumulate: typing.Optional[tf.Operation]  # adds gradients to local variables; None if grad_update_every is 1
     apply: tf.Operation
-    state: list  # the optimizer's variables, which a checkpoint must hold
+    state: list  # the variables of the optimizers, which checkpoints must contain
 
 
 def rate_groups(net, conf):
-    """Returns the network's trainable variables as [(variables, factor of their learning rate)].
+    """Returns the network's trainable variables as a list of (variables, factor of their learning rate).
 
-    The decoder's weights and biases have the factors of --decoder_rate; with --freeze_encoder only they are trained.
+    The decoder's weights and biases have the factors in --decoder_rate. With --freeze_encoder, only they are trained.
     """
     weights_factor, biases_factor = conf.decoder_rate
     groups = net.rate_groups()
@@ -102,13 +102,13 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
     """Builds the ops that update the weights and the moving averages of batch norm.
 
     Args:
-      groups: [(variables, factor of the learning rate)]; each group has its own optimizer.
+      groups: a list of (variables, factor of their learning rate); each group has its own optimizer.
       gradients: the gradients of the loss without weight decay, times loss_scale, in the order of the variables.
       rate: the learning rate, a scalar tensor.
-      conf: the flags as attributes.
-      statistics: [(variable of a moving average, tensor of the value that it moves towards)], for trained batch norm.
-      loss_scale: not 1 in float16, where small gradients would otherwise underflow. Large ones overflow now and then,
-        so an update is then applied only if all gradients are finite.
+      conf: an object with the flags as attributes.
+      statistics: for trained batch norm, a list of (variable of a moving average, tensor: value of the batch).
+      loss_scale: a factor other than 1 in float16, so that small gradients do not underflow. Large gradients overflow
+        occasionally, so if the factor is not 1, an update is applied only if all gradients are finite.
 
     Returns:
       an Update.
@@ -117,8 +117,8 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
     if loss_scale != 1.0:
         gradients = [gradient / loss_scale for gradient in gradients]
 
-    # With several iterations, gradients and changes of batch norm's averages are accumulated in separate variables, so
-    # that weights and averages always result from complete updates, wherever a run is stopped.
+    # With several iterations per update, gradients and changes of batch norm's averages are accumulated in separate
+    # variables. Thus weights and averages always result from complete updates, no matter when a run is stopped.
     averages = [average for average, _ in statistics]
     if conf.grad_update_every > 1:
         sums, moves = local_zeros(variables, 'gradient_sum'), local_zeros(averages, 'move')
@@ -132,8 +132,8 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
         sums, moves, accumulate = [], [], None
         moved = move_averages(statistics, conf.bn_decay)
 
-    # Here `gradients` are those of the whole update: summed over the towers, averaged over the iterations, not scaled,
-    # and without weight decay. This is the place to clip or change them.
+    # Here, `gradients` are the gradients of the whole update: summed over the towers, averaged over the iterations,
+    # without loss scale and weight decay. This is the place to clip or change them.
     decayed = {v.op.name for v in losses.decayed_variables(variables)}
     decoupled = conf.optimizer in DECOUPLED_DECAY
     final = {v.op.name: add_decay(v, g, conf) if v.op.name in decayed and not decoupled else g
@@ -145,7 +145,7 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
         for optimizer, (members, multiplier) in zip(optimizers, groups):
             shrunk = [tf.assign_sub(v, rate * multiplier * decay_gradient(v, final[v.op.name], conf)) for v in members
                       if v.op.name in decayed and decoupled]
-            # Outside any name scope, so that tf.cond's does not get into the names of the optimizer's variables.
+            # Leave the name scope of tf.cond, which would become a part of the names of the optimizer's variables.
             with tf.control_dependencies(shrunk), tf.name_scope(None):
                 ops.append(optimizer.apply_gradients([(final[v.op.name], v) for v in members]))
         return tf.group(*ops)
@@ -158,17 +158,17 @@ def build_update(groups, gradients, rate, conf, statistics=(), loss_scale=1.0):
 
 
 def move_averages(statistics, decay):
-    """Returns ops that move averages towards the values of a batch: average -= (average - seen) * (1 - decay).
+    """Returns ops that update moving averages: average -= (average - value) * (1 - decay).
 
     Args:
-      statistics: [(variable of an average, tensor of the batch's value)].
+      statistics: a list of (variable of a moving average, tensor: value of the batch).
       decay: the fraction of the average that is kept.
     """
     return [tf.assign_sub(average, (average - seen) * (1 - decay)) for average, seen in statistics]
 
 
 def local_zeros(variables, name):
-    """Creates, for each variable, a local variable of zeros of the same shape on the same device.
+    """Creates a local variable of zeros for each variable, with the same shape and on the same device.
 
     Local variables are not saved in checkpoints; tf.local_variables_initializer() sets them to zero.
     """
@@ -182,10 +182,10 @@ def local_zeros(variables, name):
 
 
 def decay_gradient(variable, gradient, conf):
-    """Returns the gradient of losses.weight_decay_loss on the variable's device, computed only after `gradient`.
+    """Returns the gradient of losses.weight_decay_loss, computed on the variable's device after `gradient`.
 
-    If weight decay were part of the loss, TensorFlow would compute the gradients of all weights first and keep them to
-    the end of the step, which takes as much memory as the weights themselves.
+    If weight decay were part of the loss, TensorFlow would first compute its gradients for all weights and keep them
+    until the end of the step, which takes as much memory as the weights.
     """
     with tf.colocate_with(variable.op), tf.control_dependencies([gradient]):
         value = variable.read_value()
@@ -200,7 +200,7 @@ def add_decay(variable, gradient, conf):
 
 
 def if_finite(gradients, update):
-    """Returns an op that runs update(), a function that builds an op, only if all gradients are finite."""
+    """Returns an op that runs the op built by update() only if all gradients are finite."""
     finite = tf.reduce_all([tf.reduce_all(tf.is_finite(gradient)) for gradient in gradients])
 
     def updated():
