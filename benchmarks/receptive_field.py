@@ -243,7 +243,7 @@ if __name__ == '__main__':
     flags.DEFINE_list('modeldir', ['model'], 'folders of checkpoints, with commas between them')
     flags.DEFINE_list('labels', None, 'their names in the figure, with commas between them; by default the folders')
     command_line.DEFINE_step('step', None, "checkpoint, or 'best'; by default the newest of each folder")
-    command_line.DEFINE_list('data_list', '', "list of images; by default the embedded sample's validation list")
+    command_line.DEFINE_list('data_list', '', "list of images; by default the bundled sample's validation list")
     command_line.DEFINE_path('data_dir', '', "folder that the list's paths are relative to")
     command_line.DEFINE_whole('num_images', 16, 'images of the list to average over', 1)
     command_line.DEFINE_whole('size', 321, 'sides in pixels of the centre of each image that is looked at', 33, 4097)
