@@ -2,12 +2,12 @@
 
     python benchmarks/run.py [--only=deeplab_train,reader] [--output=benchmarks/results.json]
 
-Every measurement is a process of its own and all forms of a row run in turn, round after round, for a shared machine
-changes its speed by the hour. A figure is the median over the rounds of the medians over the steps; a ratio is the
-median over the rounds of each round's ratio. The floor is the time that the row's operations take at the speed of a
-float32 matrix product, sgemm, which is measured in the same process, between the steps; beside steps in bfloat16 (the
-product's --mixed_precision) one in bfloat16 is measured too and is their floor. Ratios "at equal sgemm" are those of
-times that were first divided by the float32 product's: where they differ much, the machine was not steady.
+Each measurement runs in a new process. All forms of a row are measured in turn, round after round, because the speed
+of a shared machine changes over hours. A figure is the median over the rounds of the medians over the steps; a ratio is
+the median of the rounds' ratios. The floor is the time of the row's operations at the speed of a float32 matrix
+product, sgemm, which is measured in the same process between the steps. The floor of bfloat16 steps (the product's
+--mixed_precision) comes from a bfloat16 product instead. For ratios "at equal sgemm", times are first divided by the
+time of the float32 product; if these ratios differ much from the others, the speed of the machine was not steady.
 """
 
 import collections
@@ -31,7 +31,7 @@ from utils.system import command_line, output_files, runtime  # noqa: E402
 from utils.system.errors import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
-TIMEOUT = 900  # seconds of one process
+TIMEOUT = 900  # seconds per process
 
 PRODUCT, BFLOAT16 = 'product', 'product, bfloat16'
 ONEDNN, DEFAULT = 'reference, oneDNN', 'reference, default'
@@ -39,7 +39,7 @@ DEFAULT_TEXT = "reference with TensorFlow's default"
 OPENVINO = 'OpenVINO'
 FORMS = (PRODUCT, BFLOAT16, ONEDNN, DEFAULT, OPENVINO)
 
-# what: the measurement of measure.py; settings: its job; forms: those to measure, and what changes the settings
+# what: the measurement in measure.py; settings: its arguments; forms: the forms to measure
 Row = collections.namedtuple('Row', 'what settings forms')
 DILATED_TYPES = ('decompose', 'smooth_GI', 'smooth_SSC')
 SMOOTH_TYPES = DILATED_TYPES[1:]
@@ -48,7 +48,7 @@ SMOOTH_TYPES = DILATED_TYPES[1:]
 # ---- what is measured ----
 
 def all_rows(quick, cores):
-    """{name: Row}, those with the most telling targets first."""
+    """Returns {name: Row}, starting with the rows of the most important targets."""
     crop, small, photo, feature_map = (
         ([33, 33], [33, 33], [40, 48], [5, 5]) if quick else ([321, 321], [161, 161], [360, 480], [41, 41]))
     both = (PRODUCT, ONEDNN)
@@ -70,7 +70,7 @@ def all_rows(quick, cores):
             'mixing', {'dilated_type': dilated_type, 'batch': 2, 'size': feature_map, 'budget': 2}, both)
     images = {'image_size': [50, 60] if quick else [375, 500], 'batch': 2 if quick else 10, 'size': crop,
               'budget': 3}
-    for threads in sorted({1, 2, cores} if cores > 1 else {1}):  # the original's has one thread
+    for threads in sorted({1, 2, cores} if cores > 1 else {1}):  # the original's reader has one thread
         rows['reader_%d' % threads] = Row(
             'reader', dict(images, threads=threads), (PRODUCT, DEFAULT) if threads == 1 else (PRODUCT,))
     rows['colours'] = Row('colours', {'size': photo, 'budget': 1}, (PRODUCT, DEFAULT))
@@ -79,7 +79,7 @@ def all_rows(quick, cores):
 
 
 def select_rows(rows, only):
-    """The rows that --only names, all if it is empty; UserError for an unknown name."""
+    """Returns the rows that --only names, all if it is empty; raises UserError for an unknown name."""
     unknown = [name for name in only if name not in rows]
     if unknown:
         raise UserError('--only=%s: there is no row %s; the rows are %s.' % (
@@ -88,7 +88,7 @@ def select_rows(rows, only):
 
 
 def without_openvino(rows):
-    """The rows, without the form OpenVINO if that is not installed, of which a line tells."""
+    """Returns the rows, without the form OpenVINO if it is not installed; prints a line in that case."""
     if importlib.util.find_spec('openvino'):
         return rows
     for name, row in rows.items():
@@ -98,7 +98,7 @@ def without_openvino(rows):
 
 
 def all_targets(cores):
-    """[(what must be reached, '<=' or '>=', the limit, (function, its arguments))] of ratio and share below."""
+    """Returns the targets, [(description, '<=' or '>=', limit, function of the results that gives the value)]."""
     train, predict = 'deeplab_train', 'deeplab_predict'
     targets = [
         ('train step, share of the floor', '>=', 0.85, share(train)),
@@ -136,19 +136,19 @@ def all_targets(cores):
 
 
 def share(name, form=PRODUCT):
-    """A function of the results: the floor's seconds / the seconds, of a form."""
+    """Returns a function of the results that gives the seconds of the floor divided by the seconds of a form."""
     return lambda results, steady=False: median_of(results.get((name, form), {}).values(), share_of_floor)
 
 
 def share_of_floor(figure):
-    """The seconds that a matrix product of the figure's precision takes for its operations / its seconds."""
+    """Returns the seconds of the figure's operations in a matrix product of its precision, divided by its seconds."""
     return figure['gflop'] / figure.get('bfloat16_gflops', figure['sgemm_gflops']) / figure['seconds']
 
 
 def ratio(name, form, other_name, other_form, field='seconds'):
-    """A function of the results: one figure over another, of the rounds that have both.
+    """Returns a function of the results that gives the ratio of two figures over the rounds that have both.
 
-    With steady=True both are first divided by the seconds of the matrix product that ran beside them.
+    With steady=True, both are first divided by the seconds of the matrix product that ran in the same process.
     """
     def of(results, steady=False):
         above, below = results.get((name, form), {}), results.get((other_name, other_form), {})
@@ -165,7 +165,7 @@ def median_of(things, function):
 # ---- measuring ----
 
 def measure(what, form, settings):
-    """Runs measure.py; returns its result or raises RuntimeError with the last line of its complaint."""
+    """Runs measure.py; returns its result, or raises RuntimeError with the last line of its stderr."""
     environment = dict(os.environ, PYTHONPATH=ROOT)
     for name in ('TF_ENABLE_ONEDNN_OPTS', runtime.FROZEN_WEIGHTS):  # the product sets them by itself
         environment.pop(name, None)
@@ -187,7 +187,7 @@ def measure(what, form, settings):
 
 
 def machine_facts(cores):
-    """(what the figures depend on, a dict; why nothing can be measured in bfloat16, a clause or '')."""
+    """Returns (a dict of the facts on which the figures depend, a clause on why bfloat16 cannot be measured or '')."""
     facts = {form: measure('facts', form, {})['figures'][''] for form in (ONEDNN, DEFAULT)}
     machine = {'cpu': cpu_name(), 'cores': cores, 'platform': platform.platform(),
                'python': facts[DEFAULT]['python'], 'tensorflow': facts[DEFAULT]['tensorflow'],
@@ -196,7 +196,7 @@ def machine_facts(cores):
 
 
 def without(rows, form, where=lambda row: True):
-    """The rows, but for a form of those of which `where` is true."""
+    """Returns the rows; those for which `where` is true lose a form."""
     return collections.OrderedDict((name, row._replace(forms=tuple(
         one for one in row.forms if one != form or not where(row)))) for name, row in rows.items())
 
@@ -211,7 +211,7 @@ def cpu_name():
 
 
 def run_rounds(rows, rounds, minutes, save):
-    """Measures all forms of every row in turn, `rounds` times or as often as `minutes` allow, but once at least.
+    """Measures all forms of every row in turn, `rounds` times or as often as `minutes` allow, but at least once.
 
     Args:
       save: a function of (results, failures), called after every row.
@@ -242,10 +242,10 @@ def run_rounds(rows, rounds, minutes, save):
     return results, failures
 
 
-# ---- telling ----
+# ---- reporting ----
 
 def summary(results):
-    """The figures' medians, a list of dicts."""
+    """Returns the medians of the figures, a list of dicts."""
     rows = []
     names = list(collections.OrderedDict.fromkeys(name for name, _ in results))
     for name, form in sorted(results, key=lambda key: (names.index(key[0]), FORMS.index(key[1]))):
@@ -267,7 +267,7 @@ def summary(results):
 
 
 def judged(results, targets, note):
-    """The targets with their values, a list of dicts; met is None where nothing was measured."""
+    """Returns the targets with their values, a list of dicts; `met` is None if nothing was measured."""
     rows = []
     for text, sign, limit, value_of in targets:
         value = value_of(results)
@@ -279,7 +279,7 @@ def judged(results, targets, note):
 
 
 def format_table(header, lines):
-    """Columns as wide as their widest cell; the first on the left, the others on the right."""
+    """Returns a text table; the first column is aligned left, the others right."""
     cells = [header] + [[cell if isinstance(cell, str) else short(cell) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     return '\n'.join('  '.join([line[0].ljust(widths[0])] + [
@@ -321,7 +321,7 @@ def main():
     machine, no_bfloat16 = machine_facts(cores)
     note, empty = '', []
     if no_bfloat16 and any(BFLOAT16 in row.forms for row in rows.values()):
-        rows, empty = without(rows, BFLOAT16), ['no row was measured in bfloat16, as %s.' % no_bfloat16]
+        rows, empty = without(rows, BFLOAT16), ['no row was measured in bfloat16, because %s.' % no_bfloat16]
     if machine['onednn_by_default'] == machine['onednn_available']:
         if 'deeplab_train' in rows:
             note = ('the same as with oneDNN: on by default here' if machine['onednn_by_default']
@@ -337,17 +337,17 @@ def main():
 
     results, failures = run_rounds(rows, 1 if FLAGS.quick else FLAGS.rounds, FLAGS.minutes, save)
     print_report(make_report(results, failures))
-    print('figures in %s%s' % (FLAGS.output, '; those of --quick mean nothing' if FLAGS.quick else ''))
+    print('figures in %s%s' % (FLAGS.output, '; figures of --quick mean nothing' if FLAGS.quick else ''))
     if failures:
         raise UserError('%d of the measurements failed, as reported above.' % len(failures))
 
 
 if __name__ == '__main__':
-    command_line.DEFINE_path('output', os.path.join(HERE, 'results.json'), 'JSON of all figures', output=True)
+    command_line.DEFINE_path('output', os.path.join(HERE, 'results.json'), 'JSON file for all figures', output=True)
     flags.DEFINE_list('only', [], 'rows to measure; all if empty')
     flags.DEFINE_integer('rounds', 3, 'rounds over all rows', lower_bound=1)
-    flags.DEFINE_float('minutes', 13.5, 'a further round of a row begins only if it ends before', lower_bound=0)
+    flags.DEFINE_float('minutes', 13.5, 'start another round of a row only if it should end by then', lower_bound=0)
     flags.DEFINE_enum('default_onednn', '', ['', '0', '1'], "TF_ENABLE_ONEDNN_OPTS of 'reference, default'; unset if "
-                      'empty, while 0 shows what processors get on which TensorFlow leaves oneDNN off')
-    flags.DEFINE_boolean('quick', False, 'tiny sizes, one step, one round: tries every row, its figures mean nothing')
+                      'empty; 0 shows the speed on processors where oneDNN is off by default')
+    flags.DEFINE_boolean('quick', False, 'try every row with tiny sizes, one step and one round; its figures mean nothing')
     sys.exit(command_line.run(main))

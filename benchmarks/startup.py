@@ -1,9 +1,9 @@
-"""Measures where the time goes from a command to its first result: one predicted photo and one training step.
+"""Measures the time from a command to its first result, by parts, for one predicted photo and one training step.
 
     python benchmarks/startup.py [--rounds=3]
 
-Every measurement is a process of its own, from its start to its end. Each part is timed around the functions that
-PARTS names; 'rest' is what they leave: the interpreter, our own imports, reading and writing of files.
+Each measurement runs in a new process, and the total is the time from its start to its end. PARTS names the function
+that each part times; 'rest' is the remaining time: the interpreter, our own imports, and reading and writing files.
 """
 
 import collections
@@ -26,7 +26,7 @@ from utils.system import command_line, runtime  # noqa: E402
 from utils.system.errors import UserError  # noqa: E402
 
 IMPORT = 'import of TensorFlow'
-# {option: [(part, module, the function's dotted name in it)]}. The 'first' parts hold the run of the network.
+# {option: [(part, module, the function's dotted name in it)]}. The 'first' parts include running the network.
 PARTS = {
     'predict': [('graph', 'utils.prediction.predictor', 'Predictor.build'),
                 ('weights', 'utils.prediction.predictor', 'Predictor.load'),
@@ -39,7 +39,7 @@ PARTS = {
 
 
 def timed(owner, name, part, seconds):
-    """Replaces a function of a module or class by one that adds its time to seconds[part]."""
+    """Wraps a function of a module or class so that it adds its time to seconds[part]."""
     function = getattr(owner, name)
 
     def call(*args, **kwargs):
@@ -52,7 +52,7 @@ def timed(owner, name, part, seconds):
 
 
 def child(option, arguments, path):
-    """Runs main.py in this process and writes {part: seconds} to a path."""
+    """Runs main.py in this process, writes {part: seconds} to a JSON file, and returns the exit status."""
     import main
     seconds = collections.Counter()
     timed(runtime, 'import_tensorflow', IMPORT, seconds)
@@ -76,7 +76,7 @@ def child(option, arguments, path):
 
 
 def measure(option, arguments, folder):
-    """Returns {part: seconds} of one process, with its total and the rest."""
+    """Runs main.py in a new process and returns {part: seconds}, including 'rest' and 'total'."""
     path = os.path.join(folder, 'seconds.json')
     started = time.time()
     done = subprocess.run([sys.executable, os.path.abspath(__file__), 'child', option, path] + arguments, cwd=folder,
