@@ -98,7 +98,7 @@ DEFINE_bands('image_bands', None, 'image bands to use as red, green and blue, su
              options=ALL, decides=RESULT, from_training=True)
 DEFINE_switch('apply_exif', None, 'apply the EXIF orientation of images, but never of labels; off by default',
               options=ALL, decides=RESULT, from_training=True)
-DEFINE_path('label_map', '', 'how the values of index labels become classes: binary (all but 0 become 1), '
+DEFINE_path('label_map', '', 'map from the values of index labels to classes: binary (all but 0 become 1), '
             'reduce_zero (0 is ignored, k becomes k - 1), cityscapes (label ids to train ids) or a file of lines `FROM '
             'TO` or `FROM-FROM TO`, where TO is a class or `ignore`; none for no map', content_counts=True,
             options=LABELS + ('check',), decides=RESULT, from_training=True)

@@ -355,7 +355,7 @@ class Model(object):
         """Returns the compat.Input that the flags choose.
 
         Args:
-          known: the compat.Input of the weights, the default; if None, the default is that of --compat.
+          known: the compat.Input of the weights, used as the default; None to use the default of --compat.
         """
         conf = self.conf
         return compat.input_from_flags(known or self.numerics.input, conf.channel_order, conf.img_mean)

@@ -45,7 +45,7 @@ DILATED_TYPES = ('decompose', 'smooth_GI', 'smooth_SSC')
 SMOOTH_TYPES = DILATED_TYPES[1:]
 
 
-# ---- what is measured ----
+# ---- rows and targets ----
 
 def all_rows(quick, cores):
     """Returns {name: Row}, starting with the rows of the most important targets."""
@@ -349,5 +349,5 @@ if __name__ == '__main__':
     flags.DEFINE_float('minutes', 13.5, 'start another round of a row only if it should end by then', lower_bound=0)
     flags.DEFINE_enum('default_onednn', '', ['', '0', '1'], "TF_ENABLE_ONEDNN_OPTS of 'reference, default'; unset if "
                       'empty; 0 shows the speed on processors where oneDNN is off by default')
-    flags.DEFINE_boolean('quick', False, 'try every row with tiny sizes, one step and one round; its figures mean nothing')
+    flags.DEFINE_boolean('quick', False, 'try every row with tiny sizes, one step, one round; the figures mean nothing')
     sys.exit(command_line.run(main))

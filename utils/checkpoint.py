@@ -1,4 +1,4 @@
-"""Prints what a weights file holds and saves it as a TensorFlow checkpoint: python -m utils.checkpoint FILE."""
+"""Prints the contents of a weights file and saves it as a TensorFlow checkpoint: python -m utils.checkpoint FILE."""
 
 import argparse
 import os
@@ -133,7 +133,7 @@ def write_values(values, origin, prefix):
 
 
 def main():
-    """Prints what a weights file contains; --save writes it as a TensorFlow checkpoint."""
+    """Prints the contents of a weights file; --save writes it as a TensorFlow checkpoint."""
     parser = argparse.ArgumentParser(prog='python -m utils.checkpoint', description=main.__doc__, allow_abbrev=False)
     parser.add_argument('file', metavar='FILE', help=weight_files.ACCEPTED)
     parser.add_argument('--save', metavar='PREFIX', help='path of the checkpoint to write, e.g. model/model.ckpt-20000')

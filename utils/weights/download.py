@@ -32,7 +32,7 @@ NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, 
 
 
 class Refused(Exception):
-    """The server has no such file, or sends something else; another try would not help."""
+    """The server has no such file, or sends a wrong one; another try would not help."""
 
 
 def cache_folder():

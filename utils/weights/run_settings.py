@@ -127,7 +127,7 @@ def check_trained(modeldir, trained, conf, option=None):
 
 
 def note_palette(modeldir, trained, conf):
-    """Prints a note if the palette of a run is not that of the training; the arguments are those of check_trained."""
+    """Prints a note if a run and its training have different palettes; takes the arguments of check_trained."""
     known, now = _known(trained, 'palette'), settings_from_flags(conf, ['palette'])['palette']
     if _content(known) != _content(now):
         print('note: %s was trained with --palette=%s, but this run has --palette=%s; the names and colours of this '

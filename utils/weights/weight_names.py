@@ -21,7 +21,7 @@ STATE_LEAVES = re.compile(r'(Momentum|Adam|AdamW|RMSProp|Adagrad|Ftrl|Exponentia
 CAFFE_LAYER = re.compile(r'(bn_|scale_)?conv1|(res|bn|scale)([2-5])([a-z])((?<=b)[1-9][0-9]?)?_branch(1|2[abc])')
 
 
-# ---- what the networks have ----
+# ---- variables of the networks ----
 
 def conv_scopes(encoder_name, stage, unit, index):
     """Returns (scope of the weights, scope of the batch norm) of one of an encoder's `convolutions`."""
@@ -139,7 +139,7 @@ def caffe_decoder_scopes(encoder_name):
     return scopes
 
 
-# ---- what a file holds ----
+# ---- recognising the contents of a file ----
 
 def is_unit(name):
     """Returns whether a weight, in either naming, belongs to a bottleneck unit, even one that no network here has."""
