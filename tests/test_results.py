@@ -254,7 +254,7 @@ def test_patience_ends_a_training_and_so_does_the_same_command_again(run, monkey
     for _ in range(2):
         Model(conf).train()
         told = capsys.readouterr().out
-        assert '--patience=2 ends after step 3: the best mean IoU, 30.00 % in step 1' in told and 'resumed' not in told
+        assert '--patience=2 ended after step 3: the best mean IoU, 30.00 % in step 1' in told and 'resumed' not in told
     monkeypatch.setattr('model.metrics.scores', scores_of([0.25, 0.1]))  # the earlier validations count
     conf.patience = 4
     Model(conf).train()

@@ -60,7 +60,7 @@ def check(conf):
     """Raises UserError if --onnx or --tflite asks for a conversion that cannot be done here."""
     for flag in ('onnx', 'tflite'):
         if getattr(conf, flag) and tf.__version__.startswith('1.'):
-            raise UserError('--%s needs TensorFlow 2, whose converter knows the ops of this network: export there, or '
+            raise UserError('--%s needs TensorFlow 2, whose converter supports the ops of this network: use it, or '
                             'leave --%s out.' % (flag, flag))
     if conf.onnx:
         try:

@@ -113,7 +113,7 @@ class Run(object):
         if self.first_step <= conf.num_steps:
             expired = self.out_of_patience()
             if expired:
-                print('%s holds a training that --patience=%d ends after step %d: %s; raise --patience or give 0 to '
+                print('%s holds a training that --patience=%d ended after step %d: %s; raise --patience or give 0 to '
                       'continue, begin again with --resume=never or score it with --option=test --valid_step=best' % (
                           conf.modeldir, conf.patience, self.first_step - 1, expired))
             return bool(expired)
@@ -287,7 +287,7 @@ class Run(object):
     def _check_finite(self, value, name, step):
         if not np.isfinite(value):
             raise UserError(
-                '%s is not finite in step %d: training has diverged and stops, earlier checkpoints in %s are kept; '
+                '%s is not finite in step %d: training has diverged and stops (earlier checkpoints in %s are kept): '
                 'lower --learning_rate=%g or, with weights that are not pre-trained, train batch norm (--train_bn).' % (
                     name, step, self.conf.modeldir, self.conf.learning_rate))
 
