@@ -381,7 +381,7 @@ class RunFolder(object):
 
         A finished run may always be resumed with a larger num_steps.
         """
-        ways = 'begin again with --resume=never (the old run is kept in its folder %s) or give another --modeldir' % OLD
+        ways = 'begin again with --resume=never (the old run is kept in folder %s) or give another --modeldir' % OLD
         if known is None:
             if mode == 'auto':
                 raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: resume with '
