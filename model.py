@@ -1,4 +1,4 @@
-"""Training, testing and predicting with one network. Multi-scale (model_msc.py) overrides one method, Model.logits."""
+"""Trains, tests, predicts and exports with one network. Multi-scale (model_msc.py) overrides only Model.logits."""
 
 import collections
 import dataclasses
@@ -33,8 +33,8 @@ READER_ENDED = (tf.errors.OutOfRangeError, tf.errors.CancelledError)
 
 
 class Validation(typing.NamedTuple):
-    """How the weights are scored during training."""
-    reader: ImageReader   # of the validation list
+    """The parts that score the weights during training."""
+    reader: ImageReader   # reads the validation list
     predictor: Predictor  # its graph is built once, for the first validation
 
 
@@ -54,21 +54,21 @@ class Model(object):
         self.towers = towers.Towers(conf.num_gpus, self.cluster, conf.variables_on)
 
     def _configure(self, conf):
-        """Sets the flags and what follows from those that a training decides."""
+        """Stores the flags and the attributes that are derived from them."""
         self.conf, self._classes = conf, None
         self.numerics = compat.numerics(conf.compat)
         self.image_format = format_from_flags(conf)
 
     @property
     def classes(self):
-        """The Classes that the flags choose, read at the first use: the weights can decide their number before."""
+        """Returns the Classes that the flags choose; read at first use, as the weights may set their number before."""
         if self._classes is None:
             conf = self.conf
             self._classes = load_classes(conf.num_classes, conf.ignore_label, conf.palette, conf.label_map)
         return self._classes
 
     def logits(self, net, images):
-        """Returns a list of the logits that the loss is computed on; the first are the ones to predict with.
+        """Returns a list of the logits on which the loss is computed; predictions use the first.
 
         Multi-scale overrides this method.
 
@@ -84,10 +84,10 @@ class Model(object):
     # train -------------------------------------------------------------------------------------------------------
 
     def train(self):
-        """Trains up to step num_steps, starting from the newest checkpoint of modeldir, pre-trained or random weights.
+        """Trains up to step num_steps, from the newest checkpoint in modeldir, pre-trained weights or random weights.
 
         Raises:
-          UserError: something the flags name is missing or faulty or cannot be written, or training has diverged.
+          UserError: a file that the flags name is missing, faulty or not writable, or training has diverged.
           interrupts.Interrupted: a signal stopped the training, after its weights were saved.
         """
         conf = self.conf
@@ -119,7 +119,7 @@ class Model(object):
                         augmentation = augment.augmentation_from_flags(conf, self.numerics.scales)
                         images, labels = reader.training_batch(conf.batch_size, augmentation)
                     graph = self.training_graph(images, labels, class_weights)
-                    print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
+                    print('batch norm is %s (--train_bn=%s; by default it is trained only without --pretrain_file)' % (
                         'trained' if self.train_bn else 'frozen', self.train_bn))
 
                     # Loop.
@@ -164,7 +164,7 @@ class Model(object):
                         part, phase=True, batch_norm='trained' if self.train_bn else 'frozen')
                     parts.append(self.logits(tower, part) + tower.auxiliary)
                 net = net or tower
-            outputs = towers.joined(parts)  # a list of [N, h, w, num_classes]; the first is the one to predict with
+            outputs = towers.joined(parts)  # a list of [N, h, w, num_classes]; predictions use the first
             count = len(outputs) - len(net.auxiliary)
             logits, auxiliary = outputs[:count], outputs[count:]
 
@@ -182,7 +182,7 @@ class Model(object):
 
             # Update: the gradients of the loss; the optimizer adds the weight decay.
             rate = tf.placeholder(tf.float32, [], 'learning_rate')
-            with tf.control_dependencies([decay]):  # so that the logged decay is that of the weights before the update
+            with tf.control_dependencies([decay]):  # so that the logged decay is computed before the update
                 update_rate = tf.identity(rate)
             groups = optimizer.rate_groups(net, conf)
             variables = [v for members, _ in groups for v in members]
@@ -227,10 +227,10 @@ class Model(object):
         return values, fetched[-1].get('pictures')
 
     def validate(self, sess, net, run, validation, step):
-        """Scores the weights after `step` on the validation list; records nothing if a signal arrives meanwhile.
+        """Scores the weights after `step` on the validation list; records nothing if a signal arrives first.
 
         Raises:
-          UserError: an image or a label of the list cannot be read; the weights are saved before.
+          UserError: an image or a label of the list cannot be read; the weights are saved first.
         """
         weights = dict(zip([v.op.name for v in net.variables], sess.run(net.variables)))
         try:
@@ -252,7 +252,7 @@ class Model(object):
         Writes metrics.json, confusion_matrix.png and, with report, report.html to out_dir, and prints the scores.
 
         Returns:
-          the dict of metrics.scores.
+          the dict that metrics.scores returns.
 
         Raises:
           UserError: the checkpoint is missing or damaged, an image or a label cannot be read, or an output cannot be
@@ -280,8 +280,8 @@ class Model(object):
         """Writes the mask of every readable image, and any further outputs that the flags ask for, to out_dir.
 
         Raises:
-          UserError: the checkpoint is missing or damaged or an output cannot be written; or, once all other masks are
-            written, that some images could not be read.
+          UserError: the checkpoint is missing or damaged or an output cannot be written; or some images could not be
+            read, which is reported after all other masks are written.
         """
         conf, refinement = self.conf, crf.settings_from_flags(self.conf)
         weights = trained_weights.find_weights(conf, 'test_step')
@@ -311,7 +311,7 @@ class Model(object):
         export.write(conf, self.scores, weights, net_input, self.classes, self.image_format)
 
     def check(self):
-        """Reads every file of the three lists and prints what it finds.
+        """Reads every file in the three lists and prints a report.
 
         Raises:
           UserError: training, testing or predicting would fail.
@@ -334,7 +334,7 @@ class Model(object):
     def scores(self, images):
         """Builds the network for prediction, with logits at the size of the images.
 
-        Its variables need the values that net.folded computes of a checkpoint's.
+        Its variables must be set to the values that net.folded computes from a checkpoint's.
 
         Args:
           images: float32 [N, H, W, 3], minus the mean.
@@ -355,20 +355,20 @@ class Model(object):
         """Returns the compat.Input that the flags choose.
 
         Args:
-          known: the compat.Input of the weights, the default; if None, the default is that of --compat.
+          known: the compat.Input of the weights, used as the default; None to use the default of --compat.
         """
         conf = self.conf
         return compat.input_from_flags(known or self.numerics.input, conf.channel_order, conf.img_mean)
 
     def _follow_training(self, option, weights=None):
-        """Compares the flags with those that the weights decide and takes the values of flags that are not given.
+        """Checks given flags against the training of the weights, and takes the other flags' values from it.
 
         Args:
           option: the value of --option.
-          weights: what trained.find_weights returned; it matters only with --weights.
+          weights: the path that trained.find_weights returned; used only with --weights.
 
         Returns:
-          (the compat.Input of the network, {name: value} of the training's flags or None if they are not known).
+          (the compat.Input of the network, {name: value} of the training's flags, None if they are unknown).
         """
         trained = trained_weights.describe(self.conf, weights)
         self._configure(trained_weights.follow(self.conf, trained, option))

@@ -45,7 +45,7 @@ DILATED_TYPES = ('decompose', 'smooth_GI', 'smooth_SSC')
 SMOOTH_TYPES = DILATED_TYPES[1:]
 
 
-# ---- what is measured ----
+# ---- rows and targets ----
 
 def all_rows(quick, cores):
     """Returns {name: Row}, with the most important rows first."""
@@ -326,7 +326,7 @@ def main():
     machine, no_bfloat16 = machine_facts(cores)
     note, empty = '', []
     if no_bfloat16 and any(BFLOAT16 in row.forms for row in rows.values()):
-        rows, empty = without(rows, BFLOAT16), ['no row was measured in bfloat16, as %s.' % no_bfloat16]
+        rows, empty = without(rows, BFLOAT16), ['no row was measured in bfloat16, because %s.' % no_bfloat16]
     if machine['onednn_by_default'] == machine['onednn_available']:
         if 'deeplab_train' in rows:
             note = ('the same as with oneDNN, which is on by default here' if machine['onednn_by_default']

@@ -1,4 +1,4 @@
-"""Runs the Python programs of README and docs small, in forks of one process that has imported TensorFlow.
+"""Runs the Python programs of README and docs on a small scale, in forks of one process that has TensorFlow imported.
 
     python tests/doc_python.py serve SOCKET           # imports TensorFlow, once, and waits for programs
     python tests/doc_python.py run SOCKET NAME ARGS   # the command `NAME ARGS` of a page, such as `python main.py`
@@ -20,15 +20,15 @@ import subprocess
 import sys
 
 IMAGENET = 'imagenet.h5'  # the file in TEST_FOLDER that `--pretrain_file=imagenet` fetches
-LOG = 'commands.log'  # in the folder TEST_FOLDER: a line per command, its exit code or 'skipped' and its words
+LOG = 'commands.log'  # in TEST_FOLDER: a line per command, with its exit code or 'skipped' and its words
 
 
 def small(args):
-    """Returns the arguments to append to the page's, which are still parsed: of a repeated flag the last value wins.
+    """Returns the arguments to append to the page's: all are parsed, and the last value of a repeated flag wins.
 
     Two steps on crops of 33x33 take the same path through the code as 20,000 on 321x321: the data is read, the weights
-    are restored, updated, saved and validated. What the page gives for names, files, modes and numbers of classes,
-    devices and iterations stays.
+    are restored, updated, saved and validated. The page's names, files, modes and numbers of classes, devices and
+    iterations are kept.
     """
     program, given = os.path.basename(args[0]), {arg.partition('=')[0].lstrip('-') for arg in args}
     if program in ('run.py', 'op_times.py'):
@@ -37,7 +37,7 @@ def small(args):
         return []
     option = ([arg.partition('=')[2] for arg in args if arg.startswith('--option=')] or ['train'])[-1]
     if option == 'train':
-        sample = not given & {'flagfile', 'data_list'}  # it is validated, every 50 steps
+        sample = not given & {'flagfile', 'data_list'}  # its flags validate every 50 steps
         return ['--num_steps=2', '--save_interval=1', '--batch_size=4', '--input_height=33', '--input_width=33'] + (
             ['--valid_interval=1', '--valid_num_steps=2'] if sample else [])
     if option == 'test':
@@ -46,7 +46,7 @@ def small(args):
 
 
 def run(path, words):
-    """Returns the exit code of a command, which the process that serves `path` runs with our input and outputs."""
+    """Lets the process that serves `path` run a command with our input and outputs; returns the exit code."""
     code = 'skipped'
     if not any(skip in words for skip in json.loads(os.environ['TEST_SKIP'])):
         assert words[0] == 'python', words[0] + ' is not run without a mark'
@@ -57,7 +57,7 @@ def run(path, words):
 
 
 def in_fork(path, args):
-    """Returns the exit code of `python ARGS`; code on the command line, such as export's for TFLite, is no program."""
+    """Runs `python ARGS` in a fork, or code such as `python -c` in a new process; returns the exit code."""
     if args[0].startswith('-') and args[0] != '-m':
         return subprocess.call([sys.executable] + args)
     with socket.socket(socket.AF_UNIX) as connection:
@@ -70,26 +70,26 @@ def in_fork(path, args):
 
 
 def receive(connection):
-    """Returns the request as a dict, after its input and outputs have become ours."""
+    """Takes over the input and outputs of a request, and returns the request as a dict."""
     files = array.array('i')
     size, found, _, _ = connection.recvmsg(9, socket.CMSG_LEN(3 * files.itemsize))
     files.frombytes(found[0][2])
     for number, name in enumerate(('stdin', 'stdout', 'stderr')):
         os.dup2(files[number], number)
         os.close(files[number])
-        setattr(sys, name, os.fdopen(number, 'w' if number else 'r', closefd=False))  # the old one knows the old file
+        setattr(sys, name, os.fdopen(number, 'w' if number else 'r', closefd=False))  # it kept the old file
     with connection.makefile('rb') as request:
         return json.loads(request.read(int(size)).decode())
 
 
 def serve(path):
-    """Waits for requests until the parent is gone; returns one in a fork of this process, whose exit code is sent."""
+    """Waits for requests until the parent is gone; returns each in a fork, and sends the exit code of the fork."""
     parent = os.getppid()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that ended forks do not become zombies
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path + '.new')
         server.listen(8)
-        os.rename(path + '.new', path)  # which says that it listens
+        os.rename(path + '.new', path)  # the name appears once the socket listens
         server.settimeout(1)
         while os.getppid() == parent:
             try:
@@ -131,7 +131,7 @@ def main():
     sys.modules['keras'] = None  # as in runtime.lean_import
     import tensorflow  # noqa: F401
     del sys.modules['keras']
-    gc.freeze()  # a fork neither copies nor searches what is here
+    gc.freeze()  # so that forks neither copy nor search these objects
     request = serve(path)
     os.chdir(request['folder'])
     os.environ.clear()

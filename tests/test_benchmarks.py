@@ -311,7 +311,7 @@ def test_command_line(tmp_path):
     assert forms['deeplab_predict'] >= {run.PRODUCT, run.ONEDNN} and forms['colours'] == {run.PRODUCT, run.DEFAULT}
     in_bfloat16 = run.BFLOAT16 in forms['deeplab_predict']
     assert in_bfloat16 == (not measure.no_bfloat16())
-    reason = [] if in_bfloat16 else ['no row was measured in bfloat16, as %s.' % measure.no_bfloat16()]
+    reason = [] if in_bfloat16 else ['no row was measured in bfloat16, because %s.' % measure.no_bfloat16()]
     assert report['empty'] == reason and set(reason) <= set(stdout.splitlines())
     targets = {row['target']: row for row in report['targets']}
     assert targets['colours / pixel by pixel, in speed']['met'] in (True, False)

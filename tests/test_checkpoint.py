@@ -1,4 +1,4 @@
-"""Finding, restoring and describing checkpoints; starting from pre-trained ones."""
+"""Tests finding, restoring and describing checkpoints, and starting from pre-trained ones."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def random_values(shapes, seed=0):
 
 
 def make_variables(shapes, use_resource=False):
-    """Variables that are 7 everywhere at the start."""
+    """Returns variables with the initial value 7."""
     return [tf.get_variable(name, shape, initializer=tf.constant_initializer(7.0), use_resource=use_resource)
             for name, shape in shapes.items()]
 
@@ -98,7 +98,7 @@ def assert_untouched(values):
 
 
 def assert_sentence(error, *words):
-    """One line that ends with a full stop and holds all words."""
+    """Checks that a message is one line, ends with a full stop and contains all words."""
     assert isinstance(error, UserError), error
     text = str(error)
     assert '\n' not in text and text.endswith('.')
@@ -213,7 +213,7 @@ def test_a_checkpoint_without_some_of_its_encoder(small, tmpdir):
     del values['resnet_v1_50/block4/unit_1/bottleneck_v1/conv3/weights']
     prefix = write_checkpoint(tmpdir.join('model.ckpt-1'), values)
     result, _ = restored(model_shapes('res50'), prefix)
-    assert_sentence(result, '1 of 108 variables are missing', 'not the whole of that encoder')
+    assert_sentence(result, '1 of 108 variables are missing', 'only a part of that encoder')
 
 
 def test_fix_w_is_never_left_out_silently(small, tmpdir):
@@ -344,7 +344,7 @@ def test_a_mismatch_restores_nothing(small, tmpdir):
     result, found = start_from(shapes, prefix, 'deeplab')
     assert_sentence(result, prefix, '1 of 145 variables are missing (res4b2_branch2c/weights)',
                     'bn5b_branch2c/gamma: 3 in the file, 128 in the network',
-                    '1 are extra (res4b3_branch2a/weights)', 'not the whole of that encoder')
+                    '1 are extra (res4b3_branch2a/weights)', 'only a part of that encoder')
     assert_untouched(found)
 
 
@@ -386,9 +386,9 @@ def test_a_checkpoint_of_text(small, tmpdir):
     assert_sentence(result, 'damaged or incomplete')
 
 
-# What weights were made for.
+# The mode and input for which weights were made.
 
-def test_slims_weights_keep_what_they_were_made_for(small, tmpdir):
+def test_slims_weights_keep_their_mode_and_input(small, tmpdir):
     values = random_values(weight_names.encoder_shapes('res50'))
     extras = {'resnet_v1_50/logits/biases': np.zeros(10, np.float32)}
     slims = weight_files.open_weights(write_checkpoint(tmpdir.join('slim.ckpt'), dict(values, **extras)))
@@ -411,7 +411,7 @@ def values_shapes(values):
     return {name: value.shape for name, value in values.items()}
 
 
-def test_weights_that_do_not_tell_what_they_were_made_for(small, tmpdir):
+def test_weights_of_unknown_mode_and_input(small, tmpdir):
     values = random_values(model_shapes('res50'))
     weights = weight_files.open_weights(write_checkpoint(tmpdir.join('model.ckpt-1'), values))
     assert weights.compat is None and weights.input is None
@@ -447,7 +447,7 @@ def test_damaged_entry(tmpdir, entry):
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    """A function from arguments to (exit code, stdout, stderr) of python -m utils.checkpoint."""
+    """Returns a function that runs python -m utils.checkpoint and returns (exit code, stdout, stderr)."""
     def call(*args):
         monkeypatch.setattr(sys, 'argv', ['utils.checkpoint'] + list(args))
         try:
@@ -476,7 +476,7 @@ def test_description(small, tmpdir):
 
 
 def test_description_of_other_files(small, tmpdir):
-    """Names that no network has are shown printable, and in order of their numbers."""
+    """Names that no network has are shown in printable form, ordered by their numbers."""
     values = {'tower%d/w' % i: np.float32(i) for i in (10, 9, 1)}
     shown = checkpoint.describe(weight_files.open_weights(write_checkpoint(tmpdir.join('x'), values)))
     assert '--encoder_name: none (the file fits no encoder_name (deeplab, res152, res101, res50))' in shown
@@ -551,7 +551,7 @@ def test_command_line_as_a_process(tmpdir):
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     out, err = process.communicate()
     assert process.returncode == 1 and out == ''
-    assert err.startswith('error: ') and err.count('\n') == 1, err  # and no line of TensorFlow's own
+    assert err.startswith('error: ') and err.count('\n') == 1, err  # without TensorFlow's own lines
 
 
 def test_a_line_on_the_input():
@@ -560,7 +560,7 @@ def test_a_line_on_the_input():
         'input: --channel_order=bgr --img_mean=103.939,116.779,123.68, which these weights were made for')
     assert pretrained.describe_input(keras, keras._replace(img_mean=(1.0, 2.0, 3.5))) == (
         'note: these weights were made for --channel_order=bgr --img_mean=103.939,116.779,123.68, '
-        'this run has --channel_order=bgr --img_mean=1,2,3.5')
+        'but this run has --channel_order=bgr --img_mean=1,2,3.5')
 
 
 # Weights that the network does not have, and further encoders and decoders.
@@ -627,12 +627,12 @@ def test_unknown_variables_of_a_checkpoint(small, tmpdir, capsys):
         'note: %s holds variables of an unknown kind, which are not used (Variable_1)\n' % quoted(prefix))
     prefix = write_checkpoint(tmpdir.join('model.ckpt-3'), dict(values, **{'head/weights': np.ones(3, np.float32)}))
     result, found = restored(shapes, prefix)
-    assert_sentence(result, '1 are extra (head/weights)', 'no --decoder here has its head/weights')
+    assert_sentence(result, '1 are extra (head/weights)', 'no --decoder has its head/weights')
     assert_untouched(found)
     assert 'left out (head/weights)' in start_from(shapes, prefix, 'res50')[0]
 
 
-def test_slims_resnet_152_is_not_taken_for_another(narrow, tmpdir):
+def test_slims_resnet_152_is_not_mistaken_for_another(narrow, tmpdir):
     deep = weight_names.encoder_shapes('res152')
     assert 'resnet_v1_152/block3/unit_36/bottleneck_v1/conv3/BatchNorm/gamma' in deep and len(deep) == 775
     assert 'resnet_v1_152/block2/unit_8/bottleneck_v1/conv1/weights' in deep
@@ -649,7 +649,7 @@ def test_slims_resnet_152_is_not_taken_for_another(narrow, tmpdir):
 
 
 def test_shapes_of_resnet_152():
-    """Of slim's file: 60.2 million weights with the classifier of 2048 x 1000 + 1000, as in its publication."""
+    """Slim's file has 60.2 million weights with the classifier of 2048 x 1000 + 1000, as published."""
     count = sum(int(np.prod(shape)) for name, shape in weight_names.encoder_shapes('res152').items()
                 if not name.rpartition('/')[2].startswith('moving'))
     assert count + 2048 * 1000 + 1000 == 60192808

@@ -124,7 +124,7 @@ def test_the_memory_is_shared_and_windows_are_told_once(model, tmp_path, monkeyp
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 350, 3)).astype(np.uint8)).save(path)
     one, two = predicted(model(num_gpus=2), [path] * 2)
     np.testing.assert_array_equal(one.scores, two.scores)
-    assert capsys.readouterr().out.count('images as large are predicted in windows of 321x40') == 1
+    assert capsys.readouterr().out.count('images of this size are predicted in windows of 321x40') == 1
 
 
 # the pool, with a stand-in for the network ---------------------------------------------------------------------------

@@ -1,12 +1,12 @@
-"""Every command of README, CONTRIBUTING and docs/, run as it stands in a copy of the repo; see doc_python.py.
+"""Runs every command of README, CONTRIBUTING and docs/ unchanged in a copy of the repo; see doc_python.py.
 
-A page's blocks run in their order with bash, in one folder. Comments in the page's source, which readers do not see,
-say what the next block needs:
+A page's blocks run in order with bash, in one folder. Comments in the page's source, which readers do not see, state
+the needs of the next block:
 
-    <!-- test: stand-in: photo, camvid -->            files or weights that are made first, see STAND_INS
+    <!-- test: stand-in: photo, camvid -->            files or weights to create first, see STAND_INS
     <!-- test: skip: REASON -->                       the block is not run
     <!-- test: skip WORD: REASON -->                  its commands with this word are not run
-    <!-- test: skip WORD if CONDITION: REASON -->     nor these, where a condition of CONDITIONS holds
+    <!-- test: skip WORD if CONDITION: REASON -->     the same, but only if a condition of CONDITIONS holds
 """
 
 import importlib.util
@@ -34,7 +34,7 @@ from test_convert_annotations import SQUARE, coco, labelme, shape
 from test_convert_cityscapes import add, add_image
 from test_convert_voc import make_sbd, make_voc
 from test_keras_weights import write_legacy
-from test_readme import PAGES, ROOT, prose, read  # all pages but changing_it.md, see test_changing_it.py
+from test_readme import PAGES, ROOT, prose, read  # all pages except changing_it.md, see test_changing_it.py
 from test_torch_weights import network_arrays, state_dict
 from torch_files import zip_bytes
 
@@ -49,11 +49,11 @@ CONDITIONS = {
     'tf2onnx is missing': importlib.util.find_spec('tf2onnx') is None,
 }
 SAMPLE = os.path.join(ROOT, 'dataset', 'sample')
-TIMEOUT = 300  # seconds of a block
+TIMEOUT = 300  # seconds per block
 
 
 class Block:
-    """A block of commands or of Python: its page and line, and what its marks say."""
+    """A block of commands or Python, with its page, its line and the contents of its marks."""
 
     def __init__(self, page, line, language, text, marks):
         self.name, self.language, self.text = '%s:%d' % (page, line), language, text
@@ -71,7 +71,7 @@ class Block:
 
 
 def blocks(page):
-    """The Blocks of a page's source."""
+    """Returns the Blocks of a page's source."""
     text, found, end = read(page), [], 0
     for fence in FENCE.finditer(text):
         marks = MARK.findall(text[end:fence.start()])
@@ -95,7 +95,7 @@ def photo(folder, *names):
 
 
 def camvid(folder):
-    """Images, labels, lists and camvid.flags as own_data.md shows it."""
+    """Creates images, labels, lists and camvid.flags, as in own_data.md."""
     shutil.copytree(SAMPLE, str(folder / 'camvid'))
     for path in (folder / 'camvid' / 'SegmentationClassAug').iterdir():
         label = np.asarray(Image.open(str(path)))
@@ -125,7 +125,7 @@ def cityscapes(folder):
 
 
 def drsleep(folder, name='deeplab_resnet_init.ckpt'):
-    """A checkpoint in one file, as TensorFlow wrote them then."""
+    """Creates a checkpoint in one file, as early versions of TensorFlow wrote them."""
     arrays = {key: recipe.value(key, array.shape) for key, array in network_arrays(num_classes=21)[1].items()}
     with tf.Graph().as_default(), tf.Session() as sess:
         variables = [tf.get_variable(key, initializer=array, use_resource=False) for key, array in arrays.items()]
@@ -140,13 +140,13 @@ def kazuto1011(folder):
 
 def imagenet(folder):
     layers = write_legacy(folder / IMAGENET, UNITS)
-    with h5py.File(str(folder / IMAGENET), 'r+') as file:  # with values that train
+    with h5py.File(str(folder / IMAGENET), 'r+') as file:  # values with which training works
         for (layer, leaf), array in layers.items():
             file['%s/%s/%s:0' % (layer, layer, leaf)][...] = recipe.value(
                 layer + '/' + {'kernel': 'weights'}.get(leaf, leaf), array.shape)
 
 
-# Functions of the folder, or commands. Networks are narrow, images small, and lists short.
+# Functions that are called with the folder, or commands. Networks are narrow, images small, and lists short.
 STAND_INS = {
     'photo': photo,
     'photos': lambda folder: photo(folder, 'a.jpg', 'b.png', 'photos/c.jpg'),
@@ -169,7 +169,7 @@ STAND_INS = {
 }
 
 
-# Files that the commands of a page write, on both versions of TensorFlow.
+# Files that the commands of a page write with both versions of TensorFlow.
 OUTPUTS = {
     'README.md': 'model/model.ckpt-2.index log.txt log/events* output/prediction/*_mask.png export/saved_model.pb '
                  'output/visual_prediction/* output/overlay_prediction/photo* training_curve.png dataset/val.txt '
@@ -185,7 +185,7 @@ OUTPUTS = {
     'docs/performance.md': 'model_smooth_SSC/model.ckpt-2.index receptive_field.png',
 }
 
-# Commands in the text, and what runs them.
+# {command in the text: the test or program that runs it}
 IN_THE_TEXT = {
     'python benchmarks/run.py': 'with --only, here and in test_benchmarks.py',
     'python benchmarks/op_times.py --bfloat16': 'test_benchmarks.py',
@@ -199,7 +199,7 @@ IN_THE_TEXT = {
 
 @pytest.fixture(scope='module')
 def served():
-    """The socket of a process that has imported TensorFlow."""
+    """Starts a process that has imported TensorFlow, and yields the path of its socket."""
     folder = tempfile.mkdtemp()  # the path of a socket must be short
     path = os.path.join(folder, 'socket')
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_CPP_MIN_LOG_LEVEL='3', TF_ENABLE_ONEDNN_OPTS='1')
@@ -211,14 +211,14 @@ def served():
             time.sleep(0.1)
         yield path
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # and commands that hang
+        os.killpg(process.pid, signal.SIGKILL)  # also ends commands that hang
         process.wait()
         shutil.rmtree(folder)
 
 
 @pytest.fixture
 def folder(tmp_path, served, narrow):
-    """A copy of the repo, and bin/, whose python and pip are doc_python.py's."""
+    """Makes a copy of the repo, with a folder bin/ whose python and pip call doc_python.py."""
     narrow({'deeplab': UNITS, 'res50': UNITS})
     for name in PRODUCT:
         shutil.copy(os.path.join(ROOT, name), str(tmp_path))
@@ -238,7 +238,7 @@ def add_program(folder, served, name):
 
 
 def bash(folder, script, skipped_words=()):
-    """Starts bash in a folder."""
+    """Starts a bash script in a folder and returns its Popen."""
     environment = dict(os.environ, PATH=os.pathsep.join([str(folder / 'bin'), os.environ['PATH']]),
                        TEST_FOLDER=str(folder), TEST_SKIP=json.dumps(skipped_words), CUDA_VISIBLE_DEVICES='-1',
                        KERAS_HOME=str(folder / 'keras'), DEEPLAB_WEIGHTS=str(folder))
@@ -248,7 +248,7 @@ def bash(folder, script, skipped_words=()):
 
 
 def run_block(folder, served, block):
-    """Runs a block after its stand-ins; returns the lines of the log."""
+    """Creates the stand-ins of a block, runs it and returns the lines of the log."""
     for name in block.stand_ins:
         make = STAND_INS[name]
         if isinstance(make, str):
@@ -300,7 +300,7 @@ def test_what_is_not_run(reason):
 
 
 @pytest.mark.parametrize('page', PAGES)
-def test_commands_in_the_text_are_those_of_blocks_too(page):
+def test_commands_in_the_text_are_run_too(page):
     in_blocks = {re.sub(r'\s+#.*', '', line) for one in PAGES for block in blocks(one)
                  for line in block.text.replace('\\\n', ' ').splitlines()}
     for command in re.findall(r'`(python [^`]*)`', prose(page)):

@@ -1,4 +1,4 @@
-"""Downloads from a server of this machine that breaks off, is slow, sends something else or nothing."""
+"""Tests downloads from a local server that breaks off, is slow, or sends another file or nothing."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ NAME = 'weights.pth'
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Sends the server's `content`; `plan` has what each request meets: the number of bytes after which it breaks."""
+    """Sends the server's `content`; `plan` holds the fault of each request, such as the bytes after which it breaks."""
 
     protocol_version = 'HTTP/1.1'
     timeout = 10
@@ -59,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A server whose file is fetched by `fetch`, with an empty cache."""
+    """Starts a server for `fetch`, with an empty cache."""
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as one:
         one.content, one.etag, one.ranges, one.plan, one.requests = CONTENT, '"1"', True, [], []
         one.url = 'http://127.0.0.1:%d/files/%s' % (one.server_address[1], NAME)
@@ -82,7 +82,7 @@ def fetch(server):
 
 
 def assert_whole(server, tmp_path, requests):
-    """It arrives complete, in so many requests; nothing else is left, and later calls ask nothing."""
+    """Fetches the file and checks that it is complete, after so many requests, and that a later call makes none."""
     for _ in range(2):
         path = fetch(server)
         assert path == str(tmp_path / 'models' / NAME)
@@ -93,7 +93,7 @@ def assert_whole(server, tmp_path, requests):
 
 
 def failed(server, tmp_path):
-    """The sentence about a file that cannot be fetched, which has not got its final name."""
+    """Returns the message about a file that cannot be fetched, and checks that the file did not get its final name."""
     with pytest.raises(UserError) as info:
         fetch(server)
     message = str(info.value)
@@ -116,7 +116,7 @@ RESUMED = {'Range': 'bytes=100000-', 'If-Range': '"1"'}
     ([{'bytes': 60000}, {'bytes': 40000}, {'code': 503}], RESUMED),
     ([{'bytes': 0}], {}),
     ([{'code': 500}], {}),
-    ([{'bytes': 100000}, {'shifted': 10}], {}),  # another part than asked for
+    ([{'bytes': 100000}, {'shifted': 10}], {}),  # another range than requested
     ([{'bytes': 100000}, {'code': 416}], {}),
 ], ids=['once', 'often', 'at once', 'busy', 'another part', 'out of range'])
 def test_a_broken_connection_is_resumed(server, tmp_path, plan, last):
@@ -139,7 +139,7 @@ def test_a_server_that_does_not_say_the_size(server, tmp_path):
     assert_whole(server, tmp_path, 1)
     (tmp_path / 'models' / NAME).unlink()
     server.plan = [{'sized': False, 'bytes': 100000}]
-    assert 'something else is there' in failed(server, tmp_path)
+    assert 'this address has a different file' in failed(server, tmp_path)
 
 
 def test_a_part_is_resumed_by_the_next_program(server, tmp_path):
@@ -160,20 +160,20 @@ def test_a_part_of_an_older_file_is_not_resumed(server, tmp_path):
 
 @pytest.mark.parametrize('content', [b'<html><body>Please log in</body></html>', b'', CONTENT[:-1]],
                          ids=['a page', 'empty', 'truncated'])
-def test_something_else_is_not_taken(server, tmp_path, content):
+def test_a_wrong_file_is_refused(server, tmp_path, content):
     server.content = content
-    assert 'something else is there' in failed(server, tmp_path)
+    assert 'this address has a different file' in failed(server, tmp_path)
     assert set(os.listdir(str(tmp_path / 'models'))) <= {NAME + '.lock'}
 
 
-def test_no_such_file(server, tmp_path):
+def test_a_missing_file_is_reported(server, tmp_path):
     server.plan = [{'code': 404}] * 2
-    assert 'the server answers 404 Not Found' in failed(server, tmp_path)
+    assert 'the server answered 404 Not Found' in failed(server, tmp_path)
     assert len(server.requests) == 1
 
 
 def test_a_slow_server(server, tmp_path, monkeypatch):
-    """One that answers nothing, or few bytes, for TIMEOUT counts as a broken connection."""
+    """A connection with no or few bytes for TIMEOUT seconds counts as broken."""
     monkeypatch.setattr(download, 'TIMEOUT', 0.3)
     server.plan = [{'pause': 0.5, 'bytes': 20000}]
     assert_whole(server, tmp_path, 2)
@@ -195,17 +195,17 @@ def test_a_server_that_never_answers(server, tmp_path, monkeypatch):
 
 
 def test_without_a_network(server, tmp_path, monkeypatch):
-    """One try, and the sentence names the address and the folder."""
+    """There is one try only, and the message names the address and the folder."""
     with socket.socket() as unused:
         unused.bind(('127.0.0.1', 0))
         server.url = 'http://127.0.0.1:%d/%s' % (unused.getsockname()[1], NAME)
     monkeypatch.setattr(time, 'sleep', lambda seconds: pytest.fail('tried again'))
-    assert 'Connection refused); put it into %s or name' % quoted(
+    assert 'Connection refused); put it into %s or give' % quoted(
         tmp_path / 'models', download.MOST_FOLDER) in failed(server, tmp_path)
 
 
 def test_another_address(server, tmp_path, monkeypatch):
-    """A mirror's or a folder's, or that of the file itself."""
+    """DEEPLAB_WEIGHTS is the address of a mirror, of a folder or of the file itself."""
     mirror = tmp_path / 'a mirror'
     mirror.mkdir()
     (mirror / NAME).write_bytes(CONTENT)
@@ -257,7 +257,7 @@ def test_a_killed_download_is_resumed(server, tmp_path):
     assert server.requests[-1] == {'Range': 'bytes=%d-' % arrived, 'If-Range': '"1"'}
 
 
-def test_a_full_disk_is_said(server, tmp_path, full_disk):
+def test_a_full_disk_is_reported(server, tmp_path, full_disk):
     with full_disk(100000):
         assert 'File too large' in failed(server, tmp_path)
     assert len(server.requests) == 1

@@ -1,4 +1,4 @@
-"""Exported models: loaded by plain TensorFlow in a fresh process they give predict's masks; whole or absent."""
+"""Tests exported models: in a fresh process without this repo, they give predict's masks; they are whole or absent."""
 
 import base64
 import http.server
@@ -62,7 +62,7 @@ session = onnxruntime.InferenceSession(sys.argv[1] + '/model.onnx', providers=['
 run = lambda images: dict(zip([o.name for o in session.get_outputs()], session.run(None, {'images': images})))'''}
 LOADERS['eager encoded'] = LOADERS['eager'].replace('serving_default', 'encoded').replace('images=', 'encoded=')
 LOADERS['session encoded'] = LOADERS['session'].replace('serving_default', 'encoded').replace("'images'", "'encoded'")
-# Keeps the outputs for the files argv[2:] of images, each beside its file.
+# Saves the outputs for each file of images in argv[2:] beside the file.
 KEEPING = '''
 for path in sys.argv[2:]:
     np.savez(path + '.npz', **run(np.load(path, allow_pickle=True)))'''
@@ -70,7 +70,7 @@ for path in sys.argv[2:]:
 
 @pytest.fixture
 def trained(tmp_path, settings, narrow):
-    """A function from changed flags to the flags after a short training with them of a narrow ResNet-50."""
+    """Returns a function that trains a narrow ResNet-50 briefly with changed flags, and returns all flags."""
     narrow({'res50': UNITS})
 
     def make(model_class=Model, **changed):
@@ -90,14 +90,13 @@ def trained(tmp_path, settings, narrow):
 
 
 def photos():
-    """Paths of the first images of the sample's validation list."""
+    """Returns the paths of the first images in the sample's validation list."""
     with open(os.path.join(SAMPLE, 'val.txt')) as file:
         return [os.path.join(SAMPLE, line.split()[0].lstrip('/')) for line in file][:3]
 
 
 def fresh(code, *args, **settings):
-    """Runs Python code in a fresh process that does not find this repo, by default of this Python; returns its output.
-    """
+    """Runs code in a fresh process that cannot import this repo, by default with this Python; returns its output."""
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     python = settings.pop('python', None) or sys.executable
     done = subprocess.run([python, '-c', code] + list(args), env=environment, stdout=subprocess.PIPE,
@@ -107,7 +106,7 @@ def fresh(code, *args, **settings):
 
 
 def loaded(loader, conf, images, folder, python=None):
-    """An exported model's outputs, {name: array} each, for some images uint8 [N, H, W, 3] or files' bytes [N]."""
+    """Returns an exported model's outputs, a {name: array} for each batch, uint8 [N, H, W, 3] or files' bytes [N]."""
     paths = [str(folder / ('%d.npy' % index)) for index in range(len(images))]
     for path, image in zip(paths, images):
         np.save(path, image)
@@ -121,13 +120,13 @@ def loaded(loader, conf, images, folder, python=None):
 
 
 def predicted(conf, kind='prediction', suffix='_mask.png'):
-    """predict's masks of `photos`, in their order."""
+    """Returns the masks that predict writes for `photos`, in their order."""
     return [np.asarray(Image.open(os.path.join(
         conf.out_dir, kind, os.path.splitext(os.path.basename(path))[0] + suffix))) for path in photos()]
 
 
 def decoded():
-    """`photos` as predict reads them, each uint8 [1, H, W, 3]."""
+    """Returns `photos` as predict reads them, each uint8 [1, H, W, 3]."""
     return [image_files.load_image(path)[np.newaxis] for path in photos()]
 
 
@@ -209,16 +208,16 @@ def test_onnx_without_its_packages(trained, monkeypatch):
 
 @pytest.mark.parametrize('name, change, tolerance, match', [
     ('classes', lambda classes: classes, 1e-4, None),
-    ('classes', lambda classes: classes - np.eye(3, 4, dtype=np.uint8), 1e-4, 'other classes in 3 of 12'),
+    ('classes', lambda classes: classes - np.eye(3, 4, dtype=np.uint8), 1e-4, 'classes .3 of 12 pixels'),
     ('classes', lambda classes: classes - np.eye(3, 4, dtype=np.uint8), 0.4, None),  # so much may change a class
     ('classes', lambda classes: classes - np.eye(3, 4, dtype=np.uint8), None, None),
-    ('classes', lambda classes: 1 - classes, None, 'other classes in 12 of 12'),
+    ('classes', lambda classes: 1 - classes, None, 'classes .12 of 12 pixels'),
     ('softmax', lambda softmax: softmax + 0.01, 1e-4, 'probabilities .by up to 0.01'),
     ('softmax', lambda softmax: softmax * np.nan, 1e-4, 'probabilities .by up to nan'),
-    ('colours', lambda colours: colours + np.eye(3, dtype=np.uint8)[0], None, 'other colours'),
-    ('classes', lambda classes: classes[:, :1], 1e-4, 'another shape'),
+    ('colours', lambda colours: colours + np.eye(3, dtype=np.uint8)[0], None, '0 of 12 pixels., colours'),
+    ('classes', lambda classes: classes[:, :1], 1e-4, 'other shapes'),
 ])
-def test_a_converted_model_that_computes_something_else(name, change, tolerance, match):
+def test_a_converted_model_with_other_outputs_is_refused(name, change, tolerance, match):
     batch = np.ones([1, 3, 4, 3], np.uint8)
     with tf.Graph().as_default() as graph, tf.Session() as sess:
         images = tf.placeholder(tf.uint8, [None, None, None, 3], 'images')
@@ -325,7 +324,7 @@ def test_files_give_the_masks_of_predict(trained, tmp_path, loader):
 
 
 def test_the_request_in_docs(trained, tmp_path):
-    """Sends it to a small server that answers as TensorFlow Serving's REST interface does."""
+    """Sends the request to a small server that answers like TensorFlow Serving's REST interface."""
     with open(os.path.join(ROOT, 'docs', 'export.md'), encoding='utf-8') as file:
         section = file.read().split('## TensorFlow Serving\n')[1].split('\n## ')[0]
     client = re.search(r'```python\n(.*?)```', section, re.S).group(1)
@@ -467,7 +466,7 @@ def broken(*args):
 
 
 def read(conf):
-    """{name: content} of the files in export_dir."""
+    """Returns {name: content} of the files in export_dir."""
     found = {}
     for name in os.listdir(conf.export_dir):
         path = os.path.join(conf.export_dir, name)

@@ -225,8 +225,8 @@ def test_the_network_must_be_that_of_the_training(settings, trained, flag, capsy
     known = run_settings.settings_from_flags(settings(dilated_type=trained))
     with pytest.raises(UserError) as error:
         run_settings.check_trained('model', known, settings(dilated_type=flag))
-    assert str(error.value) == ('model was trained with --dilated_type=%s, this run has --dilated_type=%s: give the '
-                                'flags of that training or leave them out.' % (trained, flag))
+    assert str(error.value) == ('model was trained with --dilated_type=%s, but this run has --dilated_type=%s: give '
+                                'the flags of that training or leave them out.' % (trained, flag))
     run_settings.check_trained('model', known, settings(dilated_type=trained))
     assert capsys.readouterr().out == ''
 
@@ -244,7 +244,7 @@ def test_what_is_not_given_is_as_in_the_training(settings, option, capsys):
 
 def test_the_mode_of_the_training_is_not_overruled(settings):
     known = run_settings.settings_from_flags(settings(compat='caffe'))
-    with pytest.raises(UserError, match='trained with --compat=caffe, this run has --compat=slim: '):
+    with pytest.raises(UserError, match='trained with --compat=caffe, but this run has --compat=slim: '):
         run_settings.check_trained('model', known, settings(compat='slim'))
 
 
@@ -275,4 +275,4 @@ def test_a_damaged_name_of_a_network_is_no_traceback(settings):
             conf = run_settings.with_trained(settings(), 'm' * 500, {name: value}, 'test')
             assert getattr(conf, name) == settings().compat and value is None
         except UserError as error:
-            assert len(str(error)) <= 300 and 'is no value of --' + name in str(error)
+            assert len(str(error)) <= 300 and 'is not a valid value of --' + name in str(error)

@@ -433,7 +433,7 @@ def test_damaged_avif_and_heic_are_called_damaged(tmp_path):
                                          ('label_map', 5)])
 def test_values_edited_in_settings_json_are_checked(name, value):
     conf = types.SimpleNamespace(**dict.fromkeys(RECORDS))
-    with pytest.raises(UserError, match='settings.json: %s=.* is no value of --%s' % (name, name)):
+    with pytest.raises(UserError, match='settings.json: %s=.* is not a valid value of --%s' % (name, name)):
         run_settings.with_trained(conf, 'model', {name: value}, 'test')
 
 

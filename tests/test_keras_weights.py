@@ -1,4 +1,4 @@
-"""Reading the .h5 of Keras' ResNets, as Keras itself writes it, and fetching the published ones."""
+"""Tests reading the .h5 files of Keras' ResNets, as Keras writes them, and fetching the published ones."""
 
 import hashlib
 import os
@@ -44,7 +44,7 @@ else:
 
 @pytest.fixture(scope='module')
 def written_by_keras(tmpdir_factory):
-    """The folder of one ResNet50 in all layouts that the installed Keras writes, and values.npz."""
+    """Writes one ResNet50 in all layouts of the installed Keras, and values.npz; returns the folder."""
     folder = tmpdir_factory.mktemp('keras')
     process = subprocess.Popen([sys.executable, '-c', WRITE_WITH_KERAS, str(folder)], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, universal_newlines=True)
@@ -73,7 +73,7 @@ def write_legacy(path, units, arrays=None):
 
 
 def names_of_2016(layer):
-    """(convolution, batch norm) in Keras' first ResNet-50 of a layer that is now called conv4_block6_1."""
+    """Returns the names (convolution, batch norm) in Keras' first ResNet-50 of a layer now called conv4_block6_1."""
     if layer == 'conv1':
         return 'conv1', 'bn_conv1'
     stage, unit, index = re.match(r'conv(\d)_block(\d)_(\d)', layer).groups()
@@ -113,12 +113,12 @@ def test_kernels_in_theanos_order(tmpdir, narrow):
 
 
 def test_keras_3_without_layer_names(tmpdir):
-    """As Keras 3.0 to 3.3 write .weights.h5: the shortcut of the first unit has the shape of its last convolution."""
+    """Keras 3.0 to 3.3 write such .weights.h5: the first unit's shortcut has the shape of its last convolution."""
     path = str(tmpdir.join('old.weights.h5'))
     with h5py.File(path, 'w') as file:
         for i, shape in enumerate([(7, 7, 3, 64), (1, 1, 64, 64), (3, 3, 64, 64), (1, 1, 64, 256), (1, 1, 64, 256)]):
             file['layers/conv2d%s/vars/0' % ('_%d' % i if i else '')] = np.zeros(shape, np.float32)
-    with pytest.raises(UserError, match="names no layers, as Keras up to 3.3 .* save it as .h5"):
+    with pytest.raises(UserError, match="names no layers, like all .* of Keras up to 3.3, .* save it as .h5"):
         weight_files.open_weights(path)
 
 
@@ -130,7 +130,7 @@ def test_two_resnets_in_one_file(tmpdir, narrow):
 
 
 def hostile(file, name, what):
-    """Replaces a dataset by one that is no array of the layer's numbers."""
+    """Replaces a dataset by one that is not an array of the layer's numbers."""
     del file[name]
     if what == '600 TB':
         file.create_dataset(name, (7, 7, 3, 2 ** 40), np.float32, chunks=(7, 7, 3, 64))
@@ -167,7 +167,7 @@ def test_hostile_datasets(tmpdir, narrow, what, words):
 
 
 def test_random_damage(tmpdir, narrow):
-    """Bytes changed at random places of HDF5's own structures: read, or reported in a printable sentence."""
+    """With bytes changed at random in HDF5's own structures, the file is read or reported in a printable message."""
     path = tmpdir.join('x.h5')
     write_legacy(path, (3, 4, 6, 3))
     assert damage.count_reported(path, seeds=30) > 5
@@ -202,7 +202,7 @@ def test_what_keras_writes(written_by_keras):
 
 
 def test_features_are_keras_own(written_by_keras):
-    """Up to the first dilated block, from where our output stride differs from Keras'."""
+    """Compares the features before the first dilated block, where our output stride starts to differ from Keras'."""
     weights = weight_files.open_weights(str(written_by_keras.listdir(lambda path: path.ext == '.h5')[0]))
     with np.load(str(written_by_keras.join('features.npz'))) as golden, tf.Graph().as_default(), tf.Session() as sess:
         net = network.DilatedResNet(tf.constant(golden['image']), 2, False, 'res50', compat='caffe',
@@ -245,7 +245,7 @@ def test_resnet_152(tmpdir, narrow):
 
 
 def test_folded_biases_keep_the_function():
-    """(x + b - mean) / sqrt(var + eps) * gamma + beta, with and without the bias."""
+    """Compares (x + b - mean) / sqrt(var + eps) * gamma + beta with and without the bias."""
     rng = np.random.RandomState(0)
     x, bias, gamma, beta, mean = rng.randn(5, 4)
     before = (x + bias - mean) / np.sqrt(2.0) * gamma + beta
@@ -284,7 +284,7 @@ def test_published_file_by_keras_own_constants(encoder_name):
 
 
 def serve(tmpdir, monkeypatch, path):
-    """Makes `imagenet` come from a file of this machine into a cache in tmpdir."""
+    """Makes `imagenet` come from a local file into a cache in tmpdir."""
     file_name = 'resnet101_weights.h5'
     md5 = hashlib.md5(path.read_binary() if path.check() else b'').hexdigest()
     monkeypatch.setattr(keras_weights, 'published', lambda encoder_name: (file_name, 'file://' + str(path), md5))

@@ -1,4 +1,4 @@
-"""utils/metrics.py: against hand-made figures, scikit-learn and tf.metrics."""
+"""Tests utils/prediction/metrics.py against figures by hand, scikit-learn and tf.metrics."""
 
 import json
 import types
@@ -19,7 +19,7 @@ TOTALS = ('pixel_accuracy', 'mean_accuracy', 'mean_iou', 'frequency_weighted_iou
 
 
 def random_case(seed, num_classes=8):
-    """Labels without class 3, predictions without 3 and 5, class 6 predicted only; 255 and num_classes+1 ignored."""
+    """Returns labels without 3 and 6, and predictions without 3 and 5; 255 and num_classes+1 are ignored."""
     rng = np.random.RandomState(seed)
     label = rng.choice([0, 1, 2, 4, 5, 7, 255, num_classes + 1], (17, 23)).astype(np.uint8)
     other = rng.choice([0, 1, 2, 4, 6, 7], label.shape)
@@ -48,7 +48,7 @@ def test_predicted_only_class_counts_in_mean_iou_but_not_in_mean_accuracy():
 
 
 def test_an_ignored_class_has_no_score_and_enters_no_mean(tmp_path, capsys):
-    """0 is unlabelled, a common habit: its row is empty as its pixels are not counted, but it is predicted."""
+    """Class 0 is often the ignored one: its row is empty because its pixels are not counted, but it is predicted."""
     label, prediction = np.array([0, 0, 1, 1, 2, 2, 2, 2]), np.array([0, 1, 1, 0, 2, 2, 2, 0])
     matrix = metrics.confusion_matrix(label, prediction, 3, 0)
     result = metrics.scores(matrix, 0)

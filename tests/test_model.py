@@ -86,7 +86,7 @@ def test_test_and_predict_take_the_input_of_the_training(sample, capsys):
     model._follow_training('test')
     assert (model.conf.compat, model.numerics.epsilon) == ('caffe', 1e-5)
     assert '--compat=caffe, as in the training' in capsys.readouterr().out
-    with pytest.raises(UserError, match='was trained with --compat=caffe, this run has --compat=slim'):
+    with pytest.raises(UserError, match='was trained with --compat=caffe, but this run has --compat=slim'):
         Model(sample(compat='slim'))._follow_training('test')
 
 

@@ -82,7 +82,7 @@ def test_one_photo_with_what_was_trained_on_the_sample(predict, tmp_path):
     photo(tmp_path / 'photo.jpg')
     code, stdout, stderr = predict('--image=%s' % (tmp_path / 'photo.jpg'))
     assert code == 0, stderr
-    assert 'using the embedded sample' in stdout and '1 prediction in' in stdout and 'note' not in stdout
+    assert 'using the bundled sample' in stdout and '1 prediction in' in stdout and 'note' not in stdout
     assert written(tmp_path) == ['prediction/photo_mask.png', 'visual_prediction/photo_mask_visual.png']
     mask = np.asarray(Image.open(str(tmp_path / 'output' / 'prediction' / 'photo_mask.png')))
     assert mask.shape == (30, 41) and mask.max() < 6
@@ -95,7 +95,7 @@ def test_a_folder_of_good_and_broken_images(predict, tmp_path):
     lines = [line for line in stderr.replace('\r', '\n').split('\n') if line.startswith(('warning', 'error'))]
     for name in broken:
         assert len([line for line in lines if '/%s: ' % name in line and line.startswith('warning: ')]) == 1, stderr
-    assert lines[-1].startswith('error: 5 of 9 images could not be read, named above') and len(lines) == 6
+    assert lines[-1].startswith('error: 5 of 9 images could not be read and are named above') and len(lines) == 6
     names = ['a', 'sub/a', 'sub/deep/b', 'sub/deep/z']
     assert written(tmp_path) == sorted(
         [kind + name + end for name in names for kind, end in (
@@ -226,7 +226,7 @@ def test_test_stops_at_the_first_broken_image(predict, tmp_path):
     code, stdout, stderr = predict(
         '--flagfile=dataset/sample.flags', '--valid_data_list=%s' % (tmp_path / 'list.txt'), '--nocheck_labels',
         '--data_dir=%s' % tmp_path, option='test')
-    assert code == 1 and 'cut.jpg: damaged' in stderr and 'could not be read, named above' not in stderr
+    assert code == 1 and 'cut.jpg: damaged' in stderr and 'could not be read and are named above' not in stderr
 
 
 @pytest.mark.parametrize('num_threads', [1, 3])

@@ -1,4 +1,4 @@
-"""README and the pages of docs/ against the code: flags with their defaults, files, commands, links."""
+"""Checks README and the pages of docs/ against the code: flags with their defaults, files, commands, links."""
 
 import glob
 import os
@@ -18,7 +18,7 @@ from utils.system.command_line import RECORDS
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-# changing_it.md names flags that its reader adds; test_changing_it.py runs its commands.
+# changing_it.md contains flags that its reader adds; test_changing_it.py runs its commands.
 PAGES = ['README.md', 'CONTRIBUTING.md'] + sorted(
     os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, 'docs', '*.md'))
     if os.path.basename(path) != 'changing_it.md')
@@ -31,7 +31,7 @@ def read(page):
 
 
 def table(page, title):
-    """Rows of cells of the table below a heading."""
+    """Returns the rows of the table below a heading, each a list of cells."""
     section = read(page).split('\n## %s\n' % title)[1].split('\n## ')[0]
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in section.splitlines()
             if line.startswith('|')]
@@ -39,19 +39,19 @@ def table(page, title):
 
 
 def commands(page):
-    """The lines that start main.py or main_msc.py on a page, in blocks of code or in the text, without the program."""
+    """Returns the arguments of each call of main.py or main_msc.py on a page, in blocks of code or in the text."""
     text = read(page).replace('\\\n', ' ')
     return (re.findall(r'(?m)^ *(?:pip .* && )?python main(?:_msc)?\.py (.*)$', text)
             + re.findall(r'`python main(?:_msc)?\.py ([^`]*)`', text))
 
 
 def prose(page):
-    """The text of a page without its blocks of code."""
+    """Returns the text of a page without its blocks of code."""
     return re.sub(r'(?ms)^ *```.*?^ *```', '', read(page))
 
 
 def anchors(page):
-    """The anchors that GitHub gives the headings of a page."""
+    """Returns the anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r'(?m)^#+ (.*)$', prose(page))
     return [re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings]
 
@@ -60,7 +60,7 @@ def test_readme_is_short():
     assert len(read('README.md').splitlines()) <= MOST_LINES
 
 
-def test_every_flag_is_a_record_and_stands_with_its_default_on_the_page_of_flags():
+def test_every_flag_has_a_record_and_is_on_the_page_of_flags_with_its_default():
     assert '](docs/flags.md)' in read('README.md')
     page = read(os.path.join('docs', 'flags.md'))
     made = subprocess.run([sys.executable, os.path.join('tools', 'make_flags_page.py')], cwd=ROOT,

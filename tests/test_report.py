@@ -115,7 +115,7 @@ def test_no_image_is_shown_twice(conf, images, count, worst, best):
 def test_images_without_a_counted_pixel_are_left_out_and_counted(conf, images):
     page, matrix = written(conf, load_classes(3), images(6), predictions([9] * 6, ignored=(1, 4)))
     assert len(shown(page)) == 4 and matrix.sum() == 4 * 600
-    assert 'images: 6, of which 2 without a counted pixel' in page.text
+    assert 'images: 6, of which 2 have no counted pixels' in page.text
     page, _ = written(conf, load_classes(3), images(2), predictions([9] * 2, ignored=(0, 1)))
     assert shown(page) == [] and 'nan' not in page.text
 
@@ -193,7 +193,7 @@ def test_bars_and_matrix_hold_the_scores(conf, images):
     assert widths == [pytest.approx(value, abs=0.06) for value in np.nan_to_num(100 * scores['iou'])]
     for key in ('mean_iou', 'pixel_accuracy'):
         assert '%.2f %%' % (100 * scores[key]) in page.text
-    assert 'class 1 taken for class 0: 20.0\u00a0% of its pixels' in page.text
+    assert 'class 1 predicted as class 0: 20.0\u00a0% of its pixels' in page.text
     cells = re.search(r'class="matrix">(.*?)</table>', page.source, re.S).group(1).split('<tr>')[3]
     assert re.findall(r'<td[^>]*>([^<]*)</td>', cells) == ['20', '80', '0']
     assert 'model/model.ckpt-7' in page.text and '--num_classes3' in page.text

@@ -1,4 +1,4 @@
-"""Results as users see them: formats of masks, unknown pixels, scores of each class, --patience, videos."""
+"""Tests results as users see them: formats of masks, unknown pixels, scores of each class, --patience, videos."""
 
 import csv
 import json
@@ -88,7 +88,7 @@ def test_unknown_pixels_are_those_of_low_probability(make, scoring, window):  # 
 
 
 def test_the_probabilities_of_the_crf_decide(stand_in, tmp_path):  # noqa: F811
-    """The stand-in's marginals are the logarithms of the probabilities."""
+    """The marginals of the stand-in for the library are the logarithms of the probabilities."""
     images, (one,) = grey_pictures(tmp_path, [50]), predicted(1)
     highest = np.log(crf.softmax(one.scores)).max(axis=2)
     limit = float(np.median(highest))
@@ -198,7 +198,7 @@ def test_the_loss_is_the_cross_entropy_of_the_merged_logits(make, window):  # no
 
 @pytest.fixture
 def run(settings, tmp_path, narrow):
-    """A function from changed flags to those of a training on the sample with a validation in every step."""
+    """Returns a function of changed flags that gives all flags of a training on the sample, validated in every step."""
     narrow({'res50': (0, 0, 0, 1)})
 
     def flags(**changed):
@@ -237,7 +237,7 @@ def test_validations_record_loss_precision_recall_and_f1(run, capsys):
 
 
 def scores_of(values):
-    """A stand-in for metrics.scores with these mean IoUs, one after the other."""
+    """Returns a stand-in for metrics.scores that gives these mean IoUs, one after the other."""
     values = iter(values)
     return lambda matrix, ignore_label=None: {
         'mean_iou': next(values), 'pixel_accuracy': 0.5, 'iou': np.full(6, 0.5)}
@@ -254,7 +254,7 @@ def test_patience_ends_a_training_and_so_does_the_same_command_again(run, monkey
     for _ in range(2):
         Model(conf).train()
         told = capsys.readouterr().out
-        assert '--patience=2 ends after step 3: the best mean IoU, 30.00 % in step 1' in told and 'resumed' not in told
+        assert '--patience=2 ended after step 3: the best mean IoU, 30.00 % in step 1' in told and 'resumed' not in told
     monkeypatch.setattr('model.metrics.scores', scores_of([0.25, 0.1]))  # the earlier validations count
     conf.patience = 4
     Model(conf).train()
@@ -311,7 +311,7 @@ def test_a_run_of_an_older_version_gets_the_new_columns(old_run, capsys):  # noq
         assert 'validation_loss' not in file.read()
     Model(conf).train()
     rows = rows_of(conf)
-    assert 'has other columns now' in capsys.readouterr().out
+    assert 'has new columns' in capsys.readouterr().out
     for old, new in zip(before[:3], rows):
         assert {name: new[name] for name in old} == old and new['validation_loss'] == new['f1/class 5'] == ''
     assert all(rows[6][name] for name in rows[6])

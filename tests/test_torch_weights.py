@@ -1,4 +1,4 @@
-"""Reading PyTorch's .pth files, which are written here without PyTorch, damaged and hostile ones among them."""
+"""Tests reading PyTorch's .pth files, which are written here without PyTorch, including damaged and hostile ones."""
 
 import json
 import os
@@ -29,7 +29,7 @@ FIRST = 'layer1.conv1.conv.weight'
 
 
 def network_arrays(encoder_name='deeplab', num_classes=3, seed=0):
-    """({name in PyTorch: array}, {name of the encoder's variable: array}) of a whole network, random."""
+    """Returns ({name in PyTorch: array}, {name of the encoder's variable: array}) of a whole network, random."""
     rng = np.random.RandomState(seed)
     theirs, ours = {}, {}
 
@@ -74,7 +74,7 @@ def assert_read(path, expected, encoder_name='deeplab'):
 
 
 def content_of(path):
-    """What is in the state dict of a small file, as arrays."""
+    """Returns the state dict of a small file, as arrays."""
     opened = torch_weights.read_file(str(path))
     with open(str(path), 'rb') as file:
         return {name: torch_weights.to_array(
@@ -84,7 +84,7 @@ def content_of(path):
 
 
 def assert_sentence(path, *words):
-    """Opening or reading it ends with a short sentence about it and soon."""
+    """Checks that opening or reading the file soon raises an error with a short message."""
     start = time.time()
     with pytest.raises(UserError) as info:
         weights = weight_files.open_weights(str(path), 'deeplab')
@@ -154,7 +154,7 @@ def test_types_of_elements(tmpdir, order):
 
 @pytest.mark.parametrize('little', [True, False])
 def test_the_older_format_is_little_endian_whatever_wrote_it(tmpdir, little):
-    """PyTorch on a big-endian machine notes that, but swaps the bytes of what it writes."""
+    """PyTorch on a big-endian machine records its byte order, but swaps the bytes that it writes."""
     path = tmpdir.join('x')
     path.write_binary(torch_files.old_bytes({'a': tensor(np.float32([1, 2]))}, little=little))
     np.testing.assert_array_equal(content_of(path)['a'], [1, 2])
@@ -256,7 +256,7 @@ def test_hostile_pickles(tmpdir, write_bytes, data):
 
 
 def test_the_same_hash_of_small_numbers_is_no_attack(tmpdir):
-    """All numbers that are accepted as keys are their own hash."""
+    """Each number that is accepted as a key is its own hash."""
     for number in (0, 1, torch_pickle.LARGEST_KEY - 1):
         assert hash(number) == number
 
@@ -269,7 +269,7 @@ def test_sizes_are_checked_against_the_file(tmpdir):
     assert content.count(count) == 1
     for number in (293, 295, 2 ** 62, -1):
         path.write_binary(content.replace(count, struct.pack('<q', number)))
-        assert_sentence(path, 'storage 0 has another size than its tensors say')
+        assert_sentence(path, 'storage 0 does not have the size that its tensors need')
     assert content.count(b'M\x26\x01N') == 1  # the number of elements, before the view
     for data in (b'K\x01', b'J\xff\xff\xff\x7f', b'J\xff\xff\xff\xff', b'\x8a\x08' + b'\xff' * 7 + b'\x7f'):
         path.write_binary(content.replace(b'M\x26\x01N', data + b'N'))
@@ -328,7 +328,7 @@ def test_wrong_networks(narrow, tmpdir):
 
 @pytest.mark.parametrize('write_bytes', FORMATS.values(), ids=list(FORMATS))
 def test_random_damage(narrow, tmpdir, write_bytes):
-    """Bytes changed at random places: read, or reported in a printable sentence."""
+    """With bytes changed at random places, the file is read or reported in a printable message."""
     narrow({'res50': (1, 1, 1, 1)})
     path = tmpdir.join('x.pth')
     path.write_binary(write_bytes(state_dict(network_arrays('res50')[0])))
@@ -354,7 +354,7 @@ def test_a_training_starts_from_it(narrow, tmp_path, restore_decoder):
 
 
 def test_logits_of_kazuto1011s_model(tmpdir):
-    """His state dict in the older format, through our ResNet-101; the arrays were computed by his code in PyTorch."""
+    """Our ResNet-101 with his state dict in the older format gives the arrays that his code computed in PyTorch."""
     with open(os.path.join(GOLDEN, 'kazuto_deeplab_names.json')) as file:
         shapes = json.load(file)
     path = write(tmpdir.join('deeplabv2_resnet101_msc.pth'), torch_files.old_bytes(

@@ -1,4 +1,4 @@
-"""--weights of test, predict and export, and what a trained run's weights decide, through the command line."""
+"""Tests --weights of test, predict and export, and the flags that weights decide, through the command line."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def empty_folder(tmp_path, monkeypatch, narrow):
 
 @pytest.fixture
 def published(tmp_path):
-    """A function that writes stand-ins of all published weights, or of some number of classes, and returns one path."""
+    """Writes stand-ins for the published weights; returns a function that writes another file and returns its path."""
     def write(num_classes, name='x.pth', write_bytes=torch_files.old_bytes, leave_out=(), **changed):
         arrays = network_arrays(num_classes=num_classes)[0]
         for key, array in arrays.items():
@@ -53,7 +53,7 @@ def published(tmp_path):
 
 
 def done(*args):
-    """stdout of a run that succeeds."""
+    """Runs main.py, which must succeed, and returns its stdout."""
     code, stdout, stderr = run(*args)
     assert code == 0, stderr
     return stdout
@@ -65,7 +65,7 @@ def mask(folder='output'):
 
 @pytest.mark.parametrize('word', list(pretrained.PUBLISHED))
 def test_a_photo_in_an_empty_folder(published, empty_folder, word):
-    """The network, the mode and the palette are the weights', the sample's are not."""
+    """The network, the mode and the palette come from the weights, not from the sample."""
     photo(empty_folder / 'photo.jpg')
     stdout = done('--weights=' + word, *PREDICT)
     assert '--compat=caffe, as in the training' in stdout and 'sample' not in stdout
@@ -106,18 +106,18 @@ def test_the_file_is_fetched_once(published, empty_folder, tmp_path):
 
 def test_weights_of_another_number_of_classes_are_not_the_published_ones(published, empty_folder):
     published(20, pretrained.PUBLISHED['voc12'].name)
-    assert 'something else is there' in refused('--weights=voc12', *PREDICT)
+    assert 'this address has a different file' in refused('--weights=voc12', *PREDICT)
 
 
 def test_a_word_is_not_a_folder_of_that_name(published, empty_folder):
     photo(empty_folder / 'photo.jpg')
     (empty_folder / 'voc12').mkdir()
-    assert 'note: voc12 stands for published weights; write ./voc12 for' in done('--weights=voc12', *PREDICT)
+    assert 'note: voc12 means the published weights; write ./voc12 for' in done('--weights=voc12', *PREDICT)
     assert 'voc12 holds no complete checkpoint' in refused('--weights=./voc12', *PREDICT)
 
 
 def test_files_of_other_kinds(published, empty_folder, tmpdir, tmp_path):
-    """Each gives the network and the mode that it tells; a decoder of 7 classes has VOC's colours without names."""
+    """Each file decides the network and the mode; a decoder of 7 classes has VOC's colours without names."""
     photo(empty_folder / 'photo.jpg')
     both = [published(7, name, write_bytes) for name, write_bytes in torch_files.FORMATS.items()]
     weights = weight_files.open_weights(both[0])
@@ -137,17 +137,18 @@ def test_files_of_other_kinds(published, empty_folder, tmpdir, tmp_path):
 
 
 @pytest.mark.parametrize('flags, told', [
-    (['--num_classes=20'], 'was trained with --num_classes=7, this run has --num_classes=20: '),
-    (['--compat=original'], 'was trained with --compat=caffe, this run has --compat=original: '),
-    (['--encoder_name=res152'], 'was trained with --encoder_name=deeplab, this run has --encoder_name=res152: '),
-    (['--dilated_type=smooth_GI'], 'was trained with --dilated_type=regular, this run has --dilated_type=smooth_GI: '),
-    (['--decoder=aspp_pooling'], 'was trained with --decoder=aspp, this run has --decoder=aspp_pooling: '),
-    (['--channel_order=rgb'], 'is for --channel_order=bgr --img_mean=104.008,116.669,122.675, this run has rgb '
-     '122.675,116.669,104.008: leave them out.'),
-    (['--img_mean=1,2,3'], 'this run has bgr 1,2,3: leave'),
+    (['--num_classes=20'], 'was trained with --num_classes=7, but this run has --num_classes=20: '),
+    (['--compat=original'], 'was trained with --compat=caffe, but this run has --compat=original: '),
+    (['--encoder_name=res152'], 'was trained with --encoder_name=deeplab, but this run has --encoder_name=res152: '),
+    (['--dilated_type=smooth_GI'],
+     'was trained with --dilated_type=regular, but this run has --dilated_type=smooth_GI: '),
+    (['--decoder=aspp_pooling'], 'was trained with --decoder=aspp, but this run has --decoder=aspp_pooling: '),
+    (['--channel_order=rgb'], 'is for --channel_order=bgr --img_mean=104.008,116.669,122.675, but this run has rgb '
+     '122.675,116.669,104.008: leave these flags out.'),
+    (['--img_mean=1,2,3'], 'but this run has bgr 1,2,3: leave'),
     (['--modeldir=model'], '--weights and --modeldir exclude each other: drop one.'),
     (['--test_step=3'], '--weights and --test_step exclude each other: drop one.'),
-    (['--flagfile=voc2012.flags', '--compat=slim'], 'with --num_classes=7 --compat=caffe, this run has '
+    (['--flagfile=voc2012.flags', '--compat=slim'], 'with --num_classes=7 --compat=caffe, but this run has '
      '--num_classes=21 --compat=slim: '),
 ])
 def test_flags_that_contradict_the_file(published, empty_folder, flags, told):
@@ -166,21 +167,21 @@ def test_flags_that_agree_with_the_file(published, empty_folder):
 
 @pytest.mark.parametrize('option', ['predict', 'test', 'export'])
 def test_files_that_cannot_be_used(published, empty_folder, option, tmp_path):
-    def told(path):
+    def message_for(path):
         message = refused('--weights=%s' % path, '--option=' + option)
         assert len(message.replace(str(tmp_path), '~')) <= 307
         return message
 
-    assert 'has no decoder: train one with --pretrain_file' in told(published(7, leave_out='aspp'))
-    assert 'cannot be used: the file has names of --encoder_name=deeplab, but not the whole' in told(
+    assert 'has no decoder: train one with --pretrain_file' in message_for(published(7, leave_out='aspp'))
+    assert 'cannot be used: the file has names of --encoder_name=deeplab, but only a part of' in message_for(
         published(7, leave_out='layer4'))
-    assert 'no such weights file' in told('nowhere.pth')
-    assert '--weights=imagenet: these weights have no decoder' in told('imagenet')
-    assert 'has a decoder of 300 classes: 2 to 256' in told(published(300))
+    assert 'no such weights file' in message_for('nowhere.pth')
+    assert '--weights=imagenet: these weights have no decoder' in message_for('imagenet')
+    assert 'has a decoder of 300 classes: give weights with 2 to 256' in message_for(published(300))
     (empty_folder / 'empty').mkdir()
-    assert 'holds no complete checkpoint' in told('empty')
+    assert 'holds no complete checkpoint' in message_for('empty')
     (empty_folder / 'photo.pth').write_bytes(b'\x89PNG\r\n\x1a\n' * 9)
-    assert 'is not a weights file' in told('photo.pth')
+    assert 'is not a weights file' in message_for('photo.pth')
 
 
 def test_values_that_are_not_finite(published, empty_folder):
@@ -191,7 +192,7 @@ def test_values_that_are_not_finite(published, empty_folder):
 
 @pytest.fixture
 def voc(tmp_path):
-    """The flags of two labelled images in VOC's form."""
+    """Creates two labelled images in VOC's form, and returns their flags."""
     folder = tmp_path / 'voc'
     for name in ('a', 'b'):
         photo(folder / (name + '.jpg'))
@@ -210,12 +211,12 @@ def test_multi_scale_scores_of_published_weights(published, voc):
     assert scores['checkpoint'].endswith('vocaug-20000.pth') and scores['training'] is None
     assert (scores['flags']['num_classes'], scores['flags']['compat'], scores['flags']['palette']) == (
         21, 'caffe', 'voc')
-    assert '--num_classes=182, this run has --num_classes=21' in refused(
+    assert '--num_classes=182, but this run has --num_classes=21' in refused(
         '--option=test', '--weights=cocostuff10k', *voc)
 
 
 def test_the_samples_labels_are_not_scored_with_other_classes(published):
-    told = "was trained with --num_classes=21, and the sample's labels have 6 classes: name the data"
+    told = "was trained with --num_classes=21, but the bundled sample has 6 classes: name the data"
     assert told in refused('--option=test', '--weights=voc12')
 
 
@@ -230,7 +231,7 @@ def test_export(published):
 
 @pytest.fixture
 def train():
-    """A function that trains one step on the sample with changed flags."""
+    """Returns a function that trains one step on the sample with changed flags."""
     def run_with(*flags):
         done('--option=train', '--num_steps=1', '--batch_size=1', '--input_height=33', '--input_width=33',
              '--valid_interval=0', '--check_labels=false', *flags)
@@ -256,11 +257,11 @@ def test_a_run_is_tested_without_repeating_its_flags(train, empty_folder):
     for flags in (['--compat=caffe'], ['--encoder_name=res50'], ['--decoder=aspp'], ['--dilated_type=regular']):
         message = refused('--option=test', *flags)
         name = flags[0][2:].partition('=')[0]
-        assert 'model was trained with --%s=%s, this run has %s: ' % (name, trained[name], flags[0]) in message
+        assert 'model was trained with --%s=%s, but this run has %s: ' % (name, trained[name], flags[0]) in message
 
 
 def test_a_run_with_classes_of_its_own(train, empty_folder):
-    """Its palette is the one that is given; without one, the sample's is not used for other classes."""
+    """The given palette is used; without one, the sample's palette is not used for other classes."""
     lines = ['name%d %d 9 9' % (k, k) for k in range(9)]
     (empty_folder / 'classes.txt').write_text('\n'.join(lines))
     data = ['--palette=classes.txt', '--data_dir=' + SAMPLE, '--valid_data_list=%s/val.txt' % SAMPLE]
@@ -269,7 +270,7 @@ def test_a_run_with_classes_of_its_own(train, empty_folder):
     stdout = done(*PREDICT)
     assert '--num_classes=9, as in the training' in stdout and 'was trained with --palette=' in stdout
     assert 'name8' in done('--option=test', '--valid_num_steps=1', *data)
-    assert "the sample's labels have 6 classes" in refused('--option=test')
+    assert 'the bundled sample has 6 classes' in refused('--option=test')
     done('--weights=model', '--option=export')
     assert [one['name'] for one in json.loads((empty_folder / 'export' / 'classes.json').read_text())['classes']] == [
         'name%d' % k for k in range(9)]

@@ -1,4 +1,4 @@
-"""Prints what a weights file holds and saves it as a TensorFlow checkpoint: python -m utils.checkpoint FILE."""
+"""Prints the contents of a weights file and saves it as a TensorFlow checkpoint: python -m utils.checkpoint FILE."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ def table(shapes):
 
 
 def describe_origin(weights):
-    """Returns what a WeightsFile was made for, as in 'caffe, --channel_order=bgr --img_mean=103.939,116.779,123.68'."""
+    """Returns the mode and input of a WeightsFile: 'caffe, --channel_order=bgr --img_mean=103.939,116.779,123.68'."""
     parts = [weights.compat or 'as it was trained']
     if weights.input:
         parts.append('--channel_order=%s --img_mean=%s' % (
@@ -52,7 +52,7 @@ def describe_origin(weights):
 
 
 def describe(weights):
-    """Returns the contents of a WeightsFile as text of several lines."""
+    """Returns a description of the contents of a WeightsFile, several lines of text."""
     shapes = weights.shapes
     if not shapes:
         return '%s: %s without variables' % (weights.path, weights.kind)
@@ -82,7 +82,7 @@ def check_target(prefix):
 
 
 def save_weights(weights, prefix, encoder_name=None):
-    """Saves the network's weights in a WeightsFile, and what they were made for, as a TensorFlow checkpoint.
+    """Saves the network's weights in a WeightsFile, with their mode and input, as a TensorFlow checkpoint.
 
     Args:
       weights: a WeightsFile.
@@ -108,16 +108,16 @@ def save_weights(weights, prefix, encoder_name=None):
             for part in sorted(os.listdir(place)):  # .index, which completes a checkpoint, comes last
                 os.replace(os.path.join(place, part), os.path.join(folder, part))
     except (tf.errors.OpError, OSError) as error:
-        raise UserError('%s cannot be written (%s): choose another place with --save.' % (
+        raise UserError('%s cannot be written (%s): choose another path with --save.' % (
             quoted(prefix), reason(error)))
 
 
 def write_values(values, origin, prefix):
-    """Writes {name: array} as a checkpoint, with the entry MADE_FOR if the WeightsFile `origin` says what it was for.
+    """Writes {name: array} as a checkpoint, with the entry MADE_FOR if `origin` states its mode or input.
 
     Args:
       values: {variable name: array}.
-      origin: the WeightsFile that the values are from.
+      origin: the WeightsFile of the values.
       prefix: the checkpoint's path.
     """
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as sess:
@@ -133,7 +133,7 @@ def write_values(values, origin, prefix):
 
 
 def main():
-    """Prints what a weights file contains; --save writes it as a TensorFlow checkpoint."""
+    """Prints the contents of a weights file; --save writes it as a TensorFlow checkpoint."""
     parser = argparse.ArgumentParser(prog='python -m utils.checkpoint', description=main.__doc__, allow_abbrev=False)
     parser.add_argument('file', metavar='FILE', help=weight_files.ACCEPTED)
     parser.add_argument('--save', metavar='PREFIX', help='path of the checkpoint to write, e.g. model/model.ckpt-20000')

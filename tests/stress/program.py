@@ -69,7 +69,7 @@ def verdict(ended, names):
     """Returns RIGHT for exit code 0, or REFUSED if the sentence, or the output it refers to, has one of `names`."""
     if not ended.code:
         return stress.RIGHT
-    if 'listed above' in ended.told or 'could not be' in ended.told or 'named above' in ended.told:
+    if 'listed above' in ended.told or 'could not be' in ended.told or 'are named above' in ended.told:
         check_sentence(ended.told)
         assert any(name in ended.stdout + ended.stderr for name in names), 'nothing names one of %s' % (names,)
     else:

@@ -87,7 +87,7 @@ def _open_without_blocking(path, flags):
 
 
 def is_video(path):
-    """Returns whether a regular file holds a video, or has a video's suffix and no image."""
+    """Returns whether a regular file is a video: by its first bytes, or by its suffix if it is no image."""
     try:
         with open(path, 'rb', opener=_open_without_blocking) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -105,16 +105,16 @@ def is_video(path):
 
 
 def starts_a_video(data):
-    """Returns whether bytes start as an MP4, QuickTime, AVI, Matroska or WebM file does."""
+    """Returns whether bytes start like an MP4, QuickTime, AVI, Matroska or WebM file."""
     return (data[4:8] == b'ftyp' and data[8:12].startswith(VIDEO_BRANDS) or data[4:8] in (b'moov', b'mdat', b'wide') or
             data[:4] == b'RIFF' and data[8:12] == b'AVI ' or data[:4] == b'\x1a\x45\xdf\xa3')
 
 
 def video_remedy(path):
-    """Returns what a video is and how to make images of it."""
+    """Returns the end of a message about a video: how to make images of its frames."""
     name = quoted(path, 60)
     name = name if re.match(r'[\w./+,:@%-]+$', name) else '"%s"' % name
-    return ('a video: make images of its frames with `mkdir frames && ffmpeg -i %s frames/%%05d.png` and give '
+    return ('a video: extract its frames with `mkdir frames && ffmpeg -i %s frames/%%05d.png` and give '
             '--image_dir=frames' % name)
 
 

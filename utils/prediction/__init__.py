@@ -1,1 +1,1 @@
-"""Prediction: the class map of an image, its refinement by a CRF, the files written from it, metrics and export."""
+"""Predicts class maps, refines them with a CRF, computes metrics, and writes masks, reports and exported models."""

@@ -1,4 +1,4 @@
-"""The paper's fully connected CRF, which aligns a class map with the edges of the image, in separate processes.
+"""Refines class maps with the paper's fully connected CRF, which aligns them with image edges, in other processes.
 
 Krähenbühl and Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials (2011). The processes
 are spawned, as TensorFlow does not survive a fork. They import neither TensorFlow nor a module that imports it, so they
@@ -18,7 +18,7 @@ from utils.data.pixels import AS_STORED
 from utils.system.errors import UserError, quoted, reason
 
 INSTALL = 'pip install -r requirements-crf.txt'
-LEAST_PROBABILITY = 1e-5  # lower ones are raised to it before the logarithm, as in pydensecrf's unary_from_softmax
+LEAST_PROBABILITY = 1e-5  # lower values are raised to this before the logarithm, as in pydensecrf's unary_from_softmax
 # The lattice stores coordinates in 16 bits; they grow with pixels / sxy and with 255 / srgb (the flag is at least 0.2).
 MOST_GAUSSIAN_REACH, MOST_BILATERAL_REACH = 10000, 5000
 MOST_SCORE_BYTES = 2 ** 31 - 1  # the most that Python 3.7 can send to a process and that the library can index
@@ -41,10 +41,10 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Limits on the work."""
+    """Limits on the processes and their memory."""
 
-    processes: int  # most processes at a time
-    most_bytes: float  # most memory of all images that are refined at the same time
+    processes: int  # maximum number of processes at a time
+    most_bytes: float  # maximum memory of all images that are refined at the same time
     keep_scores: bool  # whether the predictions keep their scores
 
 
@@ -114,7 +114,7 @@ def refined(predictions, images, are_probabilities, settings, work, image_format
       unknown: as in refine().
 
     Raises:
-      UserError: an image is too large, or the process that refined it died or failed.
+      UserError: an image is too large, or the process that was refining it died or failed.
     """
     with contextlib.closing(predictions), _Processes(
             work.processes, (are_probabilities, settings, unknown)) as processes:
@@ -159,7 +159,7 @@ class _Processes(object):
     def __init__(self, most, constants):
         """
         Args:
-          most: the most processes at a time.
+          most: maximum number of processes at a time.
           constants: the arguments of refine() that follow the scores.
         """
         self._most, self._constants = most, constants

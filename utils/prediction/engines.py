@@ -1,4 +1,4 @@
-"""Converts an exported network for ONNX Runtime and TensorFlow Lite, and compares what the results compute with it."""
+"""Converts an exported network for ONNX Runtime and TensorFlow Lite, and compares the results with it."""
 
 import json
 import os
@@ -15,15 +15,16 @@ from utils.system import output_files, runtime
 from utils.system.errors import UserError, quoted, reason
 
 OUTPUTS = ('classes', 'softmax', 'colours')  # the exported tensors, besides the input `images`
-OPSET = 17  # of ONNX: the newest that tf2onnx was tried with
-CALIBRATED, SIDE = 32, 513  # the most images that int8 is calibrated with, and the side they are cropped to
-COMPARED = 3  # how many of them are compared
+OPSET = 17  # of ONNX: the newest one tested with tf2onnx
+CALIBRATED, SIDE = 32, 513  # most images for the calibration of int8, and the side of their crops
+COMPARED = 3  # number of these images that are compared
 # How much the probabilities of a kind of TensorFlow Lite model may differ; None if only most classes must agree.
 TOLERANCE = {'float32': 1e-4, 'float16': 0.05, 'int8': None}
 LEAST_AGREEMENT = 0.5  # the fraction of the pixels in which int8 must have the class of the exported network
 
-# Converts the SavedModel argv[1] to the file argv[2] of the kind argv[3]. Calibrates with the .npy files of the JSON
-# list argv[4], printing a line for each; then runs the result on those of the list argv[5], each to a .npz file beside.
+# Converts the SavedModel argv[1] to the file argv[2] of the kind argv[3]. Calibrates with the .npy files in the JSON
+# list argv[4], printing a line for each; then runs the result on the .npy files in the JSON list argv[5] and writes
+# the outputs of each to a .npz file beside it.
 CONVERSION = '''
 import json, sys
 import numpy as np
@@ -59,7 +60,7 @@ def check(conf):
     """Raises UserError if --onnx or --tflite asks for a conversion that cannot be done here."""
     for flag in ('onnx', 'tflite'):
         if getattr(conf, flag) and tf.__version__.startswith('1.'):
-            raise UserError('--%s needs TensorFlow 2, whose converter knows the ops of this network: export there, or '
+            raise UserError('--%s needs TensorFlow 2, whose converter supports the ops of this network: use it, or '
                             'leave --%s out.' % (flag, flag))
     if conf.onnx:
         try:
@@ -102,7 +103,7 @@ def calibration_images(conf, image_format):
 
 
 def noise(value_range=None):
-    """Returns two batches of random images of unlike sizes, as inputs of a network exported with this value_range."""
+    """Returns two batches of random images of different sizes, for a network exported with this value_range."""
     rng = np.random.RandomState(0)
     batches = [rng.randint(0, 256, size + (3,)).astype(np.uint8) for size in ((2, 97, 129), (1, 66, 50))]
     if value_range:
@@ -116,12 +117,12 @@ def save_onnx(graph, graph_def, path, batches):
 
     Args:
       graph: the tf.Graph.
-      graph_def: the same as a GraphDef, from `images` on.
+      graph_def: the same graph as a GraphDef, from `images` on.
       path: the file.
       batches: images to compare with, as in `compare`.
 
     Raises:
-      UserError: tf2onnx cannot convert the graph, or ONNX Runtime computes something else.
+      UserError: tf2onnx cannot convert the graph, or the outputs of ONNX Runtime differ.
     """
     import onnx
     import onnxruntime
@@ -151,7 +152,7 @@ def save_onnx(graph, graph_def, path, batches):
 
 
 def pad_explicitly(node):
-    """Gives a dilated convolution of an ONNX graph its SAME padding as numbers: ONNX Runtime knows no other there."""
+    """Replaces the SAME padding of a dilated ONNX convolution by numbers, as ONNX Runtime supports only these there."""
     import onnx
 
     values = {field.name: onnx.helper.get_attribute_value(field) for field in node.attribute}
@@ -176,7 +177,7 @@ def save_tflite(graph, folder, path, kind, calibration, batches):
       batches: images to compare with, as in `compare`.
 
     Raises:
-      UserError: the converter failed, or the result computes something else.
+      UserError: the converter failed, or the outputs of its model differ.
     """
     print('converting for TensorFlow Lite')
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_CPP_MIN_LOG_LEVEL='3')
@@ -224,8 +225,8 @@ def compare(flag, graph, batches, outputs, tolerance):
       graph: a graph of export.build().
       batches: a list of images [N, H, W, 3] to run the graph on.
       outputs: the converted model's {name: array} for each.
-      tolerance: as in TOLERANCE. A class may be another where the two highest probabilities are closer than the
-        tolerance allows them to move.
+      tolerance: as in TOLERANCE. A class may differ where the two highest probabilities differ by at most twice the
+        tolerance.
 
     Raises:
       UserError: the outputs differ.
@@ -237,7 +238,7 @@ def compare(flag, graph, batches, outputs, tolerance):
         for images, output in zip(batches, outputs):
             expected = sess.run({name: name + ':0' for name in OUTPUTS}, {'images:0': images})
             if any(output[name].shape != expected[name].shape for name in OUTPUTS):
-                raise UserError('--%s: the converted model gives outputs of another shape: leave it out.' % flag)
+                raise UserError('--%s: outputs of the converted model have other shapes: leave this flag out.' % flag)
             agrees = output['classes'] == expected['classes']
             first, second = np.sort(expected['softmax'], axis=3)[..., :-3:-1].transpose(3, 0, 1, 2)
             same, pixels = same + agrees.sum(), pixels + agrees.size
@@ -245,8 +246,8 @@ def compare(flag, graph, batches, outputs, tolerance):
             largest = np.maximum(largest, np.abs(softmax - expected['softmax']).max())  # NaN stays
             wrong += (agrees & (output['colours'] != expected['colours']).any(axis=3)).sum()
             wrong += (~agrees & (first - second > 2 * tolerance)).sum() if tolerance else 0
-    print('--%s: the classes equal those of the SavedModel in %.2f %% of %d pixels, the probabilities differ by up to '
-          '%.2g' % (flag, 100.0 * same / pixels, pixels, largest))
+    print('--%s: the classes equal those of the SavedModel in %.2f %% of %d pixels, and the probabilities differ '
+          'by up to %.2g' % (flag, 100.0 * same / pixels, pixels, largest))
     if wrong or tolerance and not largest <= tolerance or same < LEAST_AGREEMENT * pixels:
-        raise UserError('--%s: the converted model computes other classes in %d of %d pixels, other colours or other '
-                        'probabilities (by up to %.2g): leave it out.' % (flag, pixels - same, pixels, largest))
+        raise UserError('--%s: the converted model differs in classes (%d of %d pixels), colours or probabilities '
+                        '(by up to %.2g): leave this flag out.' % (flag, pixels - same, pixels, largest))

@@ -35,8 +35,8 @@ def write(conf, network, weights, net_input, classes, image_format=AS_STORED):
       image_format: the ImageFormat of the training's images.
 
     Raises:
-      UserError: the checkpoint does not fit, something cannot be written or converted, or a converted model computes
-        something else.
+      UserError: the checkpoint does not fit, something cannot be written or converted, or the outputs of a converted
+        model differ.
     """
     value_range = image_format.value_range
     photos = engines.calibration_images(conf, image_format) if conf.tflite == 'int8' else []
@@ -64,7 +64,7 @@ def write(conf, network, weights, net_input, classes, image_format=AS_STORED):
     if value_range:
         print('its input `images` is float32 RGB, in which %g becomes 0 and %g becomes 255' % tuple(value_range))
     if not with_files:
-        print('it has no signature `%s`, as --image_range, --image_bands or --apply_exif changes what files hold' % (
+        print('it has no signature `%s`, because --image_range, --image_bands or --apply_exif is set' % (
             ENCODED))
 
 
@@ -131,7 +131,7 @@ def constant_graph(sess, fetches):
 
 
 def frozen(graph):
-    """Returns a graph as a GraphDef without default attributes, of which older versions of TensorFlow lack some."""
+    """Returns a graph as a GraphDef without default attributes, some of which older TensorFlow versions lack."""
     return tf.train.export_meta_graph(graph=graph, clear_devices=True, strip_default_attrs=True).graph_def
 
 

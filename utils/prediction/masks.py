@@ -1,4 +1,4 @@
-"""The files that --option=predict writes for each image: its mask, pictures of it and its scores."""
+"""Writes the files of --option=predict for each image: its mask, visualisations and scores."""
 
 import collections
 import concurrent.futures
@@ -29,7 +29,7 @@ FLOAT16_MAX = 65504.0
 
 
 class MaskWriter(object):
-    """Writes the predictions of images into sub-folders of out_dir, in a thread of its own while the network runs.
+    """Writes the predictions of images into sub-folders of out_dir, in a separate thread while the network runs.
 
     Attributes:
       paths: of the images to predict; with skip_existing, only the images that lack any of their outputs.
@@ -56,8 +56,8 @@ class MaskWriter(object):
                             'no logits: give --save_probabilities, --eval_merge=max or a single scale without '
                             '--eval_flip.')
         if conf.unknown_below and not 0 <= classes.ignore_label < MAX_CLASSES:
-            raise UserError('--unknown_below=%g: --ignore_label=%d does not fit into a mask, give one of 0 to %d.' % (
-                conf.unknown_below, classes.ignore_label, MAX_CLASSES - 1))
+            raise UserError('--unknown_below=%g: --ignore_label=%d does not fit into a mask: give it a value '
+                            'from 0 to %d.' % (conf.unknown_below, classes.ignore_label, MAX_CLASSES - 1))
         self.needs_scores = conf.save_probabilities or conf.save_logits
         self._classes, self._are_probabilities, self._image_format = classes, are_probabilities, image_format
         self._unread = 0
@@ -84,7 +84,7 @@ class MaskWriter(object):
         """Writes every Prediction of a generator, or reports its fault; the generator is closed at the end.
 
         Raises:
-          UserError: a file cannot be written; or, once all others are written, that some images could not be read.
+          UserError: a file cannot be written; or some images could not be read, once all others are written.
         """
         waiting = collections.deque()  # (future, size of its arrays in bytes)
         with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.closing(predictions):
@@ -104,11 +104,11 @@ class MaskWriter(object):
         print('%d prediction%s in %s' % (count, '' if count == 1 else 's', ' and '.join(
             [', '.join(folders[:-1])] * (len(folders) > 1) + folders[-1:])))
         if self._unread:
-            raise UserError('%d of %d images could not be read, named above: get these files again or leave them '
-                            'out.' % (self._unread, len(self.paths)))
+            raise UserError('%d of %d images could not be read and are named above: replace these files or leave '
+                            'them out.' % (self._unread, len(self.paths)))
 
     def _report_unread(self, fault):
-        """Counts and prints a sentence on why an image could not be read; does nothing for None."""
+        """Counts and prints a sentence on why an image could not be read, if it is not None."""
         if fault:
             self._unread += 1
             tqdm.write('warning: ' + fault, file=sys.stderr)
@@ -117,7 +117,7 @@ class MaskWriter(object):
         """Returns [(file name of the mask in the benchmark's form, stem of the other files' names)] of the images.
 
         Raises:
-          UserError: the classes or a name are not those of Cityscapes, or two images are of the same frame.
+          UserError: the classes or a file name do not match Cityscapes, or two images show the same frame.
         """
         if self._classes.num_classes != len(CITYSCAPES_CLASSES):
             raise UserError("--id_format=labelIds is for Cityscapes' %d classes, not --num_classes=%d." % (
@@ -129,8 +129,8 @@ class MaskWriter(object):
                           os.path.join(folder, cityscapes_frame(path))))
             other = image_of.setdefault(names[-1], path)
             if os.path.normpath(other) != os.path.normpath(path):
-                raise UserError('--id_format=labelIds: %s and %s are of one frame and would get one mask: leave one of '
-                                'them out.' % (quoted(other), quoted(path)))
+                raise UserError('--id_format=labelIds: %s and %s show the same frame and would share a mask: leave one '
+                                'out.' % (quoted(other), quoted(path)))
         return names
 
     def _outputs(self, names):

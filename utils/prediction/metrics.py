@@ -11,7 +11,7 @@ from utils.data.palette import IGNORE_LABEL
 from utils.system import command_line, output_files
 from utils.system.errors import some
 
-# (text in the table of a test, key of scores())
+# (text in the table that a test prints, key of scores())
 TOTALS = (
     ('mean IoU', 'mean_iou'), ('  without class 0', 'mean_iou_without_0'),
     ('frequency weighted IoU', 'frequency_weighted_iou'),
@@ -37,7 +37,7 @@ def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
     """
     label, prediction = np.asarray(label), np.asarray(prediction)
     if label.shape != prediction.shape:
-        raise ValueError('label is %s but prediction is %s' % (label.shape, prediction.shape))
+        raise ValueError('label has shape %s but prediction has shape %s' % (label.shape, prediction.shape))
     counted = (label >= 0) & (label < num_classes) & (label != ignore_label)
     label, prediction = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
     if prediction.size and not 0 <= prediction.min() <= prediction.max() < num_classes:
@@ -71,7 +71,7 @@ def count(predictions, classes, stopped=lambda: False, losses=None):
 
 
 def ratio(part, whole):
-    """Returns part / whole as float64, nan where whole is 0."""
+    """Returns part / whole as float64; nan where whole is 0."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
@@ -86,15 +86,15 @@ def scores(matrix, ignore_label=None):
     """Returns the scores of a confusion matrix.
 
     With t true positives, f false positives and m missed pixels of a class: IoU t / (t + f + m), accuracy t / (t + m)
-    and the totals are those of Long, Shelhamer and Darrell (Fully Convolutional Networks for Semantic Segmentation,
-    2015, section 5). Precision t / (t + f) and recall t / (t + m) are those of van Rijsbergen (Information Retrieval,
+    and the totals follow Long, Shelhamer and Darrell (Fully Convolutional Networks for Semantic Segmentation,
+    2015, section 5). Precision t / (t + f) and recall t / (t + m) follow van Rijsbergen (Information Retrieval,
     1979, chapter 7). F1, their harmonic mean, is 2 t / (2 t + f + m), the coefficient of Dice (Measures of the Amount
     of Ecologic Association Between Species, 1945).
 
     Args:
       matrix: [num_classes, num_classes], rows by label.
       ignore_label: if it is one of the classes, that class has no score and enters no mean, because its row is empty
-        only as its pixels are not counted. Counted pixels that are predicted as it are still wrong.
+        only because its pixels are not counted. Counted pixels that are predicted as it are still wrong.
 
     Returns:
       a dict of fractions, which are all nan if the matrix is all 0:

@@ -1,4 +1,4 @@
-"""From images to class maps: a network at several scales, optionally mirrored, on whole images or overlapping windows.
+"""Predicts class maps with a network at several scales, also mirrored, on whole images or overlapping windows.
 
     predictor = Predictor(Model(conf).scores, Scoring(scales=(0.75, 1.0), flip=True))
     for prediction in predictor.predictions(reader, 'model/model.ckpt-20000', 'predict'):
@@ -26,7 +26,7 @@ REFRESH_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """How an image is scored; by default, in a single pass of the network over the whole image."""
+    """The way an image is scored; by default, in a single pass of the network over the whole image."""
 
     scales: Tuple[float, ...] = (1.0,)  # of the image; the network runs once for each
     flip: bool = False  # whether each scale has a second pass, over the mirrored image
@@ -40,12 +40,12 @@ class Scoring:
 
     @property
     def passes(self):
-        """The passes of the network, [(scale, whether the image is mirrored)]."""
+        """Returns the passes of the network, [(scale, whether the image is mirrored)]."""
         return [(scale, mirrored) for scale in self.scales for mirrored in ([False, True] if self.flip else [False])]
 
     @property
     def gives_probabilities(self):
-        """Whether the scores are probabilities; otherwise they are logits. A single pass has nothing to merge."""
+        """Returns whether the scores are probabilities. With a single pass, which needs no merging, they are logits."""
         return self.merge == 'mean' and len(self.passes) > 1
 
 

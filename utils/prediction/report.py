@@ -1,4 +1,4 @@
-"""The page that --report adds to a test, out_dir/report.html, with the scores and the worst and best images.
+"""Writes the page of --report, out_dir/report.html, with the scores and the worst and best images of a test.
 
 Its text and style are in report.html.j2. The page works offline: it runs no script and loads no other file.
 """
@@ -71,7 +71,7 @@ class Report(object):
         self._path = os.path.join(conf.out_dir, FILE)
         output_files.check_replaceable(self._path)
         self._template = load_template()  # loaded now, so that an error is raised before the test and not after it
-        self._worst, self._best = [], []  # heaps of (key, Shown); the root is the next one to be replaced
+        self._worst, self._best = [], []  # heaps of (key, Shown); the root is replaced next
         self._counted = self._left_out = 0  # images with and without an IoU
 
     def watched(self, predictions):

@@ -1,4 +1,4 @@
-"""Overlapping windows of an image: their size, their positions and how their scores are blended."""
+"""Computes the size and positions of overlapping windows of an image, and blends their scores."""
 
 import threading
 from typing import List, NamedTuple
@@ -46,7 +46,7 @@ class FreeMemory(object):
         return self._pixel_bytes * size[0] * size[1]
 
     def window(self, size):
-        """Returns (h, w) of the windows for an image of `size`, which is the size itself if the image fits as a whole.
+        """Returns (h, w) of the windows for an image of `size`, which is `size` itself if the whole image fits.
 
         If no windows fit, the smallest are returned.
         """
@@ -62,8 +62,8 @@ class FreeMemory(object):
     def announce(self, size, window):
         """Prints that an image of `size` is scored in windows of size `window`; only the first call prints."""
         if self._first.acquire(blocking=False):
-            tqdm.write('an image of %dx%d pixels takes about %.1f GB of memory as a whole, and %.1f GB may be used: '
-                       'images as large are predicted in windows of %dx%d (--window=%d,%d sets their size)' % (
+            tqdm.write('a whole image of %dx%d pixels needs about %.1f GB of memory, but only %.1f GB may be used: '
+                       'images of this size are predicted in windows of %dx%d (--window=%d,%d sets their size)' % (
                            (size[1], size[0], self.needed(size) / 1e9, self.bytes / 1e9) + window[::-1] + window))
 
     def exhausted(self, size):
@@ -83,8 +83,8 @@ def starts(size, length, overlap):
     """Returns the first pixel of each window: as few windows as possible, evenly spaced, that cover a side.
 
     Args:
-      size: of the side, in pixels.
-      length: of a window, in pixels; at most size.
+      size: length of the side, in pixels.
+      length: length of a window, in pixels; at most size.
       overlap: the least fraction of a window that neighbours share; below 1.
     """
     step = max(1, int(length * (1 - overlap)))

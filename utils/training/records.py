@@ -1,4 +1,4 @@
-"""The records of a run, log.txt, metrics.csv and TensorBoard's events, with each step once, even after a resume."""
+"""Writes the records of a run: log.txt, metrics.csv and TensorBoard's events, with each step once, even if resumed."""
 
 import csv
 import glob
@@ -14,7 +14,7 @@ from utils.system.errors import UserError, quoted, reason
 METRICS = 'metrics.csv'
 RATES = ['learning_rate', 'images_per_second']  # columns and tags of a step, after its losses
 SCORES = ['mean_iou', 'pixel_accuracy']  # columns of a validation, before the IoU of each class
-# Columns of a validation before SCORES, which older versions do not have: numbers, and one column per class for each.
+# Columns of a validation before SCORES, which older versions lack: one for each of MORE, one per class for OF_CLASSES.
 MORE = {'validation_loss': 'loss'}  # {column: key of the scores}
 MORE.update((name, name) for name in (
     'mean_iou_without_0', 'mean_precision', 'mean_precision_without_0', 'mean_recall', 'mean_recall_without_0',
@@ -24,26 +24,26 @@ TOTAL = 'total'  # the column of the loss that is also in log.txt
 
 
 class Records(object):
-    """The three records of one run; each step is added as soon as it is done."""
+    """Writes the three records of one run; each step is added as soon as it is done."""
 
     def __init__(self, conf, run_id, classes):
         """
         Args:
-          conf: the flags as attributes; modeldir, logfile and logdir matter.
-          run_id: a part of the event files' names, as several runs may share a logdir.
-          classes: a Classes, which decide the columns of each class.
+          conf: the flags as attributes, of which modeldir, logfile and logdir are used.
+          run_id: the end of the event files' names, because several runs may share a logdir.
+          classes: a Classes, which decides the columns of each class.
         """
         self.logfile, self.logdir, self.run_id = conf.logfile, conf.logdir, run_id
         self.metrics = os.path.join(conf.modeldir, METRICS)
         self._classes = classes
         names = classes.palette.names or ['class %d' % index for index in range(classes.num_classes)]
         self.class_names = [name if names.count(name) == 1 else '%s (class %d)' % (name, index)
-                            for index, name in enumerate(names)]  # each has a curve of its own
-        # Read by their place, as the names of the classes may change, or be equal for several classes.
+                            for index, name in enumerate(names)]  # each class needs a curve of its own
+        # Read by position, because names of classes may change, or be equal for several classes.
         self._score_columns = (list(MORE) + self._of_classes(OF_CLASSES, names) + SCORES +
                                self._of_classes(['iou'], names))
-        self._old_scores = len(SCORES) + len(names)  # the number of these columns that older versions have, the last
-        self._tags = []  # of a step's values, in the order of their columns
+        self._old_scores = len(SCORES) + len(names)  # older versions have only this many, the last ones
+        self._tags = []  # the tags of a step's values, in the order of their columns
         self.header = None  # of metrics.csv; before `open`, the header of the existing file, or None if there is none
         self.mean_iou = {}  # {step: mean IoU of its validation}
         self._rows, self._end = [], 0  # earlier rows of metrics.csv, without the header, and the offset of their end
@@ -51,13 +51,13 @@ class Records(object):
         self._writer = None
 
     def read(self, first_step):
-        """Reads the steps before first_step, which puts their scores into mean_iou; writes nothing."""
+        """Reads the steps before first_step, and their scores into mean_iou; writes nothing."""
         self._rows = self._read_rows(first_step) if first_step else []
 
     def open(self, first_step, graph, losses):
         """Opens all three records, cut so that they end with the step before first_step; read() must come first.
 
-        If first_step is 0, the records start afresh, and older ones are kept under another name.
+        If first_step is 0, new records are started, and older ones are kept under another name.
 
         Args:
           first_step: the step to be added next.
@@ -69,7 +69,7 @@ class Records(object):
         """
         header = ['step'] + [tag.split('/')[-1] for tag in losses] + RATES + self._score_columns
         if self._rows is None:
-            print('%s does not hold all steps up to %d: it and the log start afresh, the old ones are kept' % (
+            print('%s does not hold all steps up to %d: new files replace it and the log, and the old ones are kept' % (
                 quoted(self.metrics), first_step - 1))
         elif self._rows and self.header != header:
             self._change_columns(header)
@@ -106,7 +106,7 @@ class Records(object):
             self._writer.add_summary(write_to_log.image_summary('input_label_prediction', pictures), step)
 
     def add_scores(self, step, result):
-        """Adds the scores of a validation, a dict as metrics.scores returns it, to the step that was added last."""
+        """Adds the scores of a validation, a dict from metrics.scores, to the step that was added last."""
         absent = np.full(len(self.class_names), np.nan)
         values = [result.get(key, np.nan) for key in MORE.values()]
         values += [value for name in OF_CLASSES for value in result.get(name, absent)]
@@ -149,7 +149,7 @@ class Records(object):
             self._writer.close()
 
     def _counts(self, event, first_step):
-        """Returns whether to keep an event: one of a step before first_step.
+        """Returns whether to keep an event: only those of steps before first_step are kept.
 
         Scores of the last step are kept only if they are also in metrics.csv, which is written after the events.
         """
@@ -188,7 +188,7 @@ class Records(object):
 
     def _change_columns(self, header):
         """Rewrites metrics.csv with new columns, for another --loss, palette or version; the old file is kept."""
-        scores = len(self._score_columns)  # these go by their place, and a run of an older version has the last of them
+        scores = len(self._score_columns)  # matched by position; a run of an older version has only the last of them
         held = scores if self.header[-scores:][:len(MORE)] == list(MORE) else self._old_scores
         self._rows = [[dict(zip(self.header[:-held], row)).get(name, '') for name in header[:-scores]]
                       + [''] * (scores - held) + row[-held:] for row in self._rows]
@@ -200,7 +200,7 @@ class Records(object):
             file.write(text)
         self._row = self._rows[-1]
         self._end, self._row_start = len(text), text[:-1].rindex(b'\n') + 1
-        print('%s has other columns now, the old file is %s' % (quoted(self.metrics), quoted(kept)))
+        print('%s has new columns; the old file is kept as %s' % (quoted(self.metrics), quoted(kept)))
 
     def _open_log(self):
         """Cuts the log after the last step that was read; a log of another run is set aside and replaced."""
@@ -219,9 +219,9 @@ class Records(object):
                 file.write(expected)
 
     def _append(self, row, replaced=False):
-        """Appends a row to metrics.csv or, if `replaced`, overwrites the last row with it, which must not be longer.
+        """Appends a row to metrics.csv or, if `replaced`, overwrites the last row, which must not be longer.
 
-        Overwriting is a single write, so that a stop in between cannot lose the row.
+        The row is overwritten in a single write, so that it cannot be lost if the process stops.
         """
         line = io.StringIO()
         csv.writer(line, lineterminator='\n').writerow(row)

@@ -1,4 +1,4 @@
-"""A training run, apart from its algorithm: lock, settings, checkpoints, records, signals and lost machines."""
+"""Manages a training run apart from its algorithm: lock, settings, checkpoints, records, signals, lost machines."""
 
 import collections
 import contextlib
@@ -24,15 +24,15 @@ from utils.training import records
 from utils.weights import checkpoints, pretrained, run_settings, weight_files, weight_names
 
 LOCK = '.lock'
-OLD = 'old'  # folders in modeldir for what --resume=never sets aside: old, old2...
+OLD = 'old'  # folders in modeldir for the runs that --resume=never replaces: old, old2...
 MOST_DIR, MOST_VALUE, MOST_CHANGED = 44, 32, 86  # limits, in characters, in the sentence about changed settings
-# Names that files of TensorFlow's saver and of this project have until they are complete.
+# Names of unfinished files of TensorFlow's saver and of this project.
 LEFTOVERS = ('*.ckpt-*.tempstate*', '*.ckpt-*_temp*', 'checkpoint.tmp*', run_settings.FILE + '.*.tmp')
 
 
 @dataclasses.dataclass
 class TrainingGraph:
-    """The tensors and ops of a training's graph that are run."""
+    """The tensors and ops of a training's graph that a session runs."""
     net: typing.Any         # the network
     rate: tf.Tensor         # placeholder of the learning rate
     update: typing.Any      # an optimizer.Update
@@ -43,7 +43,7 @@ class TrainingGraph:
 
 
 class Run(object):
-    """One training: everything but the computation of its steps.
+    """Manages one training, but does not compute its steps.
 
         with Run(conf, settings, classes, towers) as run:
             for attempt in run.attempts():  # one, plus another each time a machine is lost
@@ -59,7 +59,7 @@ class Run(object):
     Attributes:
       first_step: the first step to train: 0, or the one after the checkpoint that training resumes from.
       input: the compat.Input of the initial weights; None if it is not known.
-      signal: the interrupts.Pending of a session; its number is that of the signal that arrived, or None.
+      signal: the interrupts.Pending of a session; its `number` is the signal that has arrived, or None.
     """
 
     def __init__(self, conf, settings, classes, towers):
@@ -106,14 +106,14 @@ class Run(object):
         self._records.read(self.first_step)
 
     def finished(self):
-        """Returns whether nothing is left to do; if so, prints a line that says how to continue."""
+        """Returns whether there is nothing left to do; if so, prints a line on how to continue."""
         conf = self.conf
         if self.lacks_validation():
             return False
         if self.first_step <= conf.num_steps:
             expired = self.out_of_patience()
             if expired:
-                print('%s holds a training that --patience=%d ends after step %d: %s; raise --patience or give 0 to '
+                print('%s holds a training that --patience=%d ended after step %d: %s; raise --patience or give 0 to '
                       'continue, begin again with --resume=never or score it with --option=test --valid_step=best' % (
                           conf.modeldir, conf.patience, self.first_step - 1, expired))
             return bool(expired)
@@ -131,7 +131,7 @@ class Run(object):
             100 * best[1], best[0], best[2], '' if best[2] == 1 else 's')
 
     def lacks_validation(self):
-        """Returns whether the run was stopped after the last step was saved but before the validation due in it."""
+        """Returns whether the run was stopped after the last step was saved but before its validation."""
         last = self.first_step - 1
         return last >= 0 and self.is_due(last, self.conf.valid_interval) and self._records.lacks_scores(last)
 
@@ -173,7 +173,7 @@ class Run(object):
                 yield sess
 
     def _load(self, net_input):
-        """Sets the variables to their initial values and prints where these come from."""
+        """Sets the variables to their initial values and prints the source of these."""
         conf, graph, sess, weights = self.conf, self._graph, self._sess, self._pretrained
         variables = graph.net.variables
         if self.first_step:
@@ -193,7 +193,7 @@ class Run(object):
         if weights.input:
             print(pretrained.describe_input(weights.input, net_input))
         if weights.compat not in (None, conf.compat):
-            print('note: these weights were made for --compat=%s, this run has --compat=%s' % (
+            print('note: these weights were made for --compat=%s, but this run has --compat=%s' % (
                 weights.compat, conf.compat))
 
     # in the session ----------------------------------------------------------------------------------------------
@@ -203,12 +203,12 @@ class Run(object):
         return interval > 0 and (step % interval == 0 or step == self.conf.num_steps)
 
     def steps(self):
-        """Yields the steps from first_step to num_steps, or until --patience ends, with a progress bar.
+        """Yields the steps from first_step to num_steps, or until --patience runs out, with a progress bar.
 
         Raises:
           interrupts.Interrupted: a signal arrived; the step is complete and its weights are saved.
         """
-        expired = self.out_of_patience()  # by the validation that was due when the run was stopped
+        expired = self.out_of_patience()  # counts the validation that was still due when the run was stopped
         for step in () if expired else self._bar:
             yield step
             if self.signal.number:
@@ -218,7 +218,7 @@ class Run(object):
             due = step < self.conf.num_steps and self.is_due(step, self.conf.valid_interval)
             expired = self.out_of_patience() if due else ''
             if expired:
-                if not self.is_due(step, self.conf.save_interval):  # otherwise it is saved
+                if not self.is_due(step, self.conf.save_interval):  # otherwise it is saved already
                     self.save(step)
                 break
         if expired:
@@ -275,11 +275,11 @@ class Run(object):
         self._records.add_scores(step, scores)
         ious = ', '.join('%s %s' % (name, '-' if np.isnan(value) else '%.1f' % (100 * value))
                          for name, value in zip(self._records.class_names, scores['iou']))
-        with contextlib.suppress(BrokenPipeError):  # training continues even if nobody reads stdout any more
+        with contextlib.suppress(BrokenPipeError):  # training continues even if stdout is closed
             tqdm.write('step %d: mean IoU %.2f %%, pixel accuracy %.2f %%, loss %.4f%s%s' % (
                 step, 100 * mean_iou, 100 * scores['pixel_accuracy'], scores['loss'],
                 ', the best so far' if best else '',
-                '; one class only counts' if np.sum(~np.isnan(scores['iou'])) == 1 else ''))
+                '; only one class counts' if np.sum(~np.isnan(scores['iou'])) == 1 else ''))
             tqdm.write('  IoU: ' + ious)
             if scores['note']:
                 tqdm.write('  note: ' + scores['note'])
@@ -287,7 +287,7 @@ class Run(object):
     def _check_finite(self, value, name, step):
         if not np.isfinite(value):
             raise UserError(
-                '%s is not finite in step %d: training has diverged and stops, earlier checkpoints in %s are kept; '
+                '%s is not finite in step %d: training has diverged and stops (earlier checkpoints in %s are kept): '
                 'lower --learning_rate=%g or, with weights that are not pre-trained, train batch norm (--train_bn).' % (
                     name, step, self.conf.modeldir, self.conf.learning_rate))
 
@@ -308,7 +308,7 @@ class RunFolder(object):
 
     @contextlib.contextmanager
     def locked(self):
-        """Locks the folder against other trainings; the lock ends with the process, even if that is killed.
+        """Locks the folder against other trainings; the lock ends with the process, even if it is killed.
 
         Raises:
           UserError: another training holds the lock, or the lock file cannot be written.
@@ -319,13 +319,13 @@ class RunFolder(object):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise UserError('another training (%s) writes to %s: wait until it ends or give another --modeldir.' % (
+            raise UserError('another training (%s) is using %s: wait until it ends or give another --modeldir.' % (
                 holder, quoted(self.path)))
         except OSError as error:
             raise UserError('%s cannot be written (%s): free space or give another --modeldir.' % (
                 quoted(path), reason(error)))
         try:
-            # On a full disk the lock still works, though nobody can read who holds it.
+            # On a full disk the lock still works, but its holder's description is missing.
             with contextlib.suppress(OSError), open(path, 'w') as file:
                 file.write('process %d on %s' % (os.getpid(), socket.gethostname()))
             yield
@@ -343,18 +343,18 @@ class RunFolder(object):
         """Finds the checkpoint to resume from; writes nothing.
 
         Args:
-          mode: 'auto' resumes from checkpoints of the same settings, 'must' from those of any settings; 'never' starts
-            afresh.
+          mode: 'auto' resumes only from checkpoints with the same settings, 'must' from any checkpoints; 'never'
+            starts afresh.
 
         Returns:
           (first_step, values, net_input): the first step to train, {name: array} of the newest undamaged checkpoint and
           the compat.Input of its training; (0, {}, None) to start afresh.
 
         Raises:
-          UserError: the checkpoints are of other settings, all are damaged or, with 'must', there are none.
+          UserError: the checkpoints have other settings, all are damaged or, with 'must', there are none.
         """
         steps = checkpoints.checkpoint_steps(self.path)
-        mode = 'auto' if self._started else mode  # once started, the checkpoints are those of this run
+        mode = 'auto' if self._started else mode  # once started, the checkpoints belong to this run
         if mode == 'must' and not steps:
             raise UserError('--resume=must: %s holds no complete checkpoint to resume from.' % quoted(self.path))
         if mode == 'never':
@@ -377,11 +377,11 @@ class RunFolder(object):
         raise UserError('every checkpoint in %s is damaged: begin again with --resume=never.' % quoted(self.path))
 
     def _compare(self, known, newest, mode):
-        """Prints the settings that differ from those of the folder's run; raises UserError unless `mode` is 'must'.
+        """Prints the settings that differ from the folder's run; raises UserError unless `mode` is 'must'.
 
         A finished run may always be resumed with a larger num_steps.
         """
-        ways = 'begin again with --resume=never (the old run is kept in its folder %s) or give another --modeldir' % OLD
+        ways = 'begin again with --resume=never (the old run is kept in folder %s) or give another --modeldir' % OLD
         if known is None:
             if mode == 'auto':
                 raise UserError('%s holds checkpoints of a run with unknown settings, up to step %d: resume with '
@@ -394,12 +394,12 @@ class RunFolder(object):
         listed = some(['%s=%s (now %s)' % (name, quoted(known, MOST_VALUE), quoted(
             now if now != '' else 'none', MOST_VALUE)) for name, known, now in changes], 3, MOST_CHANGED)
         if mode == 'auto' and not longer:
-            raise UserError('%s holds a run of other settings: %s; resume with --resume=must, %s.' % (
+            raise UserError('%s holds a run with other settings: %s; resume with --resume=must, %s.' % (
                 quoted(self.path, MOST_DIR), listed, ways))
         print('changed settings: ' + listed)
 
     def start(self, saver, first_step, net_input):
-        """Prepares the folder for saving: writes the settings and, if first_step is 0, moves an older run away.
+        """Prepares the folder for saving: writes the settings and, if first_step is 0, sets an older run aside.
 
         Args:
           saver: a tf.train.Saver, whose max_to_keep is the number of checkpoints to keep; 0 keeps all.
@@ -475,7 +475,7 @@ class RunFolder(object):
     def _save(self, sess, saver, step, kind):
         path = os.path.join(self.path, '%s-%d' % (kind, step))
         with self._reported(path):
-            if os.path.exists(path + '.index'):  # left by an earlier run: it must never be beside new data
+            if os.path.exists(path + '.index'):  # left by an earlier run; it must never coexist with new data
                 os.remove(path + '.index')
             # With write_state=False the saver neither counts checkpoints nor removes any.
             saver.save(sess, os.path.join(self.path, kind), step, write_meta_graph=False, write_state=False)
@@ -493,7 +493,7 @@ class RunFolder(object):
                 quoted(path), reason(error)))
 
     def _remove_leftovers(self):
-        """Removes incomplete files that an interrupted save has left."""
+        """Removes incomplete files left by an interrupted save."""
         for pattern in LEFTOVERS:
             for path in glob.glob(os.path.join(glob.escape(self.path), pattern)):
                 with contextlib.suppress(OSError):
@@ -512,7 +512,7 @@ def trains_batch_norm(conf):
 
 
 def all_finite(variables):
-    """Returns a bool scalar tensor: whether all values of the variables are finite. Each is checked on its own device.
+    """Returns a bool scalar tensor, true if all values of the variables are finite; each is checked on its own device.
 
     Vectors on the same device are checked together: four of five variables are vectors, so one op for each would add
     many ops to the graph.

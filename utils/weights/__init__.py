@@ -1,1 +1,1 @@
-"""Weights files of every family: opening, naming, choosing and restoring them."""
+"""Opens weights files of every kind, translates their names, and restores networks from them."""

@@ -27,7 +27,7 @@ CAFFE_PROTO = {
 # A packed field looks like a byte string on the wire. If it is read as one, numpy uses it directly, without a Python
 # float for each of 44 million weights.
 AS_BYTES = {'+float': '*bytes', '+double': '*bytes'}
-LARGEST = 2 ** 31  # bytes of a protobuf message
+LARGEST = 2 ** 31  # bytes, the limit of a protobuf message
 
 
 def net_parameter(as_bytes=False):
@@ -88,7 +88,7 @@ def parse(path):
 
 
 def to_array(blob, as_bytes):
-    """Returns the float32 array of a BlobProto, in its shape or, if it is legacy, [num, channels, height, width].
+    """Returns the float32 array of a BlobProto, with its shape or, for a legacy blob, [num, channels, height, width].
 
     Raises:
       ValueError: the number of values does not match the shape.
@@ -131,7 +131,7 @@ def layer_weights(kind, blobs):
 
 
 def of_imagenet(layers):
-    """Returns whether the layers are from one of Kaiming He's models (with fc1000 or ResNet-50's units)."""
+    """Returns whether the layers belong to one of Kaiming He's models (with fc1000 or ResNet-50's units)."""
     return 'fc1000' in layers or 'res4b_branch2a' in layers
 
 

@@ -31,7 +31,7 @@ def find_checkpoint(modeldir, step=None, flag='valid_step'):
     """Returns the prefix of a complete checkpoint, modeldir/model.ckpt-N or modeldir/best.ckpt-N.
 
     TensorFlow's own record, the file 'checkpoint', is not used: it names the checkpoint that was saved last, which is
-    not the one with the highest step after training was started again in the same directory.
+    not the one with the highest step if training was restarted in the same directory.
 
     Args:
       modeldir: a directory.
@@ -39,7 +39,7 @@ def find_checkpoint(modeldir, step=None, flag='valid_step'):
       flag: the flag that gave the step, for the message.
 
     Raises:
-      UserError: the directory does not exist or holds no checkpoint, or none of that step.
+      UserError: the directory does not exist, or holds no checkpoint or none with that step.
     """
     if not os.path.isdir(modeldir):
         raise UserError('there is no directory %s: train first, or name the directory of the checkpoints '
@@ -76,14 +76,14 @@ def newest_in(path):
 
 
 def read_fitting(path, wanted):
-    """Returns {name: array} of the weights {name: shape} that a network wants from a file that fits it, see check_fit.
+    """Reads a network's weights from a file, which must fit the network (see check_fit), and returns {name: array}.
 
     Args:
       path: the prefix of a TensorFlow checkpoint, or the path of a weights file of another kind.
-      wanted: {name: shape}.
+      wanted: {name: shape} of the weights.
 
     Raises:
-      UserError: it does not fit, holds values that are not finite in a file of another kind, or is damaged.
+      UserError: the file does not fit or is damaged or, if it is not a checkpoint, holds values that are not finite.
     """
     if not os.path.isfile(path) or os.path.isfile(path + '.index'):
         file = weight_files.open_checkpoint(path)
@@ -104,7 +104,7 @@ def read_values(prefix):
 
 
 def load_values(sess, variables, values):
-    """Sets the variables that {name: array} names, in one run and, like Variable.load, without new ops in the graph."""
+    """Sets the variables named in {name: array}, in one session run and, like Variable.load, without adding ops."""
     chosen = [variable for variable in variables if variable.op.name in values]
     sess.run([variable.initializer for variable in chosen],
              {variable.initializer.inputs[1]: values[variable.op.name] for variable in chosen})
@@ -120,7 +120,7 @@ def check_finite(values, path):
 # ---- does it fit? ----
 
 def check_fit(wanted, found, prefix):
-    """Checks that weights can be read from a file, and that the file has no others.
+    """Checks that a file has all the weights of a network, and no others.
 
     The state of a training (an optimizer's slots, steps) and an ImageNet classifier do not matter, but a weight that
     the network lacks would change its outputs. A note is printed about variables of an unknown kind.
@@ -173,7 +173,7 @@ def mismatches(wanted, found, extra=()):
 
 
 def hints(wanted, found):
-    """Returns phrases on the flags with which the network would fit a file.
+    """Returns phrases that name the flags with which the network would fit a file.
 
     Every encoder and every decoder is compared with the names and shapes in the file.
 
@@ -185,7 +185,7 @@ def hints(wanted, found):
     if not fitting:
         encoder = weight_names.encoder_of(found)
         if encoder:
-            return ['the file has names of --encoder_name=%s, but not the whole of that encoder' % encoder]
+            return ['the file has names of --encoder_name=%s, but only a part of that encoder' % encoder]
         return ['the file fits no encoder_name (%s)' % ', '.join(ENCODERS)]
     phrase = 'the file fits --encoder_name=' + ' or '.join(fitting)
     decoder, classes = weight_names.decoder_of(found)
@@ -200,8 +200,8 @@ def hints(wanted, found):
     unknown = [name for name in found if weight_names.is_model(name) and name not in known
                and not weight_names.in_encoder(name, fitting[0])]
     if unknown:
-        phrase += ', but no --decoder here has its %s' % some(sorted(unknown), 1, show=quoted)
+        phrase += ', but no --decoder has its %s' % some(sorted(unknown), 1, show=quoted)
     missing = [name for name in wanted if name not in found]
     if missing and not any(map(weight_names.is_model, missing)):
-        phrase += ", but lacks this run's optimizer state: start with --pretrain_file and --restore_decoder elsewhere"
+        phrase += ", but lacks this run's optimizer state: give --pretrain_file, --restore_decoder and a new --modeldir"
     return [phrase]

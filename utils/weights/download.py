@@ -1,4 +1,4 @@
-"""Downloads a weights file into the cache: resumed after a broken connection, and complete or absent."""
+"""Downloads a weights file into the cache; resumes broken downloads and stores only complete files."""
 
 import contextlib
 import errno
@@ -17,22 +17,22 @@ from tqdm import tqdm
 
 from utils.system.errors import UserError, quoted, reason
 
-ADDRESS = 'DEEPLAB_WEIGHTS'  # environment variable: a URL or folder that holds the files in place of their address
+ADDRESS = 'DEEPLAB_WEIGHTS'  # environment variable: a URL or folder to use instead of the published address
 TRIES = 5  # connections
 RETRY_SECONDS = 2  # before the second connection; twice as long before each further one
 TIMEOUT = 60  # seconds without an answer
 SLOWEST = 1000  # bytes per second; a connection that is slower for TIMEOUT seconds counts as broken
 BLOCK = 1 << 18  # bytes
 MOST_FOLDER, MOST_WHY = 60, 50  # characters in the sentence about a file that cannot be fetched
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP states that a later try may not find
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes of errors that may be temporary
 TROUBLE = (OSError, http.client.HTTPException, ValueError)
-NO_ANSWER = (urllib.error.URLError, http.client.InvalidURL, ValueError)  # ValueError: an address that is none
-# Errors of the file that is written.
+NO_ANSWER = (urllib.error.URLError, http.client.InvalidURL, ValueError)  # ValueError: an invalid URL
+# Errors in writing the file, which another try would not mend.
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
 
 
 class Refused(Exception):
-    """The server has no such file, or sends something else; another try would not help."""
+    """The server has no such file, or sends a wrong one; another try would not help."""
 
 
 def cache_folder():
@@ -41,9 +41,9 @@ def cache_folder():
 
 
 def address_of(url, name):
-    """Returns the address from which to fetch a file: its URL, or where the environment variable ADDRESS says.
+    """Returns the address from which to fetch a file: its URL, or the one in the environment variable ADDRESS.
 
-    The variable stands for the file itself if it ends with the suffix of `name`, otherwise for a folder with the file.
+    If the variable ends with the suffix of `name`, it is the file's address, otherwise that of a folder with the file.
     """
     place = os.environ.get(ADDRESS, '')
     if not place:
@@ -54,18 +54,18 @@ def address_of(url, name):
 
 
 def fetch(word, name, url, check):
-    """Returns the path of a file in the cache and downloads it if it is not there.
+    """Returns the path of a file in the cache, and downloads it first if necessary.
 
     Processes that fetch the same file at once wait for the first one.
 
     Args:
-      word: what the user calls the file, for messages.
+      word: the word by which the user names the file, for messages.
       name: the file's name.
       url: its address.
-      check: a function from the path of the downloaded file, which raises a UserError if it is not what it should be.
+      check: a function of the path of the downloaded file that raises a UserError if it is the wrong file.
 
     Raises:
-      UserError: the file cannot be fetched, or is not what it should be.
+      UserError: the file cannot be fetched, or the wrong file was found at its address.
     """
     folder, address = cache_folder(), address_of(url, name)
     path = os.path.join(folder, name)
@@ -81,25 +81,25 @@ def fetch(word, name, url, check):
                     check(part)
                     os.replace(part, path)
                 except UserError:
-                    raise Refused('something else is there')
+                    raise Refused('this address has a different file')
                 finally:
                     remove(part)
                     remove(part + '.json')
         return path
     except TROUBLE + (Refused,) as error:
         why = reason(getattr(error, 'reason', None) if isinstance(error, urllib.error.URLError) else error)
-        raise UserError('%s: %s could not be fetched (%s); put it into %s or name its path.' % (
+        raise UserError('%s: %s could not be fetched (%s); put it into %s or give its path.' % (
             word, quoted(address, 130), why[:MOST_WHY], quoted(folder, MOST_FOLDER)))
 
 
 @contextlib.contextmanager
 def locked(path):
-    """Holds the lock file at path; a line says so if another process has it."""
+    """Holds the lock file at path; prints a line if it has to wait for another process."""
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        print('waiting for another process that downloads %s' % os.path.basename(path)[:-len('.lock')])
+        print('waiting for another process, which is downloading %s' % os.path.basename(path)[:-len('.lock')])
         lock.acquire()
     try:
         yield
@@ -108,19 +108,19 @@ def locked(path):
 
 
 def receive_all(address, part):
-    """Downloads the file at an address as `part`, over several connections if need be, and resumes an earlier part.
+    """Downloads the file at an address as `part`, over several connections if necessary; resumes an earlier part.
 
     Raises:
-      Refused, or one of TROUBLE: it could not be downloaded; what has arrived is kept for the next time.
+      Refused, or one of TROUBLE: it could not be downloaded; the received part is kept for the next attempt.
     """
     for number in range(TRIES):
         try:
             return receive(address, part)
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is not of this file
+            if error.code == 416:  # the part belongs to another file
                 remove(part)
             elif error.code not in PASSING:
-                raise Refused('the server answers %d %s' % (error.code, error.msg))
+                raise Refused('the server answered %d %s' % (error.code, error.msg))
             trouble = error
         except TROUBLE as error:
             if not number and isinstance(error, NO_ANSWER) or getattr(error, 'errno', None) in NO_PLACE:
@@ -133,10 +133,10 @@ def receive_all(address, part):
 
 
 def receive(address, part):
-    """Downloads over one connection, from the end of what an earlier one left in `part`.
+    """Downloads over one connection, and resumes if an earlier one has left a part of the file in `part`.
 
-    The server's validator of the file, an ETag or a time, is kept beside the part: the rest of another file is never
-    appended to it.
+    The server's validator of the file, an ETag or a time, is kept beside the part, so that the rest of another
+    version is never appended to it.
 
     Raises:
       Refused, or one of TROUBLE.
@@ -150,12 +150,12 @@ def receive(address, part):
         request.add_header('Range', 'bytes=%d-' % start)
         request.add_header('If-Range', known['validator'])
     with contextlib.closing(urllib.request.urlopen(request, timeout=TIMEOUT)) as answer:
-        size = int(answer.headers.get('Content-Length') or -1)  # -1: the server does not say
+        size = int(answer.headers.get('Content-Length') or -1)  # -1: unknown
         if answer.getcode() == 206:
             wanted = 'bytes %d-%d/%d' % (start, start + size - 1, start + size)
             if (answer.headers.get('Content-Range') or '').strip() != wanted or start + size != known.get('size'):
                 remove(part)
-                raise OSError('the server sent another part than asked for')
+                raise OSError('the server sent another range than requested')
             size += start
         else:  # the server sends the whole file
             start = 0
@@ -184,7 +184,7 @@ def copy(answer, file, progress):
 
 
 def validator(headers):
-    """Returns what tells this version of a file from others, a strong ETag or a time; None if the server says none."""
+    """Returns an identifier of this version of a file, a strong ETag or a time; None if the server sends neither."""
     etag = headers.get('ETag') or ''
     return etag if re.match(r'"', etag) else headers.get('Last-Modified')
 
@@ -196,11 +196,11 @@ def check_md5(path, md5):
         for block in iter(lambda: file.read(BLOCK), b''):
             found.update(block)
     if found.hexdigest() != md5:
-        raise UserError('%s has another checksum than the published file.' % quoted(path))
+        raise UserError('%s does not have the checksum of the published file.' % quoted(path))
 
 
 def read_json(path):
-    """Returns the dict in a JSON file; {} if there is none."""
+    """Returns the dict in a JSON file; {} if the file is missing or damaged."""
     try:
         with open(path) as file:
             content = json.load(file)

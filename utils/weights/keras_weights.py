@@ -25,9 +25,9 @@ CONSTANTS = ('keras.src.applications.resnet', 'tf_keras.src.applications.resnet'
 
 
 def place_of(layer):
-    """Returns (kind, stage, unit, index) of a layer with a name of Keras', now or in 2016; None for any other name.
+    """Returns (kind, stage, unit, index) of a layer named as in Keras, now or in 2016; None for any other name.
 
-    The kind is 'conv' or 'bn', or 'scale' for a layer that has a name of Caffe's.
+    The kind is 'conv' or 'bn', or 'scale' for a layer named as in Caffe.
     """
     match = LAYER.fullmatch(layer)
     if not match:
@@ -69,7 +69,7 @@ def find_datasets(file, path):
     """Returns {(place of the layer, leaf of our variable): h5py.Dataset} of an open file, without reading values.
 
     Raises:
-      UserError: no layer has a name of Keras' ResNets, or a layer occurs twice.
+      UserError: no layer is named as in Keras' ResNets, or a layer occurs twice.
     """
     found, names = {}, []
 
@@ -86,7 +86,7 @@ def find_datasets(file, path):
 
     file.visititems(visit)
     if not found and any(re.search('(^|/)conv2d(_[0-9]+)?/vars/0$', name) for name in names):
-        raise UserError('%s names no layers, as Keras up to 3.3 writes .weights.h5, and their order does not tell them '
+        raise UserError('%s names no layers, like all .weights.h5 files of Keras up to 3.3, so they cannot be told '
                         "apart: load it in Keras and save it as .h5 with model.save('NAME.h5')." % quoted(path))
     if not found:
         raise UserError('%s is an HDF5 file without the layers of a Keras ResNet (conv1_conv, conv2_block1_1_conv and '
@@ -98,7 +98,7 @@ def read_dataset(dataset, wanted):
     """Returns (shape, values) of an h5py.Dataset; the values are float32, or None if the shape is not `wanted`.
 
     Raises:
-      UserError: it is a kernel [out, in, height, width], as Keras wrote them with Theano.
+      UserError: it is a kernel [out, in, height, width], as Keras saved them with Theano.
       ValueError: it holds no floating-point numbers.
     """
     shape, name = dataset.shape, quoted(dataset.name)
@@ -122,7 +122,7 @@ def read_keras(path, encoder_name=None):
       not have the encoder's shape. The biases of Keras' convolutions are folded into the moving means.
 
     Raises:
-      UserError: no layer has a name of Keras' ResNets, a layer occurs twice, or kernels are in Theano's order.
+      UserError: no layer is named as in Keras' ResNets, a layer occurs twice, or kernels are in Theano's order.
       ValueError: a layer does not hold floating-point numbers or has the wrong number of biases.
     """
     shapes, arrays = OrderedDict(), OrderedDict()

@@ -1,4 +1,4 @@
-"""Starts a network from pre-trained weights: finds the file, decides what to restore, and reports what is not."""
+"""Starts a network from pre-trained weights: finds the file, chooses what to restore, and reports the rest."""
 
 import os
 import typing
@@ -15,7 +15,7 @@ class Published(typing.NamedTuple):
     palette: str      # a value of --palette
 
 
-IMAGENET = 'imagenet'  # the word for Keras' weights, of which each encoder has its own
+IMAGENET = 'imagenet'  # the word for Keras' weights, which exist for each encoder
 # kazuto1011's DeepLab v2 in PyTorch, release v1.0 of his repository, by word.
 RELEASE = 'https://github.com/kazuto1011/deeplab-pytorch/releases/download/v1.0/'
 PUBLISHED = {
@@ -26,7 +26,7 @@ PUBLISHED = {
 
 
 def find_file(path, encoder_name=None):
-    """Returns the path of a weights file that the user names, which is downloaded if need be.
+    """Returns the path of a weights file that the user names, and downloads it if necessary.
 
     Args:
       path: a file, the prefix of a checkpoint, a directory (for its newest checkpoint), 'imagenet' or a word of
@@ -38,7 +38,7 @@ def find_file(path, encoder_name=None):
     """
     if path in PUBLISHED or path == IMAGENET:
         if os.path.exists(path):
-            print('note: %s stands for published weights; write ./%s for what is here' % (path, path))
+            print('note: %s means the published weights; write ./%s for the file or folder here' % (path, path))
         if path in PUBLISHED:
             return fetch_published(path)
         if not encoder_name:
@@ -87,11 +87,11 @@ def describe_input(made_for, net_input):
                      for order, mean in (made_for, net_input))
     if made_for == net_input:
         return 'input: %s, which these weights were made for' % given
-    return 'note: these weights were made for %s, this run has %s' % (wanted, given)
+    return 'note: these weights were made for %s, but this run has %s' % (wanted, given)
 
 
 def split(shapes, encoder_name):
-    """Splits {name: shape} of a network's variables into three dicts: those of its encoder, fix_w and decoder."""
+    """Splits {name: shape} of a network's variables into three dicts, for its encoder, its fix_w and its decoder."""
     encoder, fix_w, decoder = {}, {}, {}
     for name, shape in shapes.items():
         if name.endswith('/fix_w'):

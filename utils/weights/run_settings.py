@@ -1,6 +1,6 @@
-"""The settings of a training, kept in settings.json beside its checkpoints, and how those of a run differ from them.
+"""Saves the settings of a training in settings.json, beside its checkpoints, and compares those of a run with them.
 
-Which flags count, and for what, is in the records that main.py makes: see command_line.FlagRecord.
+main.py records for each flag what it decides, see command_line.FlagRecord.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from utils.system.command_line import NETWORK, NOTHING, RECORDS, is_given
 from utils.system.errors import UserError, quoted, reason
 
 FILE = 'settings.json'
-# Settings that decide a training's result and are not flags, each with the value that describes an older file without
-# it: the number of parts of the batch that have batch norm statistics of their own, and the class that trains, which
-# is another one for several scales.
+# Settings that decide a training's result but are not flags, each with the value to assume if an older file lacks it:
+# the number of parts of a batch that have their own batch norm statistics, and the name of the model's class, Model or
+# Model_msc.
 NO_FLAGS = {'towers': 1, 'model': None}
 _CHECKSUM = re.compile(r' \(crc32 [0-9a-f]{8}\)$')
-UNKNOWN = 'unknown'  # the value now of a setting that only another version has
+UNKNOWN = 'unknown'  # this run's value of a setting that only another version has
 MOST_DIR, MOST_VALUE, MOST_UNLIKE = 50, 12, 3  # characters and flags in the sentence about another network
 
 
@@ -37,9 +37,9 @@ class Change(typing.NamedTuple):
 
 
 def settings_from_flags(conf, names=None, **others):
-    """Returns {name: value} of flags, in a form in which two values are equal exactly if they mean the same.
+    """Returns {name: value} of flags in canonical form, so that equivalent settings compare equal.
 
-    Paths are absolute, and followed by a checksum where the contents of the file count.
+    Paths are absolute, and a checksum follows if the contents of the file count.
 
     Args:
       conf: the flags as attributes; a missing flag has its default.
@@ -50,7 +50,7 @@ def settings_from_flags(conf, names=None, **others):
       RuntimeError: no flags are recorded, because main.py was not imported.
     """
     if not RECORDS:
-        raise RuntimeError('import main before you train or predict: it says which flags decide the result')
+        raise RuntimeError('import main before you train or predict: it declares the flags and what they decide')
     if names is None:
         names = [name for name, record in RECORDS.items() if record.decides != NOTHING]
     settings = {name: _comparable(RECORDS[name], getattr(conf, name, RECORDS[name].default)) for name in names}
@@ -108,8 +108,8 @@ def check_trained(modeldir, trained, conf, option=None):
       option: the value of --option.
 
     Raises:
-      UserError: a given flag that decides the network or how it computes has another value, or the sample, whose labels
-        are to be tested because no data is named, has another number of classes.
+      UserError: a given flag that decides the network or its numerics has another value; or the bundled sample is
+        tested, because no data flags are given, and has another number of classes.
     """
     now = settings_from_flags(conf, list(network_settings(conf)) + ['compat'])
     known = {name: _known(trained, name) for name in now}
@@ -118,24 +118,24 @@ def check_trained(modeldir, trained, conf, option=None):
     if unlike:
         was, has = (' '.join('--%s=%s' % (name, quoted(flags[name], MOST_VALUE)) for name in unlike)
                     for flags in (known, now))
-        raise UserError('%s was trained with %s, this run has %s: give the flags of that training or leave them '
+        raise UserError('%s was trained with %s, but this run has %s: give the flags of that training or leave them '
                         'out.' % (quoted(modeldir, MOST_DIR), was, has))
     if option == 'test' and now['num_classes'] not in (known['num_classes'], RECORDS['num_classes'].default):
-        raise UserError("%s was trained with --num_classes=%s, and the sample's labels have %d classes: name the data "
-                        'to test, such as --data_dir and --valid_data_list.' % (
+        raise UserError("%s was trained with --num_classes=%s, but the bundled sample has %d classes: name the data to "
+                        'test, for example with --data_dir and --valid_data_list.' % (
                             quoted(modeldir, MOST_DIR), quoted(known['num_classes'], MOST_VALUE), now['num_classes']))
 
 
 def note_palette(modeldir, trained, conf):
-    """Prints a note if the palette of a run is not that of the training; the arguments are those of check_trained."""
+    """Prints a note if a run and its training have different palettes; takes the arguments of check_trained."""
     known, now = _known(trained, 'palette'), settings_from_flags(conf, ['palette'])['palette']
     if _content(known) != _content(now):
-        print('note: %s was trained with --palette=%s, this run has --palette=%s; the names and colours of this run '
-              'are shown' % (modeldir, quoted(known), quoted(now)))
+        print('note: %s was trained with --palette=%s, but this run has --palette=%s; the names and colours of this '
+              'run are used' % (modeldir, quoted(known), quoted(now)))
 
 
 def unchanged_palette(trained):
-    """Returns the palette in {name: value} of a training's flags if it is still what it was; otherwise ''."""
+    """Returns the palette in {name: value} of a training's flags if its file is unchanged; otherwise ''."""
     known = _known(trained, 'palette')
     path = _CHECKSUM.sub('', str(known))
     return path if _comparable(RECORDS['palette'], path) == known else ''
@@ -183,12 +183,12 @@ def _parsed(modeldir, name, value):
     try:
         return parse(','.join('%r' % number for number in value) if isinstance(value, list) else value)
     except (ValueError, TypeError, AttributeError):
-        raise UserError("%s: %s=%s is no value of --%s; restore the file or give the flag." % (
+        raise UserError("%s: %s=%s is not a valid value of --%s; restore the file or give the flag." % (
             quoted(os.path.join(modeldir, FILE)), name, quoted(value, MOST_VALUE), name))
 
 
 class _Completed(object):
-    """Flags as attributes, of which some have other values."""
+    """Flags as attributes, some of which are replaced."""
 
     def __init__(self, conf, values):
         self._conf = conf
@@ -199,12 +199,12 @@ class _Completed(object):
 
 
 def _content(value):
-    """Returns the text by which values of a flag are compared: for a file its checksum, regardless of its path."""
+    """Returns the text by which palettes are compared: the checksum of a file, regardless of its path, or a name."""
     return str(value or 'voc').rpartition('(crc32')[2]
 
 
 def beside(prefix):
-    """Returns what `read` returns for the folder of a training's checkpoint; {} for any other weights file."""
+    """Returns the result of `read` for the folder of a training's checkpoint; {} for any other weights file."""
     return read(os.path.dirname(prefix)) if re.search(r'(model|best)\.ckpt-\d+$', prefix) else {}
 
 
@@ -222,7 +222,7 @@ def write(modeldir, settings, net_input, run_id):
 
 
 def read(modeldir):
-    """Returns what `write` wrote, {'flags': {name: value}, 'input': Input, 'run': run_id}; {} if there is no file.
+    """Returns the contents, {'flags': {name: value}, 'input': Input, 'run': run_id}; {} if there is no file.
 
     Raises:
       UserError: the file is damaged.

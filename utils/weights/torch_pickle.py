@@ -2,7 +2,7 @@
 
 Python's own unpickler calls whatever a pickle names, and a hostile pickle can exhaust its memory or its stack. This one
 knows only the opcodes that state dicts need, calls only the functions of GLOBALS, hashes only text and small numbers,
-and needs time and memory in proportion to the pickle's length: it copies nothing long again and again.
+and takes time and memory in proportion to the pickle's length, as it never copies long data repeatedly.
 """
 
 import functools
@@ -18,7 +18,7 @@ ELEMENTS = {
     'BoolStorage': '?', 'ComplexDoubleStorage': 'c16', 'ComplexFloatStorage': 'c8', 'UntypedStorage': 'u1',
 }
 STORAGE_MODULES = ('torch', 'torch.cuda', 'torch.storage')
-LARGEST_KEY = 2 ** 31  # of a dictionary's whole numbers; with any number, a file could choose many with the same hash
+LARGEST_KEY = 2 ** 31  # limit on integer keys; without it, a file could choose many keys with the same hash
 MOST_DIMENSIONS = 32  # of a tensor, as in numpy
 MOST_ARGUMENTS = 10   # of a function
 
@@ -86,7 +86,7 @@ def ordered_dict(pairs=None):
 
 
 def size(values):
-    """Returns the tuple that a torch.Size is."""
+    """Returns the tuple for a torch.Size."""
     if not isinstance(values, tuple):
         raise TypeError
     return values
@@ -106,7 +106,7 @@ def rebuild_tensor(storage, offset, shape, strides, *_):
       ValueError: an argument is of another kind, or elements lie outside the storage.
     """
     if not all(isinstance(given, kind) for given, kind in ((storage, Storage), (shape, tuple), (strides, tuple))):
-        raise ValueError('its pickle has a tensor of wrong parts')
+        raise ValueError('its pickle has a malformed tensor')
     if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
         raise ValueError('a tensor has %d dimensions and %d strides' % (len(shape), len(strides)))
     shape, strides = tuple(map(whole, shape)), tuple(map(whole, strides))
@@ -136,8 +136,8 @@ class Unpickler:
     """Reads the pickles that follow one another in some bytes.
 
     Attributes:
-      at: where the next one starts.
-      storages: {key: Storage}, with the whole of each storage that was referred to.
+      at: offset of the next one.
+      storages: {key: Storage} of all storages that the pickles refer to, each as a whole.
     """
 
     def __init__(self, content):
@@ -161,7 +161,7 @@ class Unpickler:
         except (LookupError, TypeError, AttributeError):
             raise ValueError('its pickle is damaged near byte %d' % self.at)
 
-    # what the opcodes do -------------------------------------------------------------------------------------------
+    # the opcodes' actions -------------------------------------------------------------------------------------------
 
     def take(self, count):
         """Returns the next `count` bytes."""
@@ -181,11 +181,11 @@ class Unpickler:
         return self.take(end + 1 - self.at)[:-1]
 
     def text(self, width):
-        """Pushes text in UTF-8, whose length is a number of `width` bytes; Python 2 wrote its str so too."""
+        """Pushes UTF-8 text, which follows its length, a number of `width` bytes; Python 2 wrote str so too."""
         self.stack.append(self.take(self.number(width)).decode('utf-8', 'surrogatepass'))
 
     def marked(self):
-        """Removes what was pushed since the last mark, and returns it as a list."""
+        """Pops the objects that were pushed since the last mark, and returns them as a list."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -236,7 +236,7 @@ class Unpickler:
         self.stack.append(function(*arguments))
 
     def build(self):
-        """Leaves out the attributes of an OrderedDict, which are the version numbers of PyTorch's modules."""
+        """Discards the attributes of an OrderedDict, which are the version numbers of PyTorch's modules."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
             raise TypeError
@@ -260,7 +260,7 @@ class Unpickler:
         self.stack.append(storage)
 
 
-# Those of protocol 2, which PyTorch uses by default, and of later ones, as far as state dicts have them.
+# The opcodes of protocol 2, which PyTorch uses by default, and those of later protocols that state dicts contain.
 OPCODES = {
     pickle.PROTO: lambda self: self.take(1),
     pickle.FRAME: lambda self: self.take(8),

@@ -1,9 +1,9 @@
-"""Reads the weights of a PyTorch .pth under the names of our encoders: those of kazuto1011's DeepLab v2.
+"""Reads the weights of kazuto1011's DeepLab v2, a PyTorch .pth, under the names of our encoders.
 
-PyTorch is not needed, and nothing in the file is executed. There are two formats. Since PyTorch 1.6 it is a zip
-archive of a folder with any name, which holds the pickle data.pkl and a file data/KEY for each storage. Before, it was
-a stream: pickles of a magic number, a version, facts about the system, the object and the list of its storages' keys,
-and then the storages, each behind the number of its elements.
+PyTorch is not needed, and nothing in the file is executed. There are two formats. Since PyTorch 1.6, the file is a zip
+archive of a folder with any name, which contains the pickle data.pkl and a file data/KEY for each storage. Before, it
+was a stream of pickles (a magic number, a version, facts about the system, the object and the list of its storages'
+keys), followed by the storages, each preceded by the number of its elements.
 """
 
 import functools
@@ -23,11 +23,11 @@ from utils.weights.torch_pickle import ELEMENTS, RefusedGlobal, Tensor, Unpickle
 ZIP_MAGIC = b'PK\x03\x04'
 MAGIC, VERSION = (0x1950a86a20f9469cfc6c).to_bytes(10, 'little'), 1001  # of the older format
 MAGIC_WITHIN = 32  # bytes, which hold the magic number's pickle
-LARGEST_PICKLE = 2 ** 22  # bytes; that of a ResNet-101 has 0.1 MB
+LARGEST_PICKLE = 2 ** 22  # bytes; a ResNet-101's has 0.1 MB
 ORDERS = {b'little': '<', b'big': '>'}
 LOCAL_HEADER = 30  # bytes in front of an entry of a zip archive, without its name
 FLOATS = ('DoubleStorage', 'FloatStorage', 'HalfStorage', 'BFloat16Storage')
-# Names of kazuto1011's layers, perhaps behind those of modules around the network.
+# Names of kazuto1011's layers, which the names of enclosing modules may precede.
 LAYER = re.compile(r'(?:(?:module|base)\.)*(?:'
                    r'(?:layer1\.conv1|layer([2-5])\.block([1-9][0-9]?)\.(shortcut|reduce|conv3x3|increase))\.(conv|bn)|'
                    r'aspp\.c([0-3]))\.([a-z_]+)')
@@ -48,7 +48,7 @@ class Place(typing.NamedTuple):
 class TorchFile(typing.NamedTuple):
     """A .pth that has been opened."""
 
-    content: object  # what was saved, with a Tensor for each tensor
+    content: object  # the saved object, with a Tensor for each tensor
     places: dict     # {key of a storage: Place}, all of them inside the file
     order: str       # '<' or '>', the order of the elements' bytes
 
@@ -64,7 +64,7 @@ def read_file(path):
     """Returns the TorchFile of a path; only its pickles are read.
 
     Raises:
-      UserError: it is a foreign file, or names a class that is not built.
+      UserError: it was not written by PyTorch, or names a class that is not read.
       ValueError: it is damaged.
     """
     with open(path, 'rb') as file:
@@ -126,7 +126,7 @@ def find_entry(file, path, entry):
 def read_stream(file, path):
     """Returns the TorchFile of the format before PyTorch 1.6.
 
-    Its elements are little-endian whatever its facts about the system say: other machines swapped them.
+    Its elements are little-endian whatever its facts about the system say, because other machines swapped the bytes.
     """
     unpickler, size = Unpickler(file.read(LARGEST_PICKLE)), size_of(file)
     if MAGIC not in unpickler.content[:MAGIC_WITHIN]:
@@ -141,7 +141,7 @@ def read_stream(file, path):
         storage = unpickler.storages.get(key)
         file.seek(at)
         if not storage or int.from_bytes(file.read(8), 'little') != storage.total:
-            raise ValueError('storage %s has another size than its tensors say' % quoted(key, 20))
+            raise ValueError('storage %s does not have the size that its tensors need' % quoted(key, 20))
         places[key] = Place(at + 8, storage.total * itemsize(storage), None)
         at += 8 + places[key].length
         if at > size:
@@ -176,9 +176,9 @@ def read_place(file, place):
 
 
 def read_small(file, place):
-    """Returns the bytes of a Place that is to hold no storage; raises ValueError if they are too many or damaged."""
+    """Returns the bytes of a Place that is no storage; raises ValueError if they are too many or damaged."""
     if place.length > LARGEST_PICKLE:
-        raise ValueError('it has %d bytes where at most %d are sensible' % (place.length, LARGEST_PICKLE))
+        raise ValueError('it has %d bytes where at most %d are expected' % (place.length, LARGEST_PICKLE))
     return read_place(file, place)
 
 
@@ -201,7 +201,7 @@ def to_array(content, tensor, order):
 # ---- the names ----
 
 def state_dict_of(content):
-    """Returns the state dict in what was saved, alone or as the entry state_dict or model; {} if there is none."""
+    """Returns the state dict in a saved object: all of it or its entry state_dict or model; {} if there is none."""
     for name in ('state_dict', 'model', 'state_dict'):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -211,7 +211,7 @@ def state_dict_of(content):
 def identify(name):
     """Returns ((stage, unit, index), kind, leaf of our variable) of a name in kazuto1011's state dicts.
 
-    The first is the number of a branch for the ASPP. It is None for the name of anything else.
+    For the ASPP, the first item is the number of a branch. For any other name, the result is None.
     """
     match = LAYER.fullmatch(name) if isinstance(name, str) else None
     if not match:
@@ -228,7 +228,7 @@ def identify(name):
 
 
 def find_tensors(content, path, encoder_name):
-    """Returns {name of our variable: Tensor} in what a .pth holds.
+    """Returns {name of our variable: Tensor} of the object in a .pth.
 
     Raises:
       UserError: there are no layers of kazuto1011's networks, or some occur twice.
@@ -273,7 +273,7 @@ def read_torch(path, encoder_name=None):
       [out, in, kh, kw] in PyTorch, become [kh, kw, in, out].
 
     Raises:
-      UserError: the file is foreign, or names a class that is not built.
+      UserError: the file holds no such network, or names a class that is not read.
       ValueError: it is damaged; the function may raise it too.
     """
     opened = read_file(path)

@@ -1,4 +1,4 @@
-"""The weights with which to test, predict or export, and the flags that they decide."""
+"""Finds the weights for test, predict or export, and takes from them the flags that they decide."""
 
 import typing
 
@@ -11,12 +11,12 @@ from utils.weights import checkpoints, pretrained, run_settings, weight_files, w
 
 
 class Trained(typing.NamedTuple):
-    """What is known about the weights of a run."""
+    """The known properties of the weights of a run."""
 
-    name: str       # of the weights in messages
-    input: compat.Input  # of the network, None if it is unknown
+    name: str       # name of the weights in messages
+    input: compat.Input  # the network's input, None if it is unknown
     settings: dict  # {name: value} of all flags of their training, None without settings.json
-    told: dict      # {name: value} of the flags that the file itself tells, {} with settings.json
+    inferred: dict  # {name: value} of the flags inferred from the file itself, {} with settings.json
 
 
 def find_weights(conf, flag):
@@ -41,7 +41,7 @@ def describe(conf, weights):
 
     Raises:
       UserError: settings.json is damaged; or the file that --weights names is damaged, of an unknown network or without
-        a decoder, or was made for another input than the flags give.
+        a decoder, or was made for an input that differs from the flags.
     """
     if not conf.weights:
         known = run_settings.read(conf.modeldir)
@@ -55,7 +55,7 @@ def describe(conf, weights):
     made_for = trained.input
     if made_for and compat.input_from_flags(made_for, conf.channel_order, conf.img_mean) != made_for:
         order, mean = compat.input_from_flags(made_for, conf.channel_order, conf.img_mean)
-        raise UserError('%s is for --channel_order=%s --img_mean=%s, this run has %s %s: leave them out.' % (
+        raise UserError('%s is for --channel_order=%s --img_mean=%s, but this run has %s %s: leave these flags out.' % (
             quoted(name), made_for.channel_order, numbers(made_for.img_mean), order, numbers(mean)))
     return trained
 
@@ -66,14 +66,14 @@ def numbers(values):
 
 
 def flags_of(file, name):
-    """Returns {name: value} of the flags that a WeightsFile tells: those of its network and, if known, compat.
+    """Returns {name: value} of the flags inferred from a WeightsFile: its network's and, if known, compat.
 
     Args:
       file: a WeightsFile.
-      name: what to call it in messages.
+      name: its name in messages.
 
     Raises:
-      UserError: it does not hold the whole of an encoder, or no decoder of 2 to 256 classes.
+      UserError: it does not hold a whole encoder, or has no decoder of 2 to 256 classes.
     """
     encoders = [encoder for encoder in ENCODERS if weight_names.fits(file.shapes, encoder)]
     if not encoders:
@@ -84,11 +84,11 @@ def flags_of(file, name):
         raise UserError('%s (%s) has no decoder: train one with --pretrain_file, or give weights with a decoder.' % (
             quoted(name), file.kind))
     if not 2 <= num_classes <= MAX_CLASSES:
-        raise UserError('%s has a decoder of %d classes: 2 to %d are possible.' % (
+        raise UserError('%s has a decoder of %d classes: give weights with 2 to %d classes.' % (
             quoted(name), num_classes, MAX_CLASSES))
-    told = {'encoder_name': encoders[0], 'decoder': decoder, 'num_classes': num_classes,
+    inferred = {'encoder_name': encoders[0], 'decoder': decoder, 'num_classes': num_classes,
             'dilated_type': weight_names.dilated_type_of(file.shapes)}
-    return dict(told, compat=file.compat) if file.compat else told
+    return dict(inferred, compat=file.compat) if file.compat else inferred
 
 
 def follow(conf, trained, option):
@@ -102,9 +102,9 @@ def follow(conf, trained, option):
     Raises:
       UserError: a given flag contradicts the weights, or a file that the training named has changed.
     """
-    if not (trained.settings or trained.told):
+    if not (trained.settings or trained.inferred):
         return conf
-    known = trained.settings or dict(run_settings.settings_from_flags(conf), **trained.told)
+    known = trained.settings or dict(run_settings.settings_from_flags(conf), **trained.inferred)
     run_settings.check_trained(trained.name, known, conf, option)
     completed = run_settings.with_trained(conf, trained.name, known, option)
     if not is_given(conf, 'palette'):
@@ -115,10 +115,10 @@ def follow(conf, trained, option):
 
 
 def default_palette(conf, trained, num_classes):
-    """Returns the palette of a run that gives none.
+    """Returns the palette of a run without --palette.
 
-    This is the one of published weights or of the training that --weights names, or else the sample's, where the
-    number of classes is the sample's.
+    With --weights, this is the palette of the published weights or, if known, of the training; otherwise it is the
+    sample's if the number of classes is the sample's.
     """
     if conf.weights in pretrained.PUBLISHED:
         return pretrained.PUBLISHED[conf.weights].palette

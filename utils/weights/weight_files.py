@@ -1,4 +1,4 @@
-"""Opens weights files, whose kind is recognised by their content, as names, shapes and arrays in our naming."""
+"""Opens weights files of any kind, recognised by their content, with the variable names of our networks."""
 
 import json
 import math
@@ -25,11 +25,11 @@ ACCEPTED = ('a TensorFlow checkpoint (its prefix such as model/model.ckpt-20000,
 IMAGENET_INPUT = Input('bgr', (103.939, 116.779, 123.68))
 HDF5_MAGIC = b'\x89HDF\r\n\x1a\n'  # at the start
 TABLE_MAGIC = b'\x57\xfb\x80\x8b\x24\x75\x47\xdb'  # at the end of a checkpoint of TensorFlow's one-file format
-# What the readers of the four kinds raise on damaged files; MemoryError because a damaged size can have any value.
+# Errors that the readers of the four kinds raise for damaged files; MemoryError, as a damaged size may be any number.
 READ_ERRORS = (tf.errors.OpError, OSError, LookupError, RuntimeError, TypeError, ValueError, MemoryError, EOFError,
                ArithmeticError, struct.error, zipfile.BadZipFile)
 
-MADE_FOR = 'made_for'  # name of a checkpoint's entry, a scalar string, that says what its weights were made for
+MADE_FOR = 'made_for'  # checkpoint entry, a scalar string: the mode and input of its weights
 
 
 class WeightsFile(typing.NamedTuple):
@@ -105,7 +105,7 @@ def open_checkpoint(prefix):
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
         compat, network_input = origin_of(prefix, shapes, reader)
         shapes.pop(MADE_FOR, None)
-    except UserError:  # about the links or about the settings beside the checkpoint, which the message names
+    except UserError:  # about the links, or about settings.json beside the checkpoint
         raise
     except READ_ERRORS as error:
         raise damaged(prefix, error)
@@ -147,7 +147,7 @@ def encode_origin(compat, network_input):
 
 
 def decode_origin(text):
-    """Returns (compat, Input) from the text of the entry MADE_FOR, each None if the text does not say.
+    """Returns (compat, Input) from the text of the entry MADE_FOR, each None if the text does not give it.
 
     Raises:
       ValueError: the text is damaged.

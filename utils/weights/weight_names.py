@@ -21,7 +21,7 @@ STATE_LEAVES = re.compile(r'(Momentum|Adam|AdamW|RMSProp|Adagrad|Ftrl|Exponentia
 CAFFE_LAYER = re.compile(r'(bn_|scale_)?conv1|(res|bn|scale)([2-5])([a-z])((?<=b)[1-9][0-9]?)?_branch(1|2[abc])')
 
 
-# ---- what the networks have ----
+# ---- variables of the networks ----
 
 def conv_scopes(encoder_name, stage, unit, index):
     """Returns (scope of the weights, scope of the batch norm) of one of an encoder's `convolutions`."""
@@ -29,8 +29,7 @@ def conv_scopes(encoder_name, stage, unit, index):
 
 
 def encoder_shapes(encoder_name):
-    """Returns an ordered {variable name: shape tuple} of an encoder, without fix_w (of smoothed dilated convolutions).
-    """
+    """Returns an ordered {variable name: shape tuple} of an encoder, without the fix_w of smoothed convolutions."""
     shapes = OrderedDict()
     for stage, unit, index, shape in convolutions(BLOCKS[encoder_name]):
         weights, batch_norm = conv_scopes(encoder_name, stage, unit, index)
@@ -52,7 +51,7 @@ def _decoder_shapes(family, channels, decoder, num_classes):
 
     Args:
       family: 'caffe' or 'slim'.
-      channels: of the encoder's maps, a tuple.
+      channels: depths of the encoder's maps, a tuple.
       decoder: a key of DECODERS.
       num_classes: number of classes.
     """
@@ -71,7 +70,7 @@ def variable_shapes(variables):
 
 
 def in_encoder(name, encoder_name):
-    """Returns whether an encoder has a variable of this name; fix_w count as well."""
+    """Returns whether an encoder has a variable of this name; fix_w counts too."""
     scope, _, leaf = name.rpartition('/')
     return (scope + '/weights' if leaf == 'fix_w' else name) in encoder_shapes(encoder_name)
 
@@ -113,7 +112,7 @@ def caffe_place(layer):
 def nearest_encoder(places, encoder_name, family):
     """Returns the encoder whose names to use for a file that has its own names for the layers.
 
-    This is the encoder whose blocks have as many units as the file or, if there is none, the fewest more or less.
+    This is the encoder whose blocks have as many units as the file or, if there is none, the closest numbers of units.
 
     Args:
       places: (stage, unit) of the file's layers.
@@ -140,22 +139,22 @@ def caffe_decoder_scopes(encoder_name):
     return scopes
 
 
-# ---- what a file holds ----
+# ---- recognising the contents of a file ----
 
 def is_unit(name):
-    """Returns whether a name, in either naming, is that of a bottleneck unit's weight, in our networks or not."""
+    """Returns whether a weight, in either naming, belongs to a bottleneck unit, even one that no network here has."""
     leaf = name.rsplit('/', 1)[-1]
     return leaf in BATCH_NORM + ('weights',) and bool(
         re.match(r'(res|bn)\d[a-z]\d*_branch\d[a-z]?/|resnet_v1_\d+/block\d+/unit_\d+/', name))
 
 
 def is_classifier(name):
-    """Returns whether a name is that of an ImageNet classifier's weight, or of slim's mean_rgb."""
+    """Returns whether a name belongs to a weight of an ImageNet classifier or is slim's mean_rgb."""
     return '/logits/' in name or name.startswith('fc1000/') or name == 'mean_rgb'
 
 
 def is_model(name):
-    """Returns whether a name is that of a network's weight, not of an optimizer's slot, a step or a classifier."""
+    """Returns whether a name belongs to a weight of a network, not to an optimizer's slot, a step or a classifier."""
     return name.rsplit('/', 1)[-1] in MODEL_LEAVES and not is_classifier(name)
 
 
@@ -164,7 +163,7 @@ def is_state(name, names=()):
 
     Args:
       name: the name of a variable.
-      names: the names of all variables; a name below that of another variable is a slot of it.
+      names: the names of all variables; a name that continues another variable's name belongs to its slot.
     """
     scope, _, leaf = name.rpartition('/')
     return bool(STATE_LEAVES.fullmatch(leaf)) or scope in names
@@ -204,7 +203,7 @@ def num_classes_of(shapes):
 
 
 def dilated_type_of(shapes):
-    """Returns 'smooth_GI' or 'smooth_SSC' by the fix_w in {name: shape}, else 'regular' (or decompose)."""
+    """Returns 'smooth_GI' or 'smooth_SSC' by the fix_w in {name: shape}, else 'regular' (which may be decompose)."""
     ranks = {len(shape) for name, shape in shapes.items() if name.endswith('/fix_w')}
     for dilated_type, (_, fix_w_shape, _) in dilated.DILATED_TYPES.items():
         if fix_w_shape and ranks == {len(fix_w_shape(2))}:
