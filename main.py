@@ -1,7 +1,7 @@
 """Trains, tests, predicts or exports DeepLab v2 on one scale: python main.py --option=train|test|predict|export|check.
 
 Every setting is a flag; --flagfile=FILE reads flags from a file, one per line. If the command line names no data (no
-list, --data_dir, --palette, --num_classes or --flagfile), the settings of the embedded sample, dataset/sample.flags,
+list, --data_dir, --palette, --num_classes or --flagfile), the settings of the bundled sample, dataset/sample.flags,
 are used.
 """
 
@@ -305,7 +305,7 @@ def sample_args(args, flag_files=(SAMPLE_FLAGS,)):
     reads_list = FLAGS.option != 'export' and not any(getattr(FLAGS, name) for name in IMAGE_FLAGS)
     if DATA_FLAGS & named or FLAGS.weights and not reads_list:
         return []
-    print('no data named: using the embedded sample (%s)' % ', '.join(flag_files))
+    print('no data flags: using the bundled sample (%s)' % ', '.join(flag_files))
     return ['--flagfile=' + os.path.join(command_line.REPO, path) for path in flag_files]
 
 

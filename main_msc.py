@@ -1,6 +1,6 @@
 """DeepLab v2 on three scales: python main_msc.py --option=train|test|predict|export|check.
 
-The flags are those of main.py; by default the gradients of ten single images are averaged for one update. The embedded
+The flags are those of main.py; by default the gradients of ten single images are averaged for one update. The bundled
 sample uses dataset/sample.flags, then dataset/sample_msc.flags.
 """
 

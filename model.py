@@ -119,7 +119,7 @@ class Model(object):
                         augmentation = augment.augmentation_from_flags(conf, self.numerics.scales)
                         images, labels = reader.training_batch(conf.batch_size, augmentation)
                     graph = self.training_graph(images, labels, class_weights)
-                    print('batch norm is %s (--train_bn=%s; its default is to train without --pretrain_file only)' % (
+                    print('batch norm is %s (--train_bn=%s; by default, trained unless --pretrain_file is given)' % (
                         'trained' if self.train_bn else 'frozen', self.train_bn))
 
                     # Loop.

@@ -216,7 +216,7 @@ def test_the_sample_is_for_one_that_names_none(args, capsys, elsewhere):
     ran = []
     assert command_line.run(lambda: ran.append(FLAGS.num_classes), ['main.py'] + args, main.sample_args) == 0
     assert ran == [6] and os.path.isfile(FLAGS.data_list) and FLAGS.encoder_name == 'res50'
-    assert capsys.readouterr().out == 'no data named: using the embedded sample (dataset/sample.flags)\n'
+    assert capsys.readouterr().out == 'no data flags: using the bundled sample (dataset/sample.flags)\n'
 
 
 def test_the_users_flags_count_after_the_samples():
@@ -271,4 +271,4 @@ def test_help_shows_all_flags_and_the_flag_file(program, batch_size):
     shown = set(re.findall(r'(?m)^  --(?:\[no\])?(\w+)', out))
     assert shown >= {flag.name for flag in FLAGS.flags_by_module_dict()['main']} | {'flagfile'}
     assert "--batch_size: images of one iteration\n    (default: '%d')" % batch_size in out
-    assert 'no data named' not in out
+    assert 'no data flags' not in out

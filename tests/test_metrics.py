@@ -65,7 +65,7 @@ def test_an_ignored_class_has_no_score_and_enters_no_mean(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('matrix, note', [
-    ([[7, 0], [0, 0]], 'note: in these labels 1 of 2 classes has no pixel: 1; one class only counts (0), so '
+    ([[7, 0], [0, 0]], 'note: in these labels 1 of 2 classes has no pixel: 1; only one class counts (0), so '
                        'predicting it everywhere scores 100 %.'),
     ([[5, 1, 0], [0, 3, 0], [0, 0, 0]], 'note: in these labels 1 of 3 classes has no pixel: 2.'),
     ([[0, 0], [0, 0]], 'note: in these labels no label has a pixel of any class.'),

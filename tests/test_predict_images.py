@@ -82,7 +82,7 @@ def test_one_photo_with_what_was_trained_on_the_sample(predict, tmp_path):
     photo(tmp_path / 'photo.jpg')
     code, stdout, stderr = predict('--image=%s' % (tmp_path / 'photo.jpg'))
     assert code == 0, stderr
-    assert 'using the embedded sample' in stdout and '1 prediction in' in stdout and 'note' not in stdout
+    assert 'using the bundled sample' in stdout and '1 prediction in' in stdout and 'note' not in stdout
     assert written(tmp_path) == ['prediction/photo_mask.png', 'visual_prediction/photo_mask_visual.png']
     mask = np.asarray(Image.open(str(tmp_path / 'output' / 'prediction' / 'photo_mask.png')))
     assert mask.shape == (30, 41) and mask.max() < 6

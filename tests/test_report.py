@@ -122,7 +122,7 @@ def test_images_without_a_counted_pixel_are_left_out_and_counted(conf, images):
 
 def test_the_page_says_that_one_class_only_counts(conf, images):
     page, _ = written(conf, load_classes(3), images(2), predictions([0, 0]))
-    assert 'In these labels 2 of 3 classes have no pixel: 0, 2; one class only counts (1)' in page.text
+    assert 'In these labels 2 of 3 classes have no pixel: 0, 2; only one class counts (1)' in page.text
 
 
 def test_an_ignored_class_does_not_decide_the_worst(conf, images):

@@ -256,7 +256,7 @@ def test_black_and_white_masks_are_recognised(tmp_path, capsys, kind, named):
         assert reported(tmp_path, capsys, palette=palette, num_classes=2).count('warnings 0') == 2
         return
     out = reported(tmp_path, capsys, palette=palette, num_classes=2)
-    start = '1 of 2 classes has no pixel: %s; one class only counts (%s), so predicting it everywhere scores 100 %%.'
+    start = '1 of 2 classes has no pixel: %s; only one class counts (%s), so predicting it everywhere scores 100 %%.'
     assert out.count(start % (('1 roof', '0 ground') if named else ('1', '0'))) == 2
     assert out.count('labels hold 0 and 255 only, as black-and-white masks') == 2 and 'save white as 1' in out
     sources.labelled_list(conf(tmp_path), load_classes(2, 255, palette), 'data_list')
@@ -270,7 +270,7 @@ def test_black_and_white_masks_are_recognised(tmp_path, capsys, kind, named):
 def test_labels_of_the_background_alone(tmp_path, capsys):
     masks(tmp_path, 0, 'grey')
     out = reported(tmp_path, capsys, palette='', num_classes=2)
-    assert out.count('1 of 2 classes has no pixel: 1; one class only counts (0)') == 2 and 'white' not in out
+    assert out.count('1 of 2 classes has no pixel: 1; only one class counts (0)') == 2 and 'white' not in out
 
 
 def test_colours_are_no_black_and_white_masks(tmp_path, capsys):
@@ -278,7 +278,7 @@ def test_colours_are_no_black_and_white_masks(tmp_path, capsys):
     label[0] = 224, 224, 192
     make(tmp_path, {'train': {'a': label}, 'val': {'b': label}})
     out = reported(tmp_path, capsys, num_classes=2)
-    assert 'one class only counts' in out and 'white' not in out
+    assert 'only one class counts' in out and 'white' not in out
     label[0] = 255
     make(tmp_path, {'train': {'a': label}, 'val': {'b': label}})
     assert 'a black-and-white mask needs a palette file that names white' in reported(tmp_path, capsys, num_classes=2)

@@ -388,7 +388,7 @@ def describe_classes(pixels, classes):
             len(absent), classes.num_classes, 'have' if len(absent) > 1 else 'has',
             many if absent[MOST_NAMED:] else few))
     if len(present) == 1:
-        clauses.append('one class only counts (%s), so predicting it everywhere scores 100 %%' % class_name(
+        clauses.append('only one class counts (%s), so predicting it everywhere scores 100 %%' % class_name(
             present[0], names))
     return '; '.join(clauses) + '.' if clauses else ''
 
