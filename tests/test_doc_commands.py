@@ -164,7 +164,7 @@ STAND_INS = {
     'kazuto1011': kazuto1011,
     'model': 'python main.py --option=train',
     'model_cityscapes': 'python convert_cityscapes.py --cityscapes_dir=cityscapes; python main.py --option=train '
-                        '--flagfile=dataset/cityscapes.flags --modeldir=model_cityscapes --data_dir=cityscapes',
+                        '--flagfile=dataset/cityscapes.flags --data_dir=cityscapes',
     'host0 and host1': None,  # see run_block: addresses of this machine, and the lines run at the same time
 }
 

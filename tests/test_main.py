@@ -282,12 +282,13 @@ def test_pretrained_weights(trained_small, small, tmp_path):
     assert 'made for --compat=slim' in stdout and 'decoder' in stdout
     assert 'input: --channel_order=rgb --img_mean=123.68,116.78,103.94, which these weights were made for' in stdout
     assert 'batch norm is frozen' in stdout and 'restored' in stdout
+    assert 'note: the earlier %s is kept as %s.old' % ((tmp_path / 'log.txt',) * 2) in stdout
     assert (tmp_path / 'log.txt.old').read_text() == 'an older run\n'
     new = tf.train.load_checkpoint(str(tmp_path / 'model' / 'model.ckpt-1'))
     name = 'resnet_v1_50/block4/unit_1/bottleneck_v1/conv1/'
     np.testing.assert_array_equal(old.get_tensor(name + 'BatchNorm/gamma'), new.get_tensor(name + 'BatchNorm/gamma'))
     np.testing.assert_allclose(old.get_tensor(name + 'weights'), new.get_tensor(name + 'weights'), atol=1e-3)
-    code, stdout, stderr = run(*(flags + ['--compat=slim', '--modeldir=%s' % (tmp_path / 'slim')]))
+    code, stdout, stderr = run(*(flags + places(tmp_path / 'slim') + ['--compat=slim']))
     assert code == 0 and 'note' not in stdout, stderr
 
 

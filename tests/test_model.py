@@ -56,6 +56,7 @@ def test_the_same_seed_gives_the_same_losses(sample, tmp_path, model_class, ever
 
 def test_another_run_is_not_replaced(sample, capsys):
     log = train(sample())
+    assert 'note' not in capsys.readouterr().out
     for conf, model_class, changed in ((sample(learning_rate=2e-3), Model, 'learning_rate=0.001 (now 0.002)'),
                                        (sample(), Model_msc, 'model=Model (now Model_msc)')):
         with pytest.raises(UserError, match='--modeldir') as error:
@@ -66,9 +67,11 @@ def test_another_run_is_not_replaced(sample, capsys):
     assert Model_msc(sample(valid_num_steps=2)).test()['pixel_accuracy'] >= 0  # weights of one scale, three scales
     capsys.readouterr()
     assert train(sample()) == log
-    assert 'a finished training of 4 steps' in capsys.readouterr().out
+    assert 'a finished training of --num_steps=3:' in capsys.readouterr().out
     assert train(sample(resume='never')).splitlines()[0][:8] == log[:8]
-    assert 'is kept in' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'is kept in' in out and 'note: the earlier %s is kept as %s.old\n' % ((sample().logfile,) * 2) in out
+    assert 'note: %s holds events of other trainings too' % sample().logdir in out
     with open(sample().logfile + '.old') as file:
         assert file.read() == log
 

@@ -139,7 +139,7 @@ def test_a_signal_in_a_validation_is_obeyed_and_the_validation_made_up_for(run, 
     assert_equal_runs(stopped, whole)
     capsys.readouterr()
     Model(stopped).train()
-    assert 'a finished training of %d steps' % (STEPS + 1) in capsys.readouterr().out
+    assert 'a finished training of --num_steps=%d:' % STEPS in capsys.readouterr().out
 
 
 def test_a_log_of_another_run_is_kept_and_the_own_one_written_anew(run, monkeypatch):

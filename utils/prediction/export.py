@@ -60,7 +60,7 @@ def write(conf, network, weights, net_input, classes, image_format=AS_STORED):
             engines.save_tflite(graph, folder, os.path.join(folder, TFLITE), conf.tflite, photos,
                                 photos[:engines.COMPARED] or engines.noise(value_range))
         output_files.save_json({'classes': class_table(classes), 'checkpoint': weights}, os.path.join(folder, CLASSES))
-    print('export in %s' % conf.export_dir)
+    print('exported to %s' % conf.export_dir)
     if value_range:
         print('its input `images` is float32 RGB, in which %g becomes 0 and %g becomes 255' % tuple(value_range))
     if not with_files:

@@ -82,6 +82,9 @@ class Records(object):
             if not first_step:  # left by a run that ended before its first checkpoint
                 os.remove(path)
         events = events if first_step else []
+        if not events and glob.glob(os.path.join(glob.escape(self.logdir), 'events.out.tfevents.*')):
+            print('note: %s holds events of other trainings too, which TensorBoard joins to one curve; give each '
+                  'training its own --logdir' % quoted(self.logdir))
         self._writer = write_to_log.SummaryWriter(self.logdir, None if events else graph, self.run_id)
         if not events:
             picture = label_utils.legend(range(self._classes.num_classes), self._classes.palette)
@@ -213,7 +216,9 @@ class Records(object):
                 if file.read(len(expected)) == expected:
                     os.truncate(self.logfile, len(expected))
                     return
-        output_files.set_aside(self.logfile, 'logfile')
+        kept = output_files.set_aside(self.logfile, 'logfile')
+        if kept:
+            print('note: the earlier %s is kept as %s' % (quoted(self.logfile), quoted(kept)))
         if rows:
             with output_files.new_file(self.logfile) as temporary, open(temporary, 'wb') as file:
                 file.write(expected)

@@ -117,9 +117,9 @@ class Run(object):
                       'continue, begin again with --resume=never or score it with --option=test --valid_step=best' % (
                           conf.modeldir, conf.patience, self.first_step - 1, expired))
             return bool(expired)
-        print('%s holds a finished training of %d steps: raise --num_steps=%d to continue with a longer schedule, '
+        print('%s holds a finished training of --num_steps=%d: raise that to continue with a longer schedule, '
               'begin again with --resume=never or score it with --option=test' % (
-                  conf.modeldir, self.first_step, conf.num_steps))
+                  conf.modeldir, self.first_step - 1))
         return True
 
     def out_of_patience(self):
