@@ -201,7 +201,8 @@ def plot_confusion_matrix(matrix, path, names=None):
         share = shares[row, column]
         axes.text(column, row, '%.0f' % (100 * share), ha='center', va='center', fontsize=7,
                   color='white' if share > 0.5 else 'black')
-    figure.colorbar(image, ax=axes, label="share of the label's pixels" + (' (cells: per cent)' if cell > SMALLEST_CELL else ''))
+    figure.colorbar(image, ax=axes, label="share of the label's pixels" + (
+        ' (cells: per cent)' if cell > SMALLEST_CELL else ''))
     figure.tight_layout()
     output_files.save_figure(figure, path)
 
