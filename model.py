@@ -241,8 +241,9 @@ class Model(object):
             raise
         if not run.signal.number:
             scores = metrics.scores(matrix, self.classes.ignore_label)
-            run.log_scores(step, dict(scores, loss=float(metrics.ratio(sum(losses), matrix.sum())),
-                                      note=metrics.describe_predictions(matrix, self.classes)))
+            note = metrics.describe_predictions(matrix, self.classes) if matrix.any() else (
+                'no pixel of --valid_data_list counts, so there are no scores and no best checkpoint.')
+            run.log_scores(step, dict(scores, loss=float(metrics.ratio(sum(losses), matrix.sum())), note=note))
 
     # test, predict, export, check ----------------------------------------------------------------------------------
 

@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import http.server
+import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -42,7 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             self.send_header('Content-Range', 'bytes %d-%d/%d' % (start, end - 1, end))
         if fate.get('sized', True):
-            self.send_header('Content-Length', str(end - start))
+            self.send_header('Content-Length', fate.get('length', str(end - start)))
         if server.etag:
             self.send_header('ETag', server.etag)
         self.send_header('Connection', 'close')
@@ -258,6 +260,49 @@ def test_a_killed_download_is_resumed(server, tmp_path):
 
 
 def test_a_full_disk_is_reported(server, tmp_path, full_disk):
-    with full_disk(100000):
-        assert 'File too large' in failed(server, tmp_path)
+    message = 'weights.pth cannot be written .File too large.: free space there, name'
+    with full_disk(100000), pytest.raises(UserError, match=message):
+        fetch(server)
     assert len(server.requests) == 1
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(server, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    for place in ('file', os.path.join('file', 'below')):
+        monkeypatch.setenv('KERAS_HOME', str(tmp_path / place))
+        with pytest.raises(UserError, match='voc12: .* cannot be written .*KERAS_HOME') as info:
+            fetch(server)
+        assert 'put it into' not in str(info.value)
+    assert not server.requests
+
+
+def test_a_broken_encrypted_connection_is_no_full_disk(server, tmp_path, monkeypatch):
+    """An SSLError has the number of EPERM."""
+    broken, copy = [ssl.SSLError(1, '[SSL] bad record mac')], download.copy
+
+    def copy_after_an_error(*args):
+        if broken:
+            raise broken.pop()
+        copy(*args)
+
+    monkeypatch.setattr(download, 'copy', copy_after_an_error)
+    assert_whole(server, tmp_path, 2)
+
+
+def test_a_kill_before_the_first_byte_leaves_no_part_of_another_version(server, tmp_path, monkeypatch):
+    server.plan = [{'bytes': 40000}] * download.TRIES
+    failed(server, tmp_path)
+    server.content, server.etag = os.urandom(300000), '"2"'
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(json, 'dump', killed)
+        fetch(server)
+    assert not (tmp_path / 'models' / (NAME + '.part')).exists()
+
+
+def test_a_length_that_is_no_number(server, tmp_path):
+    server.plan = [{'length': 'abc'}]
+    assert_whole(server, tmp_path, 1)

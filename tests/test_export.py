@@ -199,6 +199,20 @@ def test_a_model_that_onnx_runtime_refuses_is_not_kept(trained, tmp_path, monkey
     assert not [name for name in os.listdir(str(tmp_path)) if name.startswith('export_dir')]
 
 
+def test_onnx_with_packages_that_do_not_fit_together(trained, monkeypatch):
+    class Broken:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == 'onnx':
+                raise AttributeError("module 'numpy' has no attribute 'cast'")
+
+    for name in [name for name in sys.modules if name.split('.')[0] == 'onnx']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, 'meta_path', [Broken] + sys.meta_path)
+    with pytest.raises(UserError, match="'cast'.*requirements-onnx" if NEWER else '--onnx needs TensorFlow 2'):
+        Model(trained(onnx=True, test_step=77)).export()
+
+
 def test_onnx_without_its_packages(trained, monkeypatch):
     conf = trained(onnx=True, test_step=77)
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)

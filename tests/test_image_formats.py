@@ -430,7 +430,7 @@ def test_damaged_avif_and_heic_are_called_damaged(tmp_path):
 
 @pytest.mark.parametrize('name, value', [('image_range', ['a', 'b']), ('image_range', [9, 1]), ('image_range', 'abc'),
                                          ('image_bands', [0]), ('image_bands', [1, 2]), ('apply_exif', 'no'),
-                                         ('label_map', 5)])
+                                         ('label_map', 5), ('compat', ''), ('num_classes', 0)])
 def test_values_edited_in_settings_json_are_checked(name, value):
     conf = types.SimpleNamespace(**dict.fromkeys(RECORDS))
     with pytest.raises(UserError, match='settings.json: %s=.* is not a valid value of --%s' % (name, name)):

@@ -203,3 +203,9 @@ def test_scores_are_printed_though_the_disk_is_full(tmp_path, full_disk, capsys)
     assert list(tmp_path.iterdir()) == [] and 'mean IoU' in capsys.readouterr().out
     assert metrics.write_scores(conf, np.array([[2, 1], [0, 2]]), 'model.ckpt-1', load_classes(2))['mean_iou'] > 0.6
     assert sorted(path.name for path in tmp_path.iterdir()) == ['confusion_matrix.png', 'metrics.json']
+
+
+def test_a_picture_of_many_classes_is_not_huge(tmp_path):
+    metrics.plot_confusion_matrix(np.random.RandomState(0).randint(0, 9, (182, 182)), str(tmp_path / 'matrix.png'))
+    with Image.open(str(tmp_path / 'matrix.png')) as image:
+        assert 2000 < max(image.size) < 6000

@@ -322,6 +322,8 @@ def test_a_run_of_an_older_version_gets_the_new_columns(old_run, capsys):  # noq
 VIDEOS = {
     'clip.mp4': b'\0\0\0\x20ftypisom\0\0\2\0', 'clip.mov': b'\0\0\0\x14ftypqt  \0\0\0\0',
     'a b.avi': b'RIFF\0\0\0\0AVI LIST', 'clip.mkv': b'\x1a\x45\xdf\xa3' + bytes(20), 'clip.webm': b'unknown',
+    'clip.wmv': bytes.fromhex('3026b2758e66cf11'), 'clip.flv': b'FLV\1', 'clip.mpg': b'\0\0\1\xba',
+    'clip': b'OggS', 'clip.ts': b'G' + bytes(187) + b'G',
     'clip.jpg': b'\0\0\0\x18ftypmp42\0\0\0\0'}
 
 

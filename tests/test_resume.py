@@ -167,6 +167,27 @@ def test_records_that_lack_steps_begin_anew(run, monkeypatch, capsys):
         assert len(file.read().splitlines()) == 3
 
 
+def test_after_lost_records_nothing_more_is_lost(run, monkeypatch, capsys):
+    """The best checkpoint whose score is lost stays beside the new one; later resumes read the new records."""
+    scores = iter([0.9, 0.1, 0.2, 0.3, 0.4])
+    monkeypatch.setattr('model.metrics.scores', lambda matrix, ignore_label=None: {
+        'mean_iou': next(scores), 'pixel_accuracy': 0.0, 'iou': np.zeros(6)})
+    conf = run('stopped', valid_interval=2, num_steps=2)
+    Model(conf).train()
+    (metrics,) = glob.glob(os.path.join(conf.modeldir, 'metrics.csv'))
+    with open(metrics, 'w') as file:
+        file.write('step,cross')
+    conf.num_steps = 4
+    Model(conf).train()
+    assert 'does not hold all steps up to 2' in capsys.readouterr().out
+    conf.num_steps = 6
+    Model(conf).train()
+    _, rows, _ = records(conf)
+    assert [row[0] for row in rows] == ['step', '3', '4', '5', '6']
+    assert 'does not hold' not in capsys.readouterr().out and not os.path.exists(metrics + '.old2')
+    assert checkpoints.checkpoint_steps(conf.modeldir, checkpoints.BEST) == [0, 6]
+
+
 def test_another_loss_adds_its_columns_and_keeps_the_scores_and_the_best_checkpoint(run, tmp_path, monkeypatch):
     Model(run('changed', valid_interval=2)).train()
     (tmp_path / 'names.txt').write_text(''.join('%s %d 0 0\n' % (name, i) for i, name in enumerate('abccde')))

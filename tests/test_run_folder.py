@@ -48,6 +48,17 @@ def test_damaged_settings_are_reported(tmp_path):
         run_settings.read(str(tmp_path))
 
 
+@pytest.mark.parametrize('text', ['[' * 10 ** 5, '{"input": %s, "flags": {}}'] + [
+    '{"input": {"channel_order": %s, "img_mean": %s}, "flags": {}}' % pair for pair in (
+        ('"bgr"', '[1, 2]'), ('"bgr"', '[NaN, 1, 2]'), ('"bgr"', '[1e39, 1, 2]'), ('"bgr"', '"123"'),
+        ('"xyz"', '[1, 2, 3]'), ('null', '[1, 2, 3]'))])
+def test_an_input_that_is_none_is_damage(tmp_path, text):
+    (tmp_path / 'settings.json').write_text(text)
+    with pytest.raises(UserError, match='settings.json is damaged') as error:
+        run_settings.read(str(tmp_path))
+    assert len(str(error.value)) <= 300
+
+
 def test_a_run_of_other_settings_is_gone_on_from_only_if_asked_to(tmp_path, capsys):
     save_steps(make_folder(tmp_path), [3])
     with pytest.raises(UserError) as error:

@@ -104,6 +104,16 @@ def test_the_file_is_fetched_once(published, empty_folder, tmp_path):
     assert not (tmp_path / 'home' / 'models' / pretrained.PUBLISHED['cocostuff10k'].name).exists()
 
 
+def test_a_file_in_the_cache_that_is_something_else(published, empty_folder, tmp_path):
+    photo(empty_folder / 'photo.jpg')
+    done('--weights=voc12', *PREDICT)
+    cached = tmp_path / 'home' / 'models' / pretrained.PUBLISHED['voc12'].name
+    for content in (b'<html>', cached.read_bytes()[:-1], (
+            tmp_path / 'mirror' / pretrained.PUBLISHED['cocostuff10k'].name).read_bytes()):
+        cached.write_bytes(content)
+        assert 'does not hold the weights voc12 or is damaged: remove it' in refused('--weights=voc12', *PREDICT)
+
+
 def test_weights_of_another_number_of_classes_are_not_the_published_ones(published, empty_folder):
     published(20, pretrained.PUBLISHED['voc12'].name)
     assert 'this address has a different file' in refused('--weights=voc12', *PREDICT)
@@ -260,6 +270,11 @@ def test_a_run_is_tested_without_repeating_its_flags(train, empty_folder):
         assert 'model was trained with --%s=%s, but this run has %s: ' % (name, trained[name], flags[0]) in message
 
 
+def test_a_checkpoint_of_a_run_that_is_not_there(train, empty_folder):
+    train()
+    assert 'model/model.ckpt-7: no such weights file' in refused('--weights=model/model.ckpt-7', '--option=export')
+
+
 def test_a_run_with_classes_of_its_own(train, empty_folder):
     """The given palette is used; without one, the sample's palette is not used for other classes."""
     lines = ['name%d %d 9 9' % (k, k) for k in range(9)]
@@ -282,3 +297,6 @@ def test_without_settings_the_flags_decide(train, empty_folder):
     train('--compat=caffe')
     os.remove(os.path.join('model', 'settings.json'))
     assert 'as in the training' not in done('--option=test', '--valid_num_steps=1')
+    told = 'note: --weights=model does not say for which --compat it was made; this run has --compat=original'
+    test = ['--option=test', '--weights=model', '--valid_num_steps=1']
+    assert told in done(*test) and 'note: --weights' not in done('--compat=caffe', *test)

@@ -29,9 +29,13 @@ BYTES_PER_PIXEL = 12  # the most memory that decoding an image takes
 JPEG_PIXELS = (1 << 29) - 1  # the most pixels that TensorFlow's decoder accepts
 HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 AVIF_BRANDS = (b'avif', b'avis')
-VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm')
+VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.wmv', '.flv', '.mpg', '.mpeg', '.ts', '.mts',
+                  '.m2ts', '.ogv', '.vob', '.3gp')
 # Of MP4 and QuickTime files.
 VIDEO_BRANDS = (b'isom', b'iso', b'mp4', b'avc1', b'qt  ', b'M4V', b'3gp', b'3g2', b'dash', b'MSNV', b'XAVC', b'f4v')
+# The first bytes of Matroska and WebM, Windows Media, Flash, MPEG and Ogg files.
+VIDEO_STARTS = (b'\x1a\x45\xdf\xa3', b'\x30\x26\xb2\x75\x8e\x66\xcf\x11', b'FLV\1', b'\0\0\1\xba', b'\0\0\1\xb3',
+                b'OggS')
 MANY = 1000  # if the existence of more files in one folder is checked, the folder is listed instead
 
 _WIDE_GREY = ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
@@ -105,9 +109,9 @@ def is_video(path):
 
 
 def starts_a_video(data):
-    """Returns whether bytes start like an MP4, QuickTime, AVI, Matroska or WebM file."""
+    """Returns whether bytes start like an MP4, QuickTime or AVI file, or with one of VIDEO_STARTS."""
     return (data[4:8] == b'ftyp' and data[8:12].startswith(VIDEO_BRANDS) or data[4:8] in (b'moov', b'mdat', b'wide') or
-            data[:4] == b'RIFF' and data[8:12] == b'AVI ' or data[:4] == b'\x1a\x45\xdf\xa3')
+            data[:4] == b'RIFF' and data[8:12] == b'AVI ' or data.startswith(VIDEO_STARTS))
 
 
 def video_remedy(path):

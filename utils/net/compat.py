@@ -5,6 +5,8 @@ import typing
 
 from utils.system.errors import UserError, quoted
 
+MOST_MEAN = 3.4e38  # TensorFlow's float32
+
 
 class Input(typing.NamedTuple):
     """The format of the network's input."""
@@ -48,6 +50,14 @@ def numerics(compat):
     if compat not in COMPAT:
         raise ValueError("compat '%s' is not one of %s" % (compat, ', '.join(sorted(COMPAT))))
     return COMPAT[compat]
+
+
+def input_from_file(channel_order, img_mean):
+    """Returns the Input of a channel order and a mean that a file gives; raises ValueError if they are no such."""
+    if channel_order not in ('bgr', 'rgb') or not isinstance(img_mean, (list, tuple)) or len(img_mean) != 3 or not all(
+            isinstance(value, (int, float)) and abs(value) <= MOST_MEAN for value in img_mean):  # NaN is refused too
+        raise ValueError('its channel_order or img_mean is none')
+    return Input(channel_order, tuple(map(float, img_mean)))
 
 
 def input_from_flags(default, channel_order=None, img_mean=None):

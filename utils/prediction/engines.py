@@ -67,7 +67,7 @@ def check(conf):
             import onnx  # noqa: F401
             import onnxruntime  # noqa: F401
             import tf2onnx  # noqa: F401
-        except ImportError as error:
+        except Exception as error:  # versions that do not fit together raise errors of many types
             raise UserError('--onnx needs tf2onnx, onnx and onnxruntime (%s): pip install -r requirements-onnx.txt, '
                             'on Python 3.10 or newer.' % reason(error)[:100])
 

@@ -4,6 +4,7 @@ import csv
 import glob
 import io
 import os
+import re
 
 import numpy as np
 
@@ -161,7 +162,7 @@ class Records(object):
             not scores or event.step in self.mean_iou)
 
     def _read_rows(self, first_step):
-        """Returns the rows of metrics.csv before first_step, without the header; None if any is missing or damaged."""
+        """Returns the rows of metrics.csv before first_step, without the header; None if one is missing or damaged."""
         try:
             with open(self.metrics, newline='', encoding='utf-8') as file:
                 lines = [line for line, _ in zip(file, range(first_step + 1))]
@@ -169,11 +170,15 @@ class Records(object):
             return None
         rows = list(csv.reader(lines))
         header = rows[0] if rows else []
+        start = rows[1][0] if rows[1:] and rows[1] else ''  # not 0 if earlier steps were lost, see open()
+        start = int(start) if re.fullmatch('[0-9]{1,10}', start) else 0
+        count = 1 + max(0, first_step - start)
+        rows, lines = rows[:count], lines[:count]
         known = header[:1] == ['step'] and TOTAL in header and (
             header[-self._old_scores:][:len(SCORES)] == SCORES)  # the names of the classes may have changed
-        whole = known and len(rows) == first_step + 1 and lines[-1].endswith('\n')
+        whole = known and 1 < len(rows) == count and lines[-1].endswith('\n')
         if not whole or any(row[:1] != [str(step)] or len(row) != len(header) or not _numbers(row)
-                            for step, row in enumerate(rows[1:])):
+                            for step, row in enumerate(rows[1:], start)):
             return None
         self.header, column = header, header.index('mean_iou')
         self.mean_iou = {int(row[0]): float(row[column]) for row in rows[1:] if row[column]}

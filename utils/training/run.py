@@ -271,7 +271,8 @@ class Run(object):
         mean_iou, earlier = scores['mean_iou'], self._records.mean_iou.values()
         best = mean_iou > max((value for value in earlier if not np.isnan(value)), default=-1)  # False for nan
         if best:
-            self._folder.save_best(self._sess, self._graph.saver, step)
+            lost = [other for other in range(self.first_step) if other not in self._records.mean_iou]
+            self._folder.save_best(self._sess, self._graph.saver, step, keep=lost)
         self._records.add_scores(step, scores)
         ious = ', '.join('%s %s' % (name, '-' if np.isnan(value) else '%.1f' % (100 * value))
                          for name, value in zip(self._records.class_names, scores['iou']))
@@ -434,9 +435,16 @@ class RunFolder(object):
                 quoted(self.path), quoted(old), reason(error)))
         print('the older run is kept in %s' % old)
 
-    def save_best(self, sess, saver, step):
-        """Saves the weights as the run's best and removes the previous best; raises UserError if that fails."""
-        earlier = [other for other in checkpoints.checkpoint_steps(self.path, checkpoints.BEST) if other != step]
+    def save_best(self, sess, saver, step, keep=()):
+        """Saves the weights as the run's best and removes the previous best; raises UserError if that fails.
+
+        Args:
+          sess, saver: as in save().
+          step: the step.
+          keep: steps whose scores are lost: a best checkpoint of theirs may be better, and is not removed.
+        """
+        earlier = [other for other in checkpoints.checkpoint_steps(self.path, checkpoints.BEST)
+                   if other != step and other not in keep]
         self._save(sess, saver, step, checkpoints.BEST)
         for other in earlier:
             self._remove(checkpoints.BEST, other)

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -87,6 +88,10 @@ def fetch(word, name, url, check):
                     remove(part + '.json')
         return path
     except TROUBLE + (Refused,) as error:
+        if is_local(error):
+            raise UserError('%s: %s cannot be written (%s): free space there, name another folder by the environment '
+                            'variable KERAS_HOME, or give the path of the file.' % (
+                                word, quoted(path), reason(error)[:MOST_WHY]))
         why = reason(getattr(error, 'reason', None) if isinstance(error, urllib.error.URLError) else error)
         raise UserError('%s: %s could not be fetched (%s); put it into %s or give its path.' % (
             word, quoted(address, 130), why[:MOST_WHY], quoted(folder, MOST_FOLDER)))
@@ -123,13 +128,19 @@ def receive_all(address, part):
                 raise Refused('the server answered %d %s' % (error.code, error.msg))
             trouble = error
         except TROUBLE as error:
-            if not number and isinstance(error, NO_ANSWER) or getattr(error, 'errno', None) in NO_PLACE:
+            if not number and isinstance(error, NO_ANSWER) or is_local(error):
                 raise
             trouble = error
         if number + 1 < TRIES:
             print('the connection broke (%s): trying again' % reason(trouble)[:MOST_WHY])
             time.sleep(RETRY_SECONDS * 2 ** number)
     raise trouble
+
+
+def is_local(error):
+    """Returns whether an error is one of the file that is written, not of the connection."""
+    return not isinstance(error, NO_ANSWER + (ssl.SSLError,)) and bool(  # an SSLError has numbers of its own
+        getattr(error, 'filename', None) or getattr(error, 'errno', None) in NO_PLACE)
 
 
 def receive(address, part):
@@ -150,7 +161,8 @@ def receive(address, part):
         request.add_header('Range', 'bytes=%d-' % start)
         request.add_header('If-Range', known['validator'])
     with contextlib.closing(urllib.request.urlopen(request, timeout=TIMEOUT)) as answer:
-        size = int(answer.headers.get('Content-Length') or -1)  # -1: unknown
+        length = answer.headers.get('Content-Length') or ''
+        size = int(length) if length.isdecimal() else -1  # -1: unknown
         if answer.getcode() == 206:
             wanted = 'bytes %d-%d/%d' % (start, start + size - 1, start + size)
             if (answer.headers.get('Content-Range') or '').strip() != wanted or start + size != known.get('size'):
@@ -159,6 +171,7 @@ def receive(address, part):
             size += start
         else:  # the server sends the whole file
             start = 0
+            remove(part)  # first: a process killed here must not leave the start of another version with this note
             with open(part + '.json', 'w') as file:
                 json.dump({'address': address, 'size': size, 'validator': validator(answer.headers)}, file)
         with open(part, 'ab' if start else 'wb') as file, tqdm(

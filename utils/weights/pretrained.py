@@ -60,7 +60,13 @@ def fetch_published(word):
         if not weight_names.fits(shapes, 'deeplab') or weight_names.num_classes_of(shapes) != num_classes:
             raise UserError('%s does not hold the weights %s.' % (quoted(path), word))
 
-    return download.fetch(word, name, RELEASE + name, check)
+    path = download.fetch(word, name, RELEASE + name, check)
+    try:
+        check(path)  # it may have been put there by hand
+    except UserError:
+        raise UserError('%s does not hold the weights %s or is damaged: remove it, and it is downloaded again.' % (
+            quoted(path), word))
+    return path
 
 
 def open_pretrained(pretrain_file, encoder_name):

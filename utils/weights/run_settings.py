@@ -26,6 +26,7 @@ NO_FLAGS = {'towers': 1, 'model': None}
 _CHECKSUM = re.compile(r' \(crc32 [0-9a-f]{8}\)$')
 UNKNOWN = 'unknown'  # this run's value of a setting that only another version has
 MOST_DIR, MOST_VALUE, MOST_UNLIKE = 50, 12, 3  # characters and flags in the sentence about another network
+MOST_DAMAGE = 50  # characters of the reason in the sentence about a damaged file
 
 
 class Change(typing.NamedTuple):
@@ -162,7 +163,7 @@ def with_trained(conf, modeldir, trained, option):
         if not (record.from_training or record.decides == NETWORK) or option not in record.options:
             continue
         value, now = _known(trained, name), getattr(conf, name)
-        if not value or value == now or now not in (None, '') and is_given(conf, name):
+        if not (value or record.default) or value == now or now not in (None, '') and is_given(conf, name):
             continue
         parsed = _parsed(modeldir, name, value)
         if record.is_path:
@@ -233,8 +234,9 @@ def read(modeldir):
     try:
         with open(path, encoding='utf-8-sig') as file:  # editors may add a byte order mark
             settings = json.load(file)
-        known = compat.Input(settings['input']['channel_order'], tuple(map(float, settings['input']['img_mean'])))
+        known = compat.input_from_file(settings['input']['channel_order'], settings['input']['img_mean'])
         return {'flags': dict(settings['flags']), 'input': known, 'run': str(settings.get('run', ''))}
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise UserError('%s is damaged (%s): to train, give another --modeldir; to test or predict, remove it and set '
-                        '--channel_order, --img_mean and --compat as in that training.' % (quoted(path), reason(error)))
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UserError('%s is damaged (%s): to train there, give another --modeldir; to use its weights, remove it '
+                        'and give --compat, --channel_order, --img_mean and the flags of the network as in that '
+                        'training.' % (quoted(path, MOST_DIR), reason(error)[:MOST_DAMAGE]))

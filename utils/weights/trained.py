@@ -1,5 +1,6 @@
 """Finds the weights for test, predict or export, and takes from them the flags that they decide."""
 
+import os
 import typing
 
 from utils.data.palette import MAX_CLASSES
@@ -46,12 +47,16 @@ def describe(conf, weights):
     if not conf.weights:
         known = run_settings.read(conf.modeldir)
         return Trained(conf.modeldir, known.get('input'), known.get('flags'), {})
-    name, known = '--weights=%s' % conf.weights, run_settings.beside(weights)
+    name = '--weights=%s' % conf.weights
+    known = run_settings.beside(weights) if os.path.isfile(weights + '.index') or os.path.isfile(weights) else {}
     if known:
         trained = Trained(name, known['input'], known['flags'], {})
     else:
         file = weight_files.open_weights(weights, conf.encoder_name if is_given(conf, 'encoder_name') else None)
         trained = Trained(name, file.input, None, flags_of(file, name))
+        if not file.compat and not is_given(conf, 'compat'):
+            print('note: %s does not say for which --compat it was made; this run has --compat=%s' % (
+                name, conf.compat))
     made_for = trained.input
     if made_for and compat.input_from_flags(made_for, conf.channel_order, conf.img_mean) != made_for:
         order, mean = compat.input_from_flags(made_for, conf.channel_order, conf.img_mean)

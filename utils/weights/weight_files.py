@@ -1,7 +1,6 @@
 """Opens weights files of any kind, recognised by their content, with the variable names of our networks."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ import zipfile
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from utils.net.compat import COMPAT, Input
+from utils.net.compat import COMPAT, Input, input_from_file
 from utils.system.errors import UserError, quoted, reason
 from utils.weights import caffe_weights, keras_weights, run_settings, torch_weights
 
@@ -158,9 +157,9 @@ def decode_origin(text):
         known = compat is None or compat in COMPAT
         if known and order is None and mean is None:
             return compat, None
-        if known and order in ('bgr', 'rgb') and len(mean) == 3 and all(map(math.isfinite, mean)):
-            return compat, Input(order, tuple(mean))
-    except (LookupError, TypeError, OverflowError):
+        if known:
+            return compat, input_from_file(order, mean)
+    except (LookupError, TypeError, ValueError):
         pass
     raise ValueError('%s is not understood' % MADE_FOR)
 
