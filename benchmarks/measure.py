@@ -220,7 +220,7 @@ def exported(tf, speeds, job):
     from utils.prediction import export
     model = Model(flag_values(encoder_name=job.encoder_name, train_bn=False))
     with tf.Graph().as_default(), tf.Session() as sess:
-        variables = model.scores(tf.zeros([1, 65, 65, 3]))[0].variables
+        variables = model.network(tf.zeros([1, 65, 65, 3]), phase=False, batch_norm='frozen').variables
         sess.run(tf.variables_initializer(variables))
         weights = dict(zip([variable.op.name for variable in variables], sess.run(variables)))
     image = np.random.RandomState(0).randint(0, 256, [1] + job.size + [3]).astype(np.uint8)

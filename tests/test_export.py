@@ -469,7 +469,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(trained, tmp_path, m
     assert read(conf) == kept
     with open(os.path.join(conf.export_dir, 'notes.txt'), 'w') as file:
         file.write('mine')
-    with pytest.raises(UserError, match='holds notes.txt.*another folder'):
+    with pytest.raises(UserError, match='contains notes.txt.*another folder'):
         Model(conf).export()
     assert read(conf) == dict(kept, **{'notes.txt': b'mine'})
     assert [name for name in os.listdir(str(tmp_path)) if name.startswith('export_dir')] == ['export_dir']
@@ -495,7 +495,7 @@ def test_a_folder_that_is_not_ours_is_refused_before_the_work(trained, tmp_path)
     for name, make, match in [
             ('file', lambda path: open(path, 'w').close(), 'is a file'),
             ('link', lambda path: os.symlink(str(tmp_path), path), 'is a symbolic link'),
-            ('other', lambda path: os.makedirs(os.path.join(path, 'variables')), 'holds no classes.json')]:
+            ('other', lambda path: os.makedirs(os.path.join(path, 'variables')), 'contains no classes.json')]:
         conf.export_dir, conf.test_step = str(tmp_path / name), 77
         make(conf.export_dir)
         with pytest.raises(UserError, match=match):  # and not of the step

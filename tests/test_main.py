@@ -360,7 +360,7 @@ def pipe_as_log(image, label, flags):
     (lambda image, label, flags: os.remove(image), 'image.jpg'),
     (lambda image, label, flags: os.remove(label), 'label.png'),
     (truncate, 'image.jpg'),
-    (resize, 'label.png 20x20'),
+    (resize, 'label.png is 20x20'),
     (spoil, 'has the value 99'),
     (no_lines, 'list.txt'),
     (lambda image, label, flags: flags.append('--data_list=none.txt'), 'none.txt'),

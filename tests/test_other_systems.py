@@ -49,7 +49,7 @@ def test_every_option_and_program_works(tmp_path):
     # another loss adds a column to metrics.csv, so that its old rows must be kept
     stdout = run_hidden(tmp_path, *train(tmp_path, '--num_steps=3', '--valid_interval=1', '--loss=ce+dice',
                                          '--resume=must'))
-    assert 'step 2 of 3 is next' in stdout and 'other columns now' in stdout
+    assert 'step 2 of 3 is next' in stdout and 'has new columns' in stdout
     written = (tmp_path / 'model' / 'metrics.csv').read_bytes()
     header, *rows = csv.reader(written.decode('utf-8').splitlines())
     assert [row[0] for row in rows] == ['0', '1', '2', '3'] and b'\r' not in written

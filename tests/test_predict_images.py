@@ -166,7 +166,7 @@ def test_cityscapes_names_stay_in_their_folders(settings, tmp_path):
     assert [names[0] for names in writer._names] == ['ulm/ulm_000001_000019_pred_labelIds.png',
                                                      'bonn/bonn_000001_000019_pred_labelIds.png']
     frames[1] = 'ulm/ulm_000001_000019_gtFine_color.png'
-    with pytest.raises(UserError, match='would get one mask'):
+    with pytest.raises(UserError, match='would share a mask'):
         masks.MaskWriter(conf, classes, sources.Images(frames, [name[:-4] for name in frames]))
 
 
@@ -197,7 +197,7 @@ def test_an_image_that_vanishes_before_its_overlay(settings, tmp_path, capsys):
     (['--image_dir={0}/a.jpg'], 'is not a folder: give images with --image'),
     (['--image_dir={0}/empty'], 'contains no images'),
     (['--image={0}/a.jpg', '--num_classes=11'],
-     'was trained with --num_classes=6, this run has --num_classes=11: '),
+     'was trained with --num_classes=6, but this run has --num_classes=11: '),
 ])
 def test_bad_input(trained, tmp_path, flags, told):
     photo(tmp_path / 'a.jpg')

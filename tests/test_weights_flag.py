@@ -198,6 +198,9 @@ def test_values_that_are_not_finite(published, empty_folder):
     photo(empty_folder / 'photo.jpg')
     path = published(7, **{'aspp.c1.bias': np.full(7, np.nan, np.float32)})
     assert 'holds values that are not finite (fc1_voc12_c1/biases)' in refused('--weights=' + path, *PREDICT)
+    variance = 'layer1.conv1.bn.running_var'
+    path = published(7, **{variance: -network_arrays(num_classes=7)[0][variance]})  # its square root is NaN
+    assert 'holds values that are not finite (' in refused('--weights=' + path, *PREDICT)
 
 
 @pytest.fixture
@@ -216,7 +219,7 @@ def test_multi_scale_scores_of_published_weights(published, voc):
     code, stdout, stderr = run_process('tests/narrow_main.py', 'main_msc', '--option=test', '--weights=voc12', *voc)
     assert code == 0, stderr
     assert 'tvmonitor' in stdout and 'mean IoU' in stdout
-    with open('output/metrics.json') as file:
+    with open('output_voc/metrics.json') as file:
         scores = json.load(file)
     assert scores['checkpoint'].endswith('vocaug-20000.pth') and scores['training'] is None
     assert (scores['flags']['num_classes'], scores['flags']['compat'], scores['flags']['palette']) == (
@@ -276,14 +279,16 @@ def test_a_checkpoint_of_a_run_that_is_not_there(train, empty_folder):
 
 
 def test_a_run_with_classes_of_its_own(train, empty_folder):
-    """The given palette is used; without one, the sample's palette is not used for other classes."""
+    """The given palette is used; without one, the training's, while its file is unchanged, and never the sample's."""
     lines = ['name%d %d 9 9' % (k, k) for k in range(9)]
     (empty_folder / 'classes.txt').write_text('\n'.join(lines))
     data = ['--palette=classes.txt', '--data_dir=' + SAMPLE, '--valid_data_list=%s/val.txt' % SAMPLE]
     train('--data_list=%s/train.txt' % SAMPLE, '--num_classes=9', '--encoder_name=res50', *data[:2])
     photo(empty_folder / 'photo.jpg')
     stdout = done(*PREDICT)
-    assert '--num_classes=9, as in the training' in stdout and 'was trained with --palette=' in stdout
+    assert '--num_classes=9, as in the training' in stdout and 'was trained with --palette=' not in stdout
+    done('--option=export')
+    assert 'name8' in (empty_folder / 'export' / 'classes.json').read_text()
     assert 'name8' in done('--option=test', '--valid_num_steps=1', *data)
     assert 'the bundled sample has 6 classes' in refused('--option=test')
     done('--weights=model', '--option=export')

@@ -142,8 +142,9 @@ class ConvBN(object):
         if self._batch_norm != 'folded':
             return values
         weights, gamma, beta, mean, variance = [values[name] for name in self.shapes]
-        scale = gamma / np.sqrt(variance + np.float32(self._epsilon))  # [D]
-        return dict(values, **{self.weights.op.name: weights * scale, self.beta.op.name: beta - mean * scale})
+        with np.errstate(all='ignore'):  # values that are not finite are reported by load_weights
+            scale = gamma / np.sqrt(variance + np.float32(self._epsilon))  # [D]
+            return dict(values, **{self.weights.op.name: weights * scale, self.beta.op.name: beta - mean * scale})
 
     def __call__(self, inputs, **how):
         """Applies convolution and batch norm: [N, h, w, C] -> [N, h', w', D].

@@ -325,10 +325,12 @@ def load_weights(sess, net, weights):
       weights: the prefix of a checkpoint, or {name: array}.
 
     Raises:
-      UserError: the checkpoint is damaged or does not fit.
+      UserError: the checkpoint is damaged, does not fit or makes a weight that is not finite.
     """
-    values = checkpoints.read_fitting(weights, net.shapes) if isinstance(weights, str) else weights
-    checkpoints.load_values(sess, net.variables, net.folded(values))
+    values = net.folded(checkpoints.read_fitting(weights, net.shapes) if isinstance(weights, str) else weights)
+    if isinstance(weights, str):
+        checkpoints.check_finite(values, weights)
+    checkpoints.load_values(sess, net.variables, values)
 
 
 # the list --------------------------------------------------------------------------------------------------------

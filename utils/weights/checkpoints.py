@@ -83,18 +83,15 @@ def read_fitting(path, wanted):
       wanted: {name: shape} of the weights.
 
     Raises:
-      UserError: the file does not fit or is damaged or, if it is not a checkpoint, holds values that are not finite.
+      UserError: the file does not fit or is damaged.
     """
     if not os.path.isfile(path) or os.path.isfile(path + '.index'):
         file = weight_files.open_checkpoint(path)
-        check_fit(wanted, file.shapes, path)
-        return {name: file.read(name) for name in wanted}
-    encoder_name = next((encoder for encoder in ENCODERS if weight_names.fits(wanted, encoder)), None)
-    file = weight_files.open_weights(path, encoder_name)
+    else:
+        encoder_name = next((encoder for encoder in ENCODERS if weight_names.fits(wanted, encoder)), None)
+        file = weight_files.open_weights(path, encoder_name)
     check_fit(wanted, file.shapes, path)
-    values = {name: file.read(name) for name in wanted}
-    check_finite(values, path)
-    return values
+    return {name: file.read(name) for name in wanted}
 
 
 def read_values(prefix):

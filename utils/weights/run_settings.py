@@ -136,10 +136,10 @@ def note_palette(modeldir, trained, conf):
 
 
 def unchanged_palette(trained):
-    """Returns the palette in {name: value} of a training's flags if its file is unchanged; otherwise ''."""
+    """Returns the palette in {name: value} of a training's flags; None if it is a file that has changed."""
     known = _known(trained, 'palette')
     path = _CHECKSUM.sub('', str(known))
-    return path if _comparable(RECORDS['palette'], path) == known else ''
+    return path if _comparable(RECORDS['palette'], path) == known else None
 
 
 def with_trained(conf, modeldir, trained, option):

@@ -120,13 +120,14 @@ def follow(conf, trained, option):
 
 
 def default_palette(conf, trained, num_classes):
-    """Returns the palette of a run without --palette.
+    """Returns the palette of a run that gives none.
 
-    With --weights, this is the palette of the published weights or, if known, of the training; otherwise it is the
-    sample's if the number of classes is the sample's.
+    It is the palette of published weights, or of the training if its file is unchanged. Otherwise it is the bundled
+    sample's, where its flags are used and the number of classes is the same.
     """
     if conf.weights in pretrained.PUBLISHED:
         return pretrained.PUBLISHED[conf.weights].palette
-    if conf.weights:
-        return run_settings.unchanged_palette(trained.settings or {})
-    return conf.palette if num_classes == conf.num_classes else RECORDS['palette'].default
+    known = run_settings.unchanged_palette(trained.settings) if trained.settings else None
+    if known is not None:
+        return known
+    return conf.palette if not conf.weights and num_classes == conf.num_classes else RECORDS['palette'].default
