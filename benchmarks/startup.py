@@ -30,7 +30,7 @@ IMPORT = 'import of TensorFlow'
 PARTS = {
     'predict': [('graph', 'utils.prediction.predictor', 'Predictor.build'),
                 ('weights', 'utils.prediction.predictor', 'Predictor.load'),
-                ('first mask', 'utils.prediction.predictor', 'Predictor.score')],
+                ('first mask', 'utils.prediction.predictor', 'Predictor.predict')],
     'train': [('graph', 'model', 'Model.training_graph'),
               ('initial values', 'utils.training.run', 'Run._load'),
               ('first step', 'model', 'Model.train_step'),
