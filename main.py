@@ -44,10 +44,10 @@ MOST_THREADS = 256
 MOST_TOWERS = 64
 MOST_SIDE = 65535  # pixels, the limit of a JPEG
 
-# Each flag is declared once, here, with its meaning, the values of --option that use it, and what it decides. These
-# records determine which settings are compared before a run is resumed, which must agree between training and
-# prediction, which flags a command line may give, and the text of docs/flags.md, which
-# `python tools/make_flags_page.py > docs/flags.md` regenerates.
+# Each flag is declared once, here, with its meaning, the values of --option that use it, and the results that it
+# affects. These records determine which settings are compared before a run is resumed, which must agree between
+# training and prediction, which flags a command line may give, and the text of docs/flags.md, which `python
+# tools/make_flags_page.py > docs/flags.md` regenerates.
 ALL = ('train', 'test', 'predict', 'export', 'check')
 TRAIN, TEST, PREDICT, EXPORT = ('train',), ('test',), ('predict',), ('export',)
 SCORES = TEST + PREDICT  # the options that score images

@@ -234,8 +234,8 @@ class Model(object):
         """
         weights = dict(zip([v.op.name for v in net.variables], sess.run(net.variables)))
         try:
-            predictions, losses = validation.predictor.predictions(validation.reader, weights, VALIDATION), []
-            matrix = metrics.count(predictions, self.classes, stopped=lambda: run.signal.number, losses=losses)
+            predictions = validation.predictor.predictions(validation.reader, weights, VALIDATION)
+            matrix, loss = metrics.count(predictions, self.classes, stopped=lambda: run.signal.number)
         except UserError:  # a file of the list cannot be read, but the step itself is complete: keep it
             run.save(step)
             raise
@@ -243,7 +243,7 @@ class Model(object):
             scores = metrics.scores(matrix, self.classes.ignore_label)
             note = metrics.describe_predictions(matrix, self.classes) if matrix.any() else (
                 'no pixel of --valid_data_list counts, so there are no scores and no best checkpoint.')
-            run.log_scores(step, dict(scores, loss=float(metrics.ratio(sum(losses), matrix.sum())), note=note))
+            run.log_scores(step, dict(scores, loss=float(metrics.ratio(loss, matrix.sum())), note=note))
 
     # test, predict, export, check ----------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ class Model(object):
         predictions = self._predictions(reader, weights, 'test', self._scoring(), refinement)
         if page:
             predictions = page.watched(predictions)
-        matrix = metrics.count(predictions, self.classes)
+        matrix, _ = metrics.count(predictions, self.classes)
 
         scores = metrics.write_scores(conf, matrix, weights, self.classes, trained)
         if page:

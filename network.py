@@ -98,8 +98,8 @@ class DilatedResNet(object):
     def rate_groups(self):
         """Returns the trainable variables grouped by learning rate, {group: list of variables}.
 
-        The groups are 'encoder', 'decoder_weights' and 'decoder_biases' (DeepLab v2 trains the last two faster). All
-        variables of the decoder except biases, for example those of a batch norm, are in 'decoder_weights'.
+        The groups are 'encoder', 'decoder_weights' and 'decoder_biases' (DeepLab v2 trains the last two faster). The
+        group 'decoder_weights' has all variables of the decoder except biases, including gamma and beta.
         """
         decoder = [v for v in self.decoder_variables if v.trainable]
         biases = [v for v in decoder if v.op.name.endswith('/biases')]

@@ -137,7 +137,7 @@ def pool(monkeypatch):
         @contextlib.contextmanager
         def session(_, device):
             own = predictor.Predictor(None, predictor.Scoring())
-            own._score = lambda sess, image, label, report: (score(device.task, image, report), None, None)
+            own.score = lambda sess, image, label, report: (score(device.task, image, report), None, None)
             yield own, None
 
         monkeypatch.setattr(devices._Pool, '_session', session)

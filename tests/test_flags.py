@@ -249,7 +249,7 @@ def test_the_mode_of_the_training_is_not_overruled(settings):
 
 
 def test_which_flags_are_given(tmp_path):
-    """Those of the command line and of a flag file, with their default's value too, but not the sample's."""
+    """Flags on the command line or in a flag file count, even with their default value; the sample's do not."""
     (tmp_path / 'mine.flags').write_text('--compat=original\n')
     for args, given in ((['--dilated_type=regular'], {'dilated_type'}), ([], set()),
                         (['--flagfile=%s' % (tmp_path / 'mine.flags')], {'compat'}),

@@ -79,7 +79,7 @@ def test_a_test_names_the_classes_without_pixels(tmp_path, capsys, matrix, note)
 
 def test_validation_scores_no_ignored_class(settings, monkeypatch):
     found = []
-    monkeypatch.setattr(metrics, 'count', lambda *_, **__: np.array([[0, 0, 0], [1, 1, 0], [1, 0, 3]]))
+    monkeypatch.setattr(metrics, 'count', lambda *_, **__: (np.array([[0, 0, 0], [1, 1, 0], [1, 0, 3]]), 0.0))
     run = types.SimpleNamespace(
         signal=types.SimpleNamespace(number=0), log_scores=lambda _, scores: found.append(scores))
     one = types.SimpleNamespace(variables=[], run=lambda fetches: [], reader=None, predictor=types.SimpleNamespace(

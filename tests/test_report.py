@@ -80,7 +80,7 @@ def predictions(wrong, ignored=()):
 
 def written(conf, classes, images, stream):
     page = report.Report(conf, classes, images)
-    matrix = metrics.count(page.watched(stream), classes)
+    matrix, _ = metrics.count(page.watched(stream), classes)
     page.write(matrix, 'model/model.ckpt-7')
     assert os.listdir(conf.out_dir).count('report.html') == 1
     return Page(os.path.join(conf.out_dir, 'report.html')), matrix
@@ -236,7 +236,7 @@ def test_what_cannot_be_replaced_is_told_before_the_work(conf, images, tmp_path)
 
 def test_a_full_disk_leaves_no_part_of_a_page(conf, images, full_disk, tmp_path):
     page = report.Report(conf, load_classes(3), images(1))
-    matrix = metrics.count(page.watched(predictions([5])), load_classes(3))
+    matrix, _ = metrics.count(page.watched(predictions([5])), load_classes(3))
     with full_disk(3000), pytest.raises(UserError, match='report.html.*cannot be written'):
         page.write(matrix, 'model.ckpt-7')
     assert sorted(os.listdir(str(tmp_path))) == ['image.png']

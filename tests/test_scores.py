@@ -46,7 +46,7 @@ def score(image, *args, **settings):
 def score_all(images, *args, **settings):
     predictor, sess = predictor_of(*args, **settings)
     with sess:
-        return [predictor.score(sess, image) for image in images]
+        return [predictor.score(sess, image)[:2] for image in images]
 
 
 def plain_logits(model, images):
@@ -154,7 +154,7 @@ def test_windows_of_single_pixels_are_the_whole(case):
         predictor = Predictor(stand_in, scoring)
         predictor.build()
         with tf.Session(graph=predictor.graph) as sess:
-            results.append(predictor.score(sess, image))
+            results.append(predictor.score(sess, image)[:2])
     np.testing.assert_allclose(results[1][1], results[0][1], atol=1e-6)
     np.testing.assert_array_equal(results[1][0], results[1][1].argmax(axis=2))
 
@@ -164,7 +164,7 @@ def test_windows_of_the_network_are_each_an_image_of_its_own(make):
     predictor, sess = predictor_of(model, window=(40, 50), overlap=0.4)
     reports = []
     with sess:
-        classes, found = predictor.score(sess, image, lambda *progress: reports.append(progress))
+        classes, found, _ = predictor.score(sess, image, report=lambda *progress: reports.append(progress))
     upper, lower = plain_logits(model, [image[:40], image[20:]])
     np.testing.assert_allclose(found[:20], upper[:20], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found[40:], lower[20:], rtol=1e-5, atol=1e-5)
@@ -202,7 +202,7 @@ def test_an_image_that_is_too_large_is_cut_and_a_line_says_so(make, monkeypatch,
     set_free(monkeypatch, 1e6)
     predictor, sess = predictor_of(model)
     with sess:
-        _, found = predictor.score(sess, image)
+        found = predictor.score(sess, image)[1]
         again = predictor.score(sess, image)[1]
     told, = capsys.readouterr().out.splitlines()  # printed once
     assert 'image of 50x400 pixels' in told and 'windows of 50x321 (--window=321,50' in told
@@ -232,9 +232,9 @@ def test_an_image_that_exhausts_a_gpu_is_cut(monkeypatch, capsys):
     predictor = Predictor(stand_in, Scoring(keep_scores=True))
     predictor.build()
     with tf.Session(graph=predictor.graph) as sess:
-        _, whole = predictor.score(sess, image)
+        whole = predictor.score(sess, image)[1]
         limited = Exhausted(sess, 600 * 600)
-        _, found = predictor.score(limited, image)
+        found = predictor.score(limited, image)[1]
         assert limited.asked[:3] == [(700, 900), (700, 769), (513, 513)]
         np.testing.assert_allclose(found, whole, atol=1e-6)
         del limited.asked[:]

@@ -20,9 +20,9 @@ switch is written `--name` or `--noname`. main_msc.py takes the same flags.
 
 - **read by** lists the values of `--option` for which the flag has an effect. With any other option the flag is an
   error on the command line, but not in a flag file.
-- **decides** says what the flag's value affects. If it is the network, test, predict and export take the value of the
-  training, or what `--weights` tells, and refuse another one. If it is the result, a training with another value does
-  not resume from the older checkpoints.
+- **decides** names the effect of the flag's value. A flag that decides the network has the same value in test, predict
+  and export as in the training, or as in the file of `--weights`; another value is refused. If a flag decides the
+  result, a training with another value does not resume from the older checkpoints.
 - An empty **default** is explained in the meaning.
 '''
 HEAD = """

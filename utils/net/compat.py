@@ -56,7 +56,7 @@ def input_from_file(channel_order, img_mean):
     """Returns the Input of a channel order and a mean that a file gives; raises ValueError if they are no such."""
     if channel_order not in ('bgr', 'rgb') or not isinstance(img_mean, (list, tuple)) or len(img_mean) != 3 or not all(
             isinstance(value, (int, float)) and abs(value) <= MOST_MEAN for value in img_mean):  # NaN is refused too
-        raise ValueError('its channel_order or img_mean is none')
+        raise ValueError('its channel_order or img_mean is not valid')
     return Input(channel_order, tuple(map(float, img_mean)))
 
 

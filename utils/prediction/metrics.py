@@ -50,27 +50,26 @@ def confusion_matrix(label, prediction, num_classes, ignore_label=IGNORE_LABEL):
     return pairs.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def count(predictions, classes, stopped=lambda: False, losses=None):
-    """Returns the confusion matrix of all Predictions of a generator.
+def count(predictions, classes, stopped=lambda: False):
+    """Adds up the confusion matrices and the losses of all Predictions of a generator.
 
     Args:
       predictions: a generator of Predictions; it is closed at the end.
       classes: a Classes.
       stopped: a function that is called after each Prediction; if it returns true, the rest is left out.
-      losses: a list to which the loss of each Prediction is appended, or None.
 
     Returns:
-      int64 [num_classes, num_classes], rows by label and columns by prediction.
+      (int64 [num_classes, num_classes], rows by label and columns by prediction; the sum of the losses, 0 if the
+      Predictions have none).
     """
-    matrix = np.zeros([classes.num_classes, classes.num_classes], np.int64)
+    matrix, loss = np.zeros([classes.num_classes, classes.num_classes], np.int64), 0.0
     with contextlib.closing(predictions):
         for one in predictions:
             matrix += confusion_matrix(one.label, one.classes, classes.num_classes, classes.ignore_label)
-            if losses is not None:
-                losses.append(one.loss)
+            loss += one.loss or 0.0
             if stopped():
                 break
-    return matrix
+    return matrix, loss
 
 
 def ratio(part, whole):

@@ -161,24 +161,22 @@ class Predictor(object):
         """Returns the Prediction of a LoadedImage; see score() for the arguments."""
         if loaded.fault:
             return Prediction(loaded.index, None, None, fault=loaded.fault)
-        classes, scores, loss = self._score(sess, loaded.image, loaded.label, report)
+        classes, scores, loss = self.score(sess, loaded.image, loaded.label, report)
         return Prediction(loaded.index, loaded.label, classes, scores, loss=loss)
 
-    def score(self, sess, image, report=lambda done, count: None):
+    def score(self, sess, image, label=None, report=lambda done, count: None):
         """Scores one image: as a whole, or in windows if the Scoring asks for them or the memory is too small.
 
         Args:
           sess: a session of the graph with loaded weights.
           image: float32 [H, W, 3].
+          label: int32 [H, W]; used only with_loss.
           report: a function called before each window with the numbers of finished windows and of all windows.
 
         Returns:
-          (classes int32 [H, W], scores float32 [H, W, num_classes] or None without keep_scores).
+          (classes int32 [H, W], scores float32 [H, W, num_classes] or None without keep_scores, the summed
+          cross-entropy or None without with_loss).
         """
-        return self._score(sess, image, np.full(image.shape[:2], self.scoring.ignore_label, np.int32), report)[:2]
-
-    def _score(self, sess, image, label, report):
-        """Returns what score() returns and, with with_loss, the loss against `label`, int32 [H, W], else None."""
         size = image.shape[:2]
         while True:
             window = self._window(size)

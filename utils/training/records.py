@@ -153,7 +153,7 @@ class Records(object):
             self._writer.close()
 
     def _counts(self, event, first_step):
-        """Returns whether to keep an event: only those of steps before first_step are kept.
+        """Returns whether to keep an event: events of first_step and later steps are dropped.
 
         Scores of the last step are kept only if they are also in metrics.csv, which is written after the events.
         """

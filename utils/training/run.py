@@ -124,8 +124,10 @@ class Run(object):
 
     def out_of_patience(self):
         """Returns a clause on the best validation if it is --patience validations old, otherwise ''."""
-        best, patience = self._records.best(), self.conf.patience if self.conf.valid_interval else 0
-        if not patience or best is None or best[2] < patience:
+        if not (self.conf.patience and self.conf.valid_interval):
+            return ''
+        best = self._records.best()
+        if best is None or best[2] < self.conf.patience:
             return ''
         return 'the best mean IoU, %.2f %% in step %d, is %d validation%s old' % (
             100 * best[1], best[0], best[2], '' if best[2] == 1 else 's')
@@ -208,21 +210,18 @@ class Run(object):
         Raises:
           interrupts.Interrupted: a signal arrived; the step is complete and its weights are saved.
         """
-        expired = self.out_of_patience()  # counts the validation that was still due when the run was stopped
-        for step in () if expired else self._bar:
+        for step in self._bar:
+            expired = self.out_of_patience()
+            if expired:
+                if step > self.first_step and not self.is_due(step - 1, self.conf.save_interval):
+                    self.save(step - 1)
+                print('\nstopped by --patience=%d: %s' % (self.conf.patience, expired))
+                break
             yield step
             if self.signal.number:
                 self.save(step)
                 print('\ninterrupted in step %d: the weights are saved in %s' % (step, self.conf.modeldir))
                 raise interrupts.Interrupted(self.signal.number)
-            due = step < self.conf.num_steps and self.is_due(step, self.conf.valid_interval)
-            expired = self.out_of_patience() if due else ''
-            if expired:
-                if not self.is_due(step, self.conf.save_interval):  # otherwise it is saved already
-                    self.save(step)
-                break
-        if expired:
-            print('\nstopped by --patience=%d: %s' % (self.conf.patience, expired))
         print('trained: checkpoints in %s, losses in %s, TensorBoard in %s' % (
             self.conf.modeldir, self.conf.logfile, self.conf.logdir))
 

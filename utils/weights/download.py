@@ -44,7 +44,7 @@ def cache_folder():
 def address_of(url, name):
     """Returns the address from which to fetch a file: its URL, or the one in the environment variable ADDRESS.
 
-    If the variable ends with the suffix of `name`, it is the file's address, otherwise that of a folder with the file.
+    If the variable ends with the suffix of `name`, it is the address of the file, otherwise of its folder.
     """
     place = os.environ.get(ADDRESS, '')
     if not place:

@@ -1,4 +1,4 @@
-"""Saves the settings of a training in settings.json, beside its checkpoints, and compares those of a run with them.
+"""Saves the settings of a training in settings.json beside its checkpoints, and compares them with those of a run.
 
 main.py records for each flag what it decides, see command_line.FlagRecord.
 """
